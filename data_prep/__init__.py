@@ -1,0 +1,1 @@
+"""From raw ABO listings to question/answer pairs: reading, checking, asking, curating. Knows nothing of jobs or torch."""
