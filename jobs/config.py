@@ -1,0 +1,184 @@
+"""A run's configuration: one YAML file, typed and validated when it is read.
+
+::
+
+    data: {root: $ABO_ROOT}
+    prepare: {max_items: 5000}
+    generate: {model: gemini-2.0-flash, max_dollars: 20}
+    models: {blip: {kind: blip, weights: Salesforce/blip-vqa-base}}
+
+Unknown keys, wrong types and impossible values are errors that name the key, the value and what would be right.
+``--set generate.max_dollars=5`` overrides a key. ``$NAME`` in a string is replaced from the environment. Secrets have no
+place in here: a section names the environment variables that hold them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_prep.records import UserError
+from data_prep.settings_data import CurateSettings, DataSettings, PrepareSettings, ValidateSettings
+from data_prep.settings_generate import GenerateSettings
+from vqa.report.settings import ReportSettings
+from vqa.settings import EvaluateSettings, ModelSettings, TrainSettings
+
+CONFIGS = Path(__file__).parent / "configs"
+DEFAULT_CONFIG = CONFIGS / "abo.yaml"
+
+
+class Config(BaseModel):
+    """Everything that decides what a run does. Each section is described where its stage is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: DataSettings
+    prepare: PrepareSettings = PrepareSettings()
+    validate_: ValidateSettings = Field(default=ValidateSettings(), alias="validate")  # the name is pydantic's own
+    generate: GenerateSettings = GenerateSettings()
+    curate: CurateSettings = CurateSettings()
+    models: dict[str, ModelSettings]  # the models to train and to compare, by the name that folders and tables use
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="after")
+    def _model_names_are_folder_names(self) -> Config:
+        if not self.models:
+            raise ValueError("models: name at least one model, such as  blip: {kind: blip, weights: ...}")
+        for name in self.models:
+            if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
+                raise ValueError(f"models: {name!r} becomes a folder's name: use letters, digits, '_' and '.'")
+        return self
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, override, expand and validate a configuration.
+
+    Args:
+        path: the YAML file.
+        overrides: strings ``section.key=value``; the value is YAML.
+
+    Raises:
+        UserError: names the file, the key, the value and what would be right.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"No configuration file {path}. Known ones: {', '.join(_shipped())}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the configuration {path}: {error}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold sections (data:, models:, ...), not {type(tree).__name__}.")
+    for override in overrides:
+        _override(tree, override)
+    return validate_config(_expand(tree, source=str(path)), source=str(path))
+
+
+def validate_config(tree: dict[str, Any], source: str) -> Config:
+    """Build a configuration from parsed YAML.
+
+    Raises:
+        UserError: one line per wrong key.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = [_explain(problem, tree) for problem in error.errors()]
+        raise UserError(f"Configuration {source}: " + "\n  ".join(problems)) from None
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """The configuration as plain JSON values, with every default spelt out; `validate_config` reads it back."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def _shipped() -> list[str]:
+    return sorted(f"jobs/configs/{file.name}" for file in CONFIGS.glob("*.yaml"))
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: write section.key=value, such as --set prepare.max_items=100")
+    node = tree
+    for depth, key in enumerate(keys[:-1]):
+        child = node.setdefault(key, {})
+        if child is None:
+            child = node[key] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+        node = child
+    try:
+        node[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not valid YAML") from error
+
+
+def _expand(value: Any, source: str) -> Any:
+    """Replace ``$NAME`` and ``${NAME}`` in every string from the environment."""
+    if isinstance(value, dict):
+        return {key: _expand(child, source) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_expand(child, source) for child in value]
+    if not isinstance(value, str) or "$" not in value:
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name = match.group(1) or match.group(2)
+        if name not in os.environ:
+            hint = MISSING_ABO if name == "ABO_ROOT" else f"Set it: export {name}=..."
+            raise UserError(f"{source} uses ${name}, which is not set in the environment. {hint}")
+        return os.environ[name]
+
+    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", replace, value)
+
+
+MISSING_ABO = (
+    "It is the folder that holds the Amazon Berkeley Objects download (listings/ and images/).\n"
+    "  To get ABO: the archives abo-listings.tar (83 MB) and abo-images-small.tar (3 GB) are linked from\n"
+    "  https://amazon-berkeley-objects.s3.amazonaws.com/index.html; unpack both into one folder, then\n"
+    "      export ABO_ROOT=/path/to/that/folder\n"
+    "  To see the whole pipeline without ABO, without a key and without a GPU:  make demo"
+)
+
+
+def _explain(problem: Any, tree: dict[str, Any]) -> str:
+    """One pydantic problem as a sentence that names the key, the value and what would be right."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location) or "(top level)"
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+        return f"unknown key {key}; {hint}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not location:
+        return message
+    return f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    """The keys that a section may have."""
+    model: Any = Config
+    for part in location:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        if part in fields:
+            candidates = [fields[part].annotation, *getattr(fields[part].annotation, "__args__", ())]
+            nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+            if not nested:
+                return []
+            model = nested[0]
+    return [field.alias or name for name, field in model.model_fields.items()]

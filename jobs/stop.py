@@ -1,0 +1,35 @@
+"""Being asked to stop: a time limit, a preemption, Ctrl-C. The work in hand is finished and written, then the task ends."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+REQUEUE = 75  # EX_TEMPFAIL: "asked to stop before the end; start me again"
+
+# USR2 is what submitit and our sbatch scripts ask for (USR1 collides with NCCL); TERM is preemption; INT is Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+class StopFlag:
+    """Set by the first signal; a second Ctrl-C ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def install(self) -> StopFlag:
+        """Listen for the signals that ask a task to stop. Only possible in the main thread."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is None:
+            print(f"{signal.Signals(number).name}: finishing what is in hand, then stopping", flush=True)
+        self.signal = number
+
+    def __call__(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self.signal is not None
