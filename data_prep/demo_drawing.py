@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -160,7 +160,7 @@ class _Pen:
         self._draw = ImageDraw.Draw(image)
         self._unit = extent / 100
 
-    def polygon(self, points: list[tuple[float, float]], fill: object = 255) -> None:
+    def polygon(self, points: Sequence[tuple[float, float]], fill: object = 255) -> None:
         self._draw.polygon([(x * self._unit, y * self._unit) for x, y in points], fill)  # type: ignore[arg-type]
 
     def box(self, box: Box, fill: object = 255, radius: float = 0) -> None:

@@ -56,6 +56,7 @@ class ImageFacts:
     height: int
     format: str  # Pillow's name: "JPEG"
     dhash: str  # 64-bit difference hash, 16 hex digits; near-equal pictures differ in few bits
+    colors: str = ""  # 4 x 4 RGB thumbnail, 96 hex digits: tells a red mug from a blue one, which the hash cannot
 
 
 @dataclass(frozen=True, slots=True)

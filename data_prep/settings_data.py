@@ -62,7 +62,7 @@ class ValidateSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min_side: int = Field(default=32, ge=1)
+    min_side: int = Field(default=16, ge=1)
     """Pixels. An image whose shorter side is below this is rejected as too small."""
 
     max_pixels: int = Field(default=64_000_000, ge=1)
