@@ -134,6 +134,11 @@ def run_tasks(
     return [results[id(task)] for task in tasks]
 
 
+def dying_with_parent(command: Sequence[str]) -> list[str]:
+    """A command that becomes the given one and is killed when this process ends, however it ends."""
+    return [sys.executable, "-ISc", _BECOME, str(os.getpid()), *command]
+
+
 def _start(task: Task, attempt: int, spent: float, gpu: str | None) -> _Running:
     task.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **task.env}
@@ -141,7 +146,7 @@ def _start(task: Task, attempt: int, spent: float, gpu: str | None) -> _Running:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     with task.log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-ISc", _BECOME, str(os.getpid()), *task.command],
+            dying_with_parent(task.command),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
