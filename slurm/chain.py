@@ -161,14 +161,16 @@ def after_jobs(jobs: Sequence[Submitted], gates: Sequence[str]) -> str:
     return f"{ended},{after_gates(gates)}" if gates else ended
 
 
-def run_gate(folder: ChainFolder, name: str, pending: Callable[[], list[int | None]], problem: str = "") -> int:
+def run_gate(
+    folder: ChainFolder, name: str, pending: Callable[[], list[int | None]], problem_of: Callable[[], str] = str
+) -> int:
     """Decide how the chain goes on after a step. Runs inside the gate's job.
 
     Args:
         folder: the run's folder for SLURM.
         name: the step.
         pending: the shards that the run's files say are not complete; [None] for a single job, [] for none.
-        problem: why the run should not go on although all is complete.
+        problem_of: says why the run should not go on although all is complete; "" where it should.
 
     Returns:
         The gate's exit code: 0 lets the next steps start.
@@ -180,6 +182,7 @@ def run_gate(folder: ChainFolder, name: str, pending: Callable[[], list[int | No
         print(f"{name}: a newer gate ({state.gate}) decides")
         return 1
     left = pending()
+    problem = "" if left else problem_of()
     if not left and not problem:
         state.state, state.reasons, state.message = COMPLETE, {}, ""
         folder.write_step(state)
