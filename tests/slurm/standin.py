@@ -22,6 +22,15 @@ from slurm.chain import ChainFolder, run_gate
 from slurm.cluster import StepWork
 
 ITEMS = 5
+RENDEZVOUS = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "CUDA_VISIBLE_DEVICES",
+    "SLURMD_NODENAME",
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -53,7 +62,9 @@ def records(folder: Path, step: str, shard: int | None) -> list[str]:
 
 
 def pending(folder: Path, step: str, shards: list[int] | None) -> list[int | None]:
-    return [shard for shard in (shards if shards is not None else [None]) if len(set(records(folder, step, shard))) < ITEMS]
+    return [
+        shard for shard in (shards if shards is not None else [None]) if len(set(records(folder, step, shard))) < ITEMS
+    ]
 
 
 def task(folder: Path, step: str, shard: int | None) -> int:
@@ -65,7 +76,9 @@ def task(folder: Path, step: str, shard: int | None) -> int:
     out = record_folder(folder, step, shard)
     out.mkdir(parents=True, exist_ok=True)
     (folder / "attempts").mkdir(exist_ok=True)
-    (folder / "attempts" / f"{step}-{shard}-{attempt}").write_text(str(os.getpid()))
+    (folder / "attempts" / f"{step}-{shard}-{attempt}").write_text(
+        " ".join(os.environ.get(name, "-") for name in RENDEZVOUS)
+    )
     seconds = float((folder / "seconds").read_text()) if (folder / "seconds").exists() else 0.0
     done = set(records(folder, step, shard))
     with (out / f"{attempt}.txt").open("a") as file:

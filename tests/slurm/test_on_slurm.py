@@ -1,0 +1,220 @@
+"""Chains of arrays on a real SLURM: submission, gates, retries, cancelling, sites of several kinds."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slurm.chain import COMPLETE, STOPPED
+from slurm.cluster import Cluster
+from slurm.profile import SlurmError
+from slurm.queue import cancel, ended_states
+from tests.slurm.conftest import SmallRun
+from tests.slurm_cluster.cluster import SlurmCluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+
+
+def test_a_chain_with_an_array_of_20_in_a_folder_with_an_awkward_name_goes_to_its_end_though_a_task_is_killed(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = SmallRun(tmp_path / 'it\'s a "run" $(touch pwned); x')
+    run.step("prepare", None, [])
+    run.step("validate", 20, ["prepare"])
+    run.step("generate", 3, ["validate"])
+    run.step("train:blip", None, ["generate"])
+    run.fault("validate", 3, "os.kill(os.getpid(), 9)")
+    states = run.submit()
+    assert [len(state.jobs) for state in states] == [1, 1, 1, 1]
+    run.wait()
+    assert run.records() == run.undisturbed()
+    assert {step.name: run.state(step.name).state for step in run.steps} == dict.fromkeys(
+        ["prepare", "validate", "generate", "train:blip"], COMPLETE
+    )
+    assert run.state("validate").retries == 1
+    assert len(run.attempts("validate", 3)) == 2
+    assert len(run.attempts("validate", 4)) == 1
+    assert not list(Path().glob("pwned"))
+
+
+def test_a_task_that_fails_by_itself_stops_the_chain_with_a_reason_and_the_same_command_goes_on_from_there(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = SmallRun(tmp_path)
+    run.step("validate", 3, [])
+    run.step("generate", 2, ["validate"])
+    run.step("train", None, ["generate"])
+    run.fault("validate", 1, "print('error: disk full'); sys.exit(1)")
+    run.submit()
+    run.wait()
+    state = run.state("validate")
+    assert (state.state, state.reasons, state.retries) == (STOPPED, {"failed": [1]}, 0)
+    assert "the same command again" in state.message
+    assert str(tmp_path / "logs") in state.message
+    assert not run.attempts("generate", 0), "started though what it reads is not complete"
+    states = run.submit()
+    assert states[0].work.shards == [1]
+    run.wait()
+    assert run.records() == run.undisturbed()
+
+
+def test_a_task_that_is_killed_every_time_is_retried_as_often_as_the_profile_says_and_no_more(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = SmallRun(tmp_path, retries=1)
+    run.step("validate", 2, [])
+    run.step("generate", 2, ["validate"])
+    # It leaves no record of its first item either, so that no attempt gets further than the one before.
+    run.fault("validate", 0, "#always\nfile.truncate(0); os.kill(os.getpid(), 9)")
+    run.submit()
+    run.wait()
+    state = run.state("validate")
+    assert (state.state, state.retries, state.reasons) == (STOPPED, 1, {"killed": [0]})
+    assert len(run.attempts("validate", 0)) == 2
+    assert not run.attempts("generate", 0)
+
+
+def test_scontrol_requeue_of_running_elements_loses_and_repeats_nothing_that_was_written(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = SmallRun(tmp_path, seconds=0.8)
+    run.step("validate", 4, [])
+    run.submit()
+    run.wait_for(lambda: len(run.running("validate")) == 4 and all(run.records().values()))
+    for job in run.running("validate")[:2]:
+        slurm_cluster.run("scontrol", "requeue", job.id)
+    run.wait()
+    assert run.records() == run.undisturbed()
+    assert sum(len(run.attempts("validate", shard)) for shard in range(4)) == 6
+
+
+def test_a_task_that_is_asked_to_stop_with_usr2_writes_requeues_itself_and_goes_on(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = SmallRun(tmp_path, seconds=0.8)
+    run.step("validate", 2, [])
+    run.submit()
+    run.wait_for(lambda: len(run.running("validate")) == 2 and all(run.records().values()))
+    first = run.running("validate")[0]
+    slurm_cluster.run("scancel", "--signal=USR2", f"{first.id}.0")
+    run.wait()
+    assert run.records() == run.undisturbed()
+    assert sorted(len(run.attempts("validate", shard)) for shard in range(2)) == [1, 2]
+    assert run.state("validate").retries == 0, "SLURM started it again, not the gate"
+
+
+def test_a_run_that_is_queued_is_not_submitted_twice_and_cancel_takes_its_jobs_and_no_others(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    other = SmallRun(tmp_path / "other", seconds=60)
+    other.step("validate", 2, [])
+    other.submit()
+    run = SmallRun(tmp_path / "run", seconds=60)
+    run.step("validate", 3, [])
+    run.step("generate", 3, ["validate"])
+    run.submit()
+    run.wait_for(lambda: len(run.running("validate")) == 3)
+    with pytest.raises(SlurmError, match=r"in SLURM's queue already: validate \(4\), generate \(4\)"):
+        run.submit()
+    assert len(run.jobs()) == 8
+    assert len(cancel(run.chain.token())) == 8
+    run.wait()
+    assert len(other.jobs()) == 3
+    cancel(other.chain.token())
+    other.wait()
+
+
+def test_a_full_cluster_keeps_the_chain_waiting_and_it_runs_when_there_is_room(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    blocker = slurm_cluster.run(
+        "sbatch", "--parsable", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 300"
+    ).strip()
+    run = SmallRun(tmp_path)
+    run.wait_for(lambda: "allocated" in slurm_cluster.run("sinfo", "--noheader", "--format=%T"))
+    run.step("validate", 2, [])
+    run.step("generate", 1, ["validate"])
+    run.submit()
+    run.wait_for(lambda: {job.reason for job in run.jobs() if job.step == "validate" and not job.is_gate} <= {"Resources", "Priority"})  # fmt: skip
+    assert {job.state for job in run.jobs()} == {"PENDING"}
+    slurm_cluster.run("scancel", blocker)
+    run.wait()
+    assert run.records() == run.undisturbed()
+
+
+def test_an_array_above_the_sites_limit_is_split_and_a_site_without_sacct_runs_and_retries_the_same(
+    plain_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = SmallRun(tmp_path)
+    run.step("validate", 19, [])
+    run.step("generate", 1, ["validate"])
+    run.fault("validate", 17, "os.kill(os.getpid(), 9)")
+    states = run.submit()
+    assert [len(job.shards) for job in states[0].jobs] == [8, 8, 3]
+    assert ended_states(["1"]) is None
+    run.wait()
+    assert run.records() == run.undisturbed()
+    assert run.state("validate").retries == 1
+
+
+def test_a_refused_submission_says_why_and_leaves_nothing_in_the_queue(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = SmallRun(tmp_path, stages={"generate": {"partition": "nowhere"}})
+    run.step("validate", 2, [])
+    run.step("generate", 2, ["validate"])
+    with pytest.raises(SlurmError, match="invalid partition"):
+        run.submit()
+    run.wait(20)
+
+
+def test_training_gets_one_task_a_gpu_over_its_nodes_and_the_variables_of_the_rendezvous(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = SmallRun(tmp_path, stages={"train": {"gpus": 2, "nodes": 2, "memory": "200M", "cpus": 1}})
+    run.step("train", None, [], distributed=True)
+    run.submit()
+    run.wait()
+    rows = sorted(file.read_text().split() for file in run.attempts("train", None))
+    assert [row[:3] for row in rows] == [["0", "0", "4"], ["1", "1", "4"], ["2", "0", "4"], ["3", "1", "4"]]
+    assert len({(row[3], row[4]) for row in rows}) == 1
+    assert socket.gethostbyname(rows[0][3])
+    assert len({row[6] for row in rows}) == 2
+    assert {row[5] for row in rows} == {"0,1"}
+
+
+def test_seven_stages_of_1000_shards_are_seven_arrays_and_seven_gates(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = SmallRun(tmp_path, stages={"validate": {"flags": {"hold": True}}})
+    names = ["validate", *(f"generate:{number}" for number in range(6))]
+    for before, name in zip([None, *names], names, strict=False):
+        run.step(name, 1000, [before] if before else [])
+    states = run.submit()
+    assert [len(state.jobs) for state in states] == [1] * 7
+    assert len(run.jobs()) == 7007
+    cancel(run.chain.token())
+    run.wait(30)
+
+
+def test_the_script_of_a_dry_run_is_one_that_sbatch_takes(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+    run = SmallRun(
+        tmp_path,
+        stages={
+            "generate": {"partition": "high", "nice": 5, "parallel": 2, "flags": {"exclude": "n4"}, "setup": ["date"]}
+        },
+        setup=["module load x"],
+    )
+    run.step("generate", 5, [])
+    text = Cluster(run.profile, run.chain.path, "abc").script(run.steps[0])
+    for line in ("--array=0-4%2", "--partition=high", "--nice=5", "--exclude=n4", "--job-name=generate.abc"):
+        assert f"#SBATCH {line}\n" in text
+    assert text.index("module load x") < text.index("\ndate\n") < text.index("srun ")
+    assert not run.jobs()
+    script = tmp_path / "script.sh"
+    script.write_text(text)
+    done = subprocess.run(["sbatch", "--test-only", str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sys.executable in text
