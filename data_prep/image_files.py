@@ -29,10 +29,20 @@ import zlib
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 # Pillow knows some forty formats, one of which runs a program to decode. These are what shops and browsers use.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# How to undo each value of EXIF's orientation
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "RGBX", "La", "RGBa"}
 
 
@@ -95,10 +105,18 @@ def _open(root: str, relative: str) -> int:
     return os.open(real, flags | os.O_NOFOLLOW)
 
 
-def decode(data: bytes, max_pixels: int) -> tuple[Image.Image, str, tuple[int, int]]:
+def decode(
+    data: bytes, max_pixels: int, thumbnail: tuple[int, int] | None = None
+) -> tuple[Image.Image, str, tuple[int, int]]:
     """Decode completely; the upright RGB picture, the file's format, and its width and height as stored.
 
     Transparent parts become white, as shop pages show them.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: by the header; more are not decoded.
+        thumbnail: return the picture averaged down to this size. Of a JPEG every byte is still decoded, so that the same
+            files fail; what is saved is arithmetic on pixels that nobody looks at, which cannot fail.
 
     Raises:
         ImageProblem: it is no picture that can be used.
@@ -112,8 +130,13 @@ def decode(data: bytes, max_pixels: int) -> tuple[Image.Image, str, tuple[int, i
                 raise ImageProblem("image_animated", f"{kind} of several frames")
             if image.mode not in _MODES:
                 raise ImageProblem("image_mode_unsupported", f"{kind} of mode {image.mode}")
+            # A draft's last row and column may be partly padding: its box says what belongs to the picture.
+            draft = image.draft("RGB", thumbnail) if thumbnail else None
             image.load()
-            return _upright_rgb(image), kind, size
+            picture = _as_rgb(image)
+            if thumbnail:
+                picture = picture.resize(thumbnail, Image.Resampling.BOX, box=draft[1] if draft else None)
+            return _upright(picture, image), kind, size
     except ImageProblem:
         raise
     except UnidentifiedImageError:
@@ -129,19 +152,18 @@ def decode(data: bytes, max_pixels: int) -> tuple[Image.Image, str, tuple[int, i
         raise ImageProblem("image_broken", f"{type(error).__name__}: {error}"[:200]) from error
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    if image.mode != "RGB":
-        if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-            layer = image.convert("RGBA")
-            flat = Image.new("RGB", image.size, "white")
-            flat.paste(layer, mask=layer.getchannel("A"))
-            flat.info = image.info
-            return _transposed(flat, image)
-        return _transposed(image.convert("RGB"), image)
-    return _transposed(image, image)
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        flat = Image.new("RGB", image.size, "white")
+        flat.paste(layer, mask=layer.getchannel("A"))
+        return flat
+    return image.convert("RGB")
 
 
-def _transposed(picture: Image.Image, source: Image.Image) -> Image.Image:
+def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
     """Turned as the camera's orientation tag says; most files have no tag, and asking them costs nothing."""
     if "exif" not in source.info and "Raw profile type exif" not in source.info and "xmp" not in source.info:
         return picture
@@ -149,11 +171,8 @@ def _transposed(picture: Image.Image, source: Image.Image) -> Image.Image:
         orientation = source.getexif().get(0x0112, 1)
     except Exception:  # a broken tag says nothing about the picture itself
         return picture
-    if orientation == 1:
-        return picture
-    turned = picture.copy()
-    turned.getexif()[0x0112] = orientation
-    return ImageOps.exif_transpose(turned)
+    turn = _TURNS.get(orientation)
+    return picture if turn is None else picture.transpose(turn)
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_prep.fingerprint import fingerprint
+from data_prep.fingerprint import THUMBNAIL, fingerprint
 from data_prep.image_files import ImageProblem, decode, read_image_file
 from data_prep.records import Emit, Failed, ImageFacts, Ok, Product
 from data_prep.settings_data import ValidateSettings
@@ -47,7 +47,7 @@ def inspect(image_id: str, image_path: str, *, image_root: Path, settings: Valid
         ImageProblem: it cannot be used.
     """
     data = read_image_file(image_root, image_path, settings.max_file_bytes)
-    picture, kind, (width, height) = decode(data, settings.max_pixels)
+    picture, kind, (width, height) = decode(data, settings.max_pixels, THUMBNAIL)
     if min(width, height) < settings.min_side:
         raise ImageProblem("image_too_small", f"{width} x {height} pixels")
     dhash, colors = fingerprint(picture)

@@ -89,10 +89,10 @@ class CurateSettings(BaseModel):
     similar_questions: float = Field(default=0.8, gt=0, le=1)
     """Two questions about one product that share at least this part of their content words ask the same thing."""
 
-    dhash_bits: int = Field(default=4, ge=0, le=10)
+    dhash_bits: int = Field(default=3, ge=0, le=10)
     """Pictures whose 64-bit difference hashes differ in at most this many bits, and whose colours agree, are one picture."""
 
-    color_distance: float = Field(default=6.0, ge=0, le=255)
+    color_distance: float = Field(default=2.0, ge=0, le=255)
     """Mean difference (of 255) of two 4 x 4 colour thumbnails up to which colours agree."""
 
     same_picture: Literal["drop", "group"] = "drop"
