@@ -179,6 +179,8 @@ def run_gate(
     state = folder.step(name)
     assert state is not None, name
     if state.gate != os.environ.get("SLURM_JOB_ID", state.gate):
+        # This one was started again after it had submitted the retry; perhaps it was ended before the next line.
+        repoint_followers(folder, name)
         print(f"{name}: a newer gate ({state.gate}) decides")
         return 1
     left = pending()
