@@ -44,7 +44,7 @@ def test_a_time_limit_shorter_than_the_work_is_met_with_as_many_attempts_as_it_t
 def test_a_node_that_dies_has_its_tasks_done_elsewhere_though_the_old_ones_go_on_running(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    run = SmallRun(tmp_path, seconds=5)
+    run = SmallRun(tmp_path, seconds=12)  # longer than SLURM takes to notice
     run.step("validate", 4, [])
     run.submit()
     run.wait_for(lambda: len(run.running("validate")) == 4 and all(run.records().values()))
