@@ -149,6 +149,7 @@ def build_profile(tree: Mapping[str, Any], stages: Collection[str], source: str)
     tree = dict(tree)
     sections, defaults = tree.get("stages") or {}, tree.get("defaults") or {}
     known = [*stages, GATE]
+    tree |= {"stages": sections, "defaults": defaults}  # a section with nothing in it is None in YAML
     problems = []
     if isinstance(sections, dict) and isinstance(defaults, dict):
         problems += [f"stages.{name} is no stage. {nearest(name, known)}" for name in sections if name not in known]
@@ -210,4 +211,6 @@ def _explain(problem: Any) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if location[-1] == "memory":
         message = "write memory as a whole number with M, G or T, such as 16G"
+    if location[-1] == "setup":
+        message = 'write a list of shell lines, such as ["module load cuda"]'
     return f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,97 @@
+"""Profiles say what they mean, and mistakes in them are told with the key, the value and the right form."""
+
+from pathlib import Path
+
+import pytest
+
+from slurm.cluster import sbatch_parameters
+from slurm.profile import GATE, SlurmError, build_profile, load_profile, minutes, shipped
+
+STAGES = ("prepare", "validate", "generate", "curate", "train", "evaluate", "report")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_profile_is_valid_and_its_stages_become_sbatch_parameters(name: str) -> None:
+    profile = load_profile(name, STAGES)
+    for stage in (*STAGES, GATE):
+        parameters = sbatch_parameters(profile, profile.resources(stage), distributed=stage == "train")
+        assert parameters["time"] == profile.resources(stage).time
+
+
+@pytest.mark.parametrize(
+    ("written", "means"),
+    [
+        (90, 90),
+        ("90", 90),
+        ("4:00:00", 240),
+        (14400, 240),
+        ("0:30", 1),
+        ("90:30", 91),
+        ("1-00:00:00", 1440),
+        ("2-3", 3060),
+    ],
+)
+def test_times_are_read_as_slurm_reads_them_even_where_yaml_makes_them_a_number(written: object, means: int) -> None:
+    assert minutes(written) == means
+
+
+def test_a_stage_gets_the_defaults_for_what_it_does_not_say_and_the_gate_needs_little() -> None:
+    tree = {"defaults": {"partition": "cpu", "memory": "4G"}, "stages": {"train": {"partition": "gpu", "gpus": 4}}}
+    profile = build_profile(tree, STAGES, "x")
+    assert (profile.resources("train").partition, profile.resources("train").memory) == ("gpu", "4G")
+    assert profile.resources("curate").partition == "cpu"
+    assert (profile.resources(GATE).partition, profile.resources(GATE).cpus, profile.resources(GATE).gpus) == (
+        "cpu",
+        1,
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"defaults": {"memory": "lots"}}, ["defaults.memory = 'lots'", "such as 16G"]),
+        ({"defaults": {"time": "soon"}}, ["defaults.time = 'soon'", "4:00:00"]),
+        ({"defaults": {"cpus": 0}}, ["defaults.cpus = 0", "greater than or equal to 1"]),
+        ({"stages": {"trian": {}}}, ["stages.trian", "Did you mean 'train'?"]),
+        ({"stages": {"train": {"gpu": 1}}}, ["unknown key stages.train.gpu", "Did you mean 'gpus'?"]),
+        ({"stages": {"train": {"flags": {"array": "0-3"}}}}, ["stages.train.flags.array", "leave it out"]),
+        ({"defaults": {"flags": {"--exclude": "n1"}}}, ["defaults.flags.--exclude", "without its dashes"]),
+        ({"defaults": {"partition": "a b"}}, ["defaults.partition = 'a b'"]),
+        ({"retry": 3}, ["unknown key retry", "Did you mean 'retries'?"]),
+        ({"stages": {"train": 4}}, ["stages.train"]),
+        ({"defaults": None, "stages": None, "setup": "module load x"}, ["setup = 'module load x'"]),
+    ],
+)
+def test_a_mistake_is_told_once_with_the_key_the_value_and_what_would_be_right(
+    tree: dict[str, object], words: list[str]
+) -> None:
+    with pytest.raises(SlurmError) as error:
+        build_profile(tree, STAGES, "site.yaml")
+    assert "site.yaml" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1, "told more than once"
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_unknown_profile_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(SlurmError, match="Did you mean 'generic'"):
+        load_profile("genric", STAGES)
+    broken = tmp_path / "site.yaml"
+    broken.write_text("defaults: {cpus: ")
+    with pytest.raises(SlurmError, match=r"site\.yaml"):
+        load_profile(broken, STAGES)
+    broken.write_text("- a list")
+    with pytest.raises(SlurmError, match="must hold sections"):
+        load_profile(broken, STAGES)
+
+
+def test_a_gpu_type_and_a_gpu_number_become_one_option() -> None:
+    tree = {"stages": {"train": {"gpus": 4, "gpu_type": "a100", "nodes": 2, "flags": {"exclusive": True}}}}
+    profile = build_profile(tree, STAGES, "x")
+    parameters = sbatch_parameters(profile, profile.resources("train"), distributed=True)
+    assert parameters["additional_parameters"]["gpus-per-node"] == "a100:4"
+    assert parameters["additional_parameters"]["exclusive"] is True
+    assert (parameters["nodes"], parameters["ntasks_per_node"]) == (2, 4)
+    alone = sbatch_parameters(profile, profile.resources("train"), distributed=False)
+    assert (alone["nodes"], alone["ntasks_per_node"]) == (1, 1)
