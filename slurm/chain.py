@@ -264,7 +264,11 @@ def _retry(folder: ChainFolder, cluster: Cluster, state: StepState, left: list[i
     """Submit what is left, and let what waits for this gate wait for the new one."""
     since = time.time()
     jobs = cluster.submit(state.work, left)
-    gate = cluster.submit_gate(state.work, after_jobs(jobs, []))
+    try:
+        gate = cluster.submit_gate(state.work, after_jobs(jobs, []))
+    except SlurmError:
+        run_command(["scancel", *(job.id for job in jobs)])  # nobody would look at their results
+        raise
     state.jobs, state.gate, state.since, state.retries = jobs, gate, since, state.retries + 1
     folder.write_step(state)
     repoint_followers(folder, state.work.name)

@@ -157,6 +157,8 @@ def sbatch_parameters(profile: Profile, resources: Resources, distributed: bool)
         "array_parallelism": resources.parallel,
         "signal_delay_s": profile.grace_seconds,
         "stderr_to_stdout": True,
+        # Since SLURM 22.05 srun does not take this over from sbatch: tasks of one node would share CPUs.
+        "srun_args": [f"--cpus-per-task={resources.cpus}"],
         "setup": [*profile.setup, *resources.setup, path],
         "additional_parameters": flags,
     }

@@ -159,6 +159,27 @@ def test_an_array_above_the_sites_limit_is_split_and_a_site_without_sacct_runs_a
     assert run.state("validate").retries == 1
 
 
+def test_where_compute_nodes_may_not_submit_the_gate_says_to_run_the_same_command_again(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    (refusing := tmp_path / "bin" / "sbatch").parent.mkdir()
+    refusing.write_text("#!/bin/sh\necho 'sbatch: error: not from here' >&2; exit 1\n")
+    refusing.chmod(0o755)
+    run = SmallRun(tmp_path / "run", stages={"gate": {"setup": [f"PATH={refusing.parent}:$PATH"]}})
+    run.step("validate", 2, [])
+    run.step("generate", 1, ["validate"])
+    run.fault("validate", 1, "os.kill(os.getpid(), 9)")
+    run.submit()
+    run.wait()
+    state = run.state("validate")
+    assert state.state == STOPPED
+    assert "not from here" in state.message
+    assert "the same command again" in state.message
+    run.submit()
+    run.wait()
+    assert run.records() == run.undisturbed()
+
+
 def test_a_refused_submission_says_why_and_leaves_nothing_in_the_queue(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
