@@ -5,9 +5,10 @@ A reply's pair ``{"question": "What color is the mug?", "answer": "Red", "catego
     {"id": "5f1c…", "item_id": "B0…", "image_id": "61…L", "image_path": "3f/3f9ab012.jpg", "question": "What color is the mug?",
      "answer": "red", "category": "easy", "question_type": "color", "product_type": "MUG", "picture_group": "0c1e…"}
 
-Reasons for which a pair is dropped, besides those of the parser:
+Reasons for which a pair is dropped, by the parser or here:
 
 =========================  ============================================================================================
+surplus, not_an_object     the reply had more than five pairs, or something that is no pair
 no_question                it does not ask anything, or the question is missing
 not_one_word               the answer is not one alphabetical English word
 answer_in_question         the question gives the answer away
@@ -26,37 +27,23 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from data_prep.dataset_files import export_imagefolder, verify, write_dataset
 from data_prep.picture_groups import picture_groups
+from data_prep.qa_parser import QAParseError, QAParser
 from data_prep.quality import describe
 from data_prep.questions import asks_something, content_words, gives_answer_away, question_type, similarity, words_of
 from data_prep.records import Example, ImageFacts, Product, QAPair, Rejected, Reply
 from data_prep.settings_data import CurateSettings
 from data_prep.splits import SPLITS, assign
 
-__all__ = ["CuratedDataset", "Parser", "curate", "export_imagefolder", "verify", "write_dataset"]
+__all__ = ["CuratedDataset", "curate", "export_imagefolder", "verify", "write_dataset"]
 
 Reject = Callable[[Rejected], None]
 
 # Pictures so close that only compression or scaling tells them apart; what `curate.dhash_bits` groups may be looser.
-_SAME_BITS, _SAME_COLOR = 2, 1.0
-
-
-class Parsed(Protocol):
-    """What a parser makes of a reply."""
-
-    @property
-    def pairs(self) -> list[QAPair]: ...
-    @property
-    def rejected(self) -> list[tuple[Any, str]]: ...
-
-
-class Parser(Protocol):
-    """Reads a reply's text; raises a ValueError with ``reason`` and ``detail`` where there are no pairs at all."""
-
-    def parse(self, text: str) -> Parsed: ...
+_SAME_BITS, _SAME_COLOR = 2, 0.4
 
 
 @dataclass(slots=True)
@@ -91,7 +78,7 @@ def curate(
     settings: CurateSettings,
     reject: Reject,
     *,
-    parser: Parser,
+    parser: QAParser | None = None,
 ) -> CuratedDataset:
     """Build the data set.
 
@@ -103,13 +90,14 @@ def curate(
             the last.
         settings: rules, normalisation and shares.
         reject: called once for each pair and each product that is dropped.
-        parser: reads the replies.
+        parser: reads the replies; by default one that follows ``settings.missing_category``.
 
     Returns:
         Rows in the order of the products. ``stats["pairs"]`` and ``stats["products"]`` add up.
     """
     known = {p.item_id: p for p in products}
     counts = _Counts()
+    parser = parser or QAParser(require_category=settings.missing_category == "drop")
     parsed, rejected_pairs, unparsable = _best_replies(replies, known, parser)
 
     def drop_product(item_id: str, reason: str, detail: str) -> None:
@@ -151,7 +139,7 @@ def curate(
 
 
 def _best_replies(
-    replies: Iterable[Reply], known: Mapping[str, Product], parser: Parser
+    replies: Iterable[Reply], known: Mapping[str, Product], parser: QAParser
 ) -> tuple[dict[str, list[QAPair]], dict[str, list[tuple[Any, str]]], dict[str, tuple[str, str]]]:
     """By item: the pairs of the reply that counts, what the parser rejected of it, and why others gave nothing at all."""
     pairs: dict[str, list[QAPair]] = {}
@@ -162,9 +150,8 @@ def _best_replies(
             continue  # an earlier run had chosen more products
         try:
             found = parser.parse(reply.text or "")
-        except ValueError as error:
-            reason = getattr(error, "reason", type(error).__name__)
-            unparsable.setdefault(reply.item_id, ("unparsable_reply", f"{reason}: {str(error)[:200]}"))
+        except QAParseError as error:
+            unparsable.setdefault(reply.item_id, ("unparsable_reply", str(error)[:200]))
             continue
         if len(found.pairs) >= len(pairs.get(reply.item_id, ())):
             pairs[reply.item_id] = list(found.pairs)

@@ -11,6 +11,7 @@ image_empty_file        zero bytes
 image_file_too_large    more bytes than ``max_file_bytes``
 image_not_an_image      an HTML page, a text, a format that is not accepted
 image_too_many_pixels   more than ``max_pixels`` by its header: a decompression bomb
+image_too_small         its shorter side has fewer pixels than ``min_side``
 image_animated          several frames: which one is asked about?
 image_mode_unsupported  16-bit or floating-point greys, whose white has no agreed value
 image_truncated         the file ends too early
@@ -106,7 +107,7 @@ def _open(root: str, relative: str) -> int:
 
 
 def decode(
-    data: bytes, max_pixels: int, thumbnail: tuple[int, int] | None = None
+    data: bytes, max_pixels: int, thumbnail: tuple[int, int] | None = None, min_side: int = 1
 ) -> tuple[Image.Image, str, tuple[int, int]]:
     """Decode completely; the upright RGB picture, the file's format, and its width and height as stored.
 
@@ -117,6 +118,7 @@ def decode(
         max_pixels: by the header; more are not decoded.
         thumbnail: return the picture averaged down to this size. Of a JPEG every byte is still decoded, so that the same
             files fail; what is saved is arithmetic on pixels that nobody looks at, which cannot fail.
+        min_side: by the header; smaller pictures are not decoded.
 
     Raises:
         ImageProblem: it is no picture that can be used.
@@ -126,6 +128,8 @@ def decode(
             size, kind = image.size, image.format or ""
             if size[0] * size[1] > max_pixels:
                 raise ImageProblem("image_too_many_pixels", f"{size[0]} x {size[1]}")
+            if min(size) < min_side:
+                raise ImageProblem("image_too_small", f"{size[0]} x {size[1]} pixels")
             if kind != "MPO" and getattr(image, "is_animated", False):
                 raise ImageProblem("image_animated", f"{kind} of several frames")
             if image.mode not in _MODES:

@@ -6,7 +6,7 @@ The outcome for one item::
         "format": "JPEG", "dhash": "0c1e3f7e7e3c1800", "colors": "fefefe…"})
     Failed("image_truncated", "OSError: image file is truncated (11 bytes not processed)")
 
-`data_prep.image_files` lists the reasons; ``image_too_small`` is the one that is added here.
+`data_prep.image_files` lists the reasons.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ def inspect(image_id: str, image_path: str, *, image_root: Path, settings: Valid
         ImageProblem: it cannot be used.
     """
     data = read_image_file(image_root, image_path, settings.max_file_bytes)
-    picture, kind, (width, height) = decode(data, settings.max_pixels, THUMBNAIL)
-    if min(width, height) < settings.min_side:
-        raise ImageProblem("image_too_small", f"{width} x {height} pixels")
+    picture, kind, (width, height) = decode(data, settings.max_pixels, THUMBNAIL, settings.min_side)
     dhash, colors = fingerprint(picture)
     return ImageFacts(
         image_id=image_id,

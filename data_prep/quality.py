@@ -3,10 +3,10 @@
 The blind floor is the number to compare a model with. A blind guesser answers each question of the test split with the
 answer that was most frequent in the training split, for the finest of these that training has seen:
 
-1. the same words asked about the same product type,
-2. the same words,
-3. the question's pattern (its first words without the subject, ``what color mug``) and its type,
-4. its type, 5. anything.
+1. the same words,
+2. the question's pattern (its first words without articles, ``what color mug``) and its type,
+3. its type,
+4. anything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from data_prep.records import Example
 Key = Callable[[Example], Hashable]
 
 _KEYS: tuple[tuple[str, Key], ...] = (
-    ("question and product type", lambda e: (" ".join(words_of(e.question)), e.product_type)),
     ("question", lambda e: " ".join(words_of(e.question))),
     ("pattern", lambda e: (question_pattern(e.question), e.question_type)),
     ("question type", lambda e: e.question_type),
