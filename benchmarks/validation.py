@@ -1,0 +1,75 @@
+"""Validating images, against nothing but decoding them with Pillow, on the same core.
+
+``python benchmarks/validation.py --out validation.json`` renders some hundred products (or takes ``--root``, a folder in
+ABO's layout) and measures in turns:
+
+- ours: `images.validate`: path checks, reading, decoding, SHA-256, fingerprints, records;
+- floor: ``Image.open(path).load()`` for the same files.
+
+The bar is 0.9. We can be faster than the floor since a JPEG is decoded completely but not to its full size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from PIL import Image
+
+from benchmarks.measure import alternate, compare, report
+from data_prep import abo, demo_catalogue, images
+from data_prep.records import Failed, Ok, Product
+from data_prep.settings_data import DataSettings, PrepareSettings, ValidateSettings
+
+
+def main() -> None:
+    """Find or make the images, measure, print and write."""
+    parser = argparse.ArgumentParser(description="Validation against Pillow's decoding alone")
+    parser.add_argument("--root", type=Path, help="a folder in ABO's layout; without it, a rendered catalogue")
+    parser.add_argument("--products", type=int, default=300, help="how many to render")
+    parser.add_argument("--limit", type=int, default=3000, help="at most this many images")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = options.root or Path(temporary)
+        if options.root is None:
+            demo_catalogue.render(root, products=options.products, seed=1)
+        sources = abo.find_sources(DataSettings(root=root))
+        products = list(abo.prepare(sources, PrepareSettings(max_items=options.limit), lambda rejected: None))
+        good: list[Product] = []
+
+        def check(items: list[Product]) -> dict[str, Ok | Failed]:
+            emitted: dict[str, Ok | Failed] = {}
+
+            def emit(key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
+                emitted[key] = outcome
+
+            images.validate(iter(items), emit, image_root=sources.image_root, settings=ValidateSettings())
+            return emitted
+
+        def floor() -> None:
+            for product in good:
+                with Image.open(sources.image_root / product.image_path) as image:
+                    image.load()
+
+        outcomes = check(products)
+        good += [p for p in products if isinstance(outcomes[p.item_id], Ok)]
+        times = alternate({"ours": lambda: check(good), "floor": floor}, rounds=options.rounds)
+        report(
+            "validation",
+            {
+                "validation": compare(times, "ours", "floor", work=len(good), unit="images"),
+                "images": len(good),
+                "bar": "at least 0.9 x",
+            },
+            options.out,
+        )
+
+
+if __name__ == "__main__":
+    main()
