@@ -22,6 +22,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,8 @@ def submit_chain(folder: ChainFolder, profile: Profile, steps: Sequence[StepWork
             states[work.name] = StepState(work, jobs_of_step, gate, since, chain)
             folder.write_step(states[work.name])
     except BaseException:
-        cancel(token)
+        with suppress(SlurmError):  # SLURM may be what failed
+            cancel(token)
         raise
     return list(states.values())
 
@@ -239,13 +241,15 @@ def _stop(folder: ChainFolder, state: StepState, problem: str) -> int:
     advice = {
         Why.failed: "the logs say why",
         Why.out_of_memory: "give the stage more memory in the cluster profile",
+        Why.killed: "often for want of memory, where the log ends without an error",
         Why.interrupted: "they reached their time limit too often or were cancelled",
     }
     parts = [problem] if problem else []
     for reason, shards in state.reasons.items():
         which = "" if shards == [None] else f" {len(shards)} tasks ({_first(shards)})"
+        again = f" after {state.retries} retries" if state.retries else ""
         hint = advice.get(Why(reason))
-        parts.append(f"{reason}{which}" + (f": {hint}" if hint else f", after {state.retries} retries"))
+        parts.append(f"{reason}{which}{again}" + (f": {hint}" if hint else ""))
     state.state = STOPPED
     state.message = (
         f"{state.work.name} is not complete: {'; '.join(parts)}. Logs: {state.work.logs}. "
