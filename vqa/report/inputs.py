@@ -1,0 +1,47 @@
+"""What the report is made of: plain data, whoever collected it. Whatever is left out becomes a labelled gap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.records import Example, Prediction
+from vqa.metrics import MetricSettings
+from vqa.report.settings import ReportSettings
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """One stage as it went: counts by name, seconds, and for generate tokens and dollars."""
+
+    name: str
+    counts: Mapping[str, int | float] = field(default_factory=dict)
+    seconds: float | None = None
+    reasons: Mapping[str, int] = field(default_factory=dict)  # why items were rejected or failed
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    dollars: float | None = None
+    gpu_hours: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportInputs:
+    """All that a run knows of itself. Every field may be missing."""
+
+    run: Mapping[str, Any] = field(default_factory=dict)  # run.json
+    stages: Sequence[StageSummary] = ()
+    stats: Mapping[str, Any] = field(default_factory=dict)  # 4_curate/stats.json
+    sample_sheet: Path | None = None  # a picture, or a folder of sample pictures
+    train: Sequence[Example] = ()  # for answer frequencies and the blind floor
+    test: Sequence[Example] = ()  # the questions that were asked
+    predictions: Mapping[str, Mapping[str, Sequence[Prediction]]] = field(default_factory=dict)  # model → variant → …
+    failed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # "blip-lora" → reason → questions
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # model → parameters.json
+    training_log: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # model → rows of log.jsonl
+    image_root: Path | None = None
+    warnings: Sequence[str] = ()  # what was skipped, capped, failed or approximated, a sentence each
+    stand_in: bool = False  # questions and truths came from the stand-in, not from Gemini
+    settings: ReportSettings = field(default_factory=ReportSettings)
+    metrics: MetricSettings = field(default_factory=MetricSettings)
