@@ -1,0 +1,51 @@
+"""VQA as a library.
+
+import vqa
+answers = vqa.answer(["mug.jpg", "lamp.jpg"], ["What color is the mug?", "What shape is the lamp?"])
+# ["red", "round"]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.records import UserError
+
+
+def answer(
+    images: Sequence[str | Path],
+    questions: Sequence[str],
+    *,
+    weights: str | Path = "Salesforce/blip-vqa-base",
+    kind: str = "blip",
+    adapter: str | Path | None = None,
+) -> list[str]:
+    """Answer ``questions[i]`` about the picture file ``images[i]``.
+
+    Args:
+        images: picture files.
+        questions: one a picture; repeat a picture to ask more about it, it is encoded once.
+        weights: hub name or folder of the model.
+        kind: which model it is: blip or vilt.
+        adapter: folder of a LoRA adapter that training wrote.
+
+    Raises:
+        UserError: different lengths, or a picture that cannot be used.
+    """
+    from vqa.predict import answer_all
+    from vqa.settings import ModelSettings
+
+    if len(images) != len(questions):
+        raise UserError(f"{len(images)} pictures and {len(questions)} questions: give one question a picture.")
+    files = [Path(image).resolve() for image in images]
+    if not files:
+        return []
+    root = Path(os.path.commonpath([file.parent for file in files]))  # all pictures must lie within the image root
+    asked = [(file.relative_to(root).as_posix(), question) for file, question in zip(files, questions, strict=True)]
+    model = ModelSettings.model_validate({"kind": kind, "weights": str(weights)})
+    found = answer_all(asked, model, Path(adapter) if adapter else None, root)
+    if found.problems:
+        raise UserError("; ".join(found.problems))
+    return found.answers

@@ -1,0 +1,126 @@
+"""Answers the questions of a CSV file with any model folder, with or without an adapter.
+
+Reads ``image_name,question[,answer]`` and writes ``image_name,question,answer,generated_answer``, in the order of the rows::
+
+    mug.jpg,What color is the mug?,red,red
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.records import Example, Failed, Ok, UserError, write_atomic
+from vqa.score import check_column, read_table
+
+if TYPE_CHECKING:
+    from vqa.settings import EvaluateSettings, ModelSettings
+
+COLUMNS = ("image_name", "question", "answer", "generated_answer")
+IMAGE_COLUMNS = ("image_name", "filename", "image_path")
+
+
+@dataclass(slots=True)
+class Answers:
+    """An answer a question, in the order asked; "" where the picture could not be used."""
+
+    answers: list[str]
+    confidence: list[float | None]
+    problems: list[str] = field(default_factory=list)  # "row 3, mug.jpg: image_missing ..."
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every question has an answer, else 1."""
+        return 1 if self.problems else 0
+
+
+def answer_all(
+    asked: Sequence[tuple[str, str]],
+    model: ModelSettings,
+    adapter: Path | None,
+    image_dir: Path,
+    settings: EvaluateSettings | None = None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Answers:
+    """Answer (image file name within ``image_dir``, question) pairs; pictures that occur often are encoded once.
+
+    A missing or broken picture gives an empty answer, a warning and a problem.
+    """
+    from vqa.inference import Answerer  # torch takes seconds to import
+    from vqa.settings import EvaluateSettings
+
+    found = Answers([""] * len(asked), [None] * len(asked))
+    variant = "base" if adapter is None else "lora"
+    done: set[str] = set()
+
+    def emit(key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
+        index = int(key)
+        done.add(key)
+        if isinstance(outcome, Ok):
+            found.answers[index] = outcome.value["answer"]
+            found.confidence[index] = outcome.value.get("confidence")
+        else:
+            problem = f"row {index + 1}, {asked[index][0]}: {outcome.reason} {outcome.detail}".rstrip()
+            found.problems.append(problem)
+            warn(problem)
+
+    order = sorted(range(len(asked)), key=lambda i: asked[i][0])  # the questions about a picture stand together
+    items = (Example(str(i), asked[i][0], asked[i][0], asked[i][0], asked[i][1], "", "", "", "") for i in order)
+    answerer = Answerer(model, {variant: adapter}, settings or EvaluateSettings(), image_dir)
+    answerer.process(_stream(items), {variant: emit}, lambda _variant, _key: True)
+    assert len(done) == len(asked), "every question ends as an answer or a problem"
+    return found
+
+
+def _stream(items: Iterator[Example]) -> Iterator[Example]:
+    yield from items
+
+
+def predict(
+    model: ModelSettings,
+    adapter: Path | None,
+    image_dir: Path,
+    csv_path: Path,
+    output: Path,
+    settings: EvaluateSettings | None = None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Answers:
+    """Answer every row of ``csv_path`` and write ``output``, whole or not at all.
+
+    Raises:
+        UserError: a folder or file is missing, or a column is.
+    """
+    if not image_dir.is_dir():
+        raise UserError(f"There is no image folder {image_dir}.")
+    if adapter is not None and not (adapter / "adapter_config.json").is_file():
+        raise UserError(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that training wrote.")
+    columns, rows = read_table(csv_path)
+    image = next((name for name in IMAGE_COLUMNS if name in columns), IMAGE_COLUMNS[0])
+    check_column(image, columns, "the column", csv_path)
+    check_column("question", columns, "the column", csv_path)
+    asked = [(row[image], row["question"]) for row in rows]
+    found = answer_all(asked, model, adapter, image_dir, settings, warn) if asked else Answers([], [])
+    write_atomic(output, _csv(rows, image, found.answers))
+    return found
+
+
+def predict_one(
+    model: ModelSettings, adapter: Path | None, picture: Path, question: str, settings: EvaluateSettings | None = None
+) -> Answers:
+    """Answer one question about one picture."""
+    if not picture.is_file():
+        raise UserError(f"There is no picture {picture}.")
+    return answer_all([(picture.name, question)], model, adapter, picture.parent, settings)
+
+
+def _csv(rows: Sequence[Mapping[str, str]], image: str, answers: Sequence[str]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row, answer in zip(rows, answers, strict=True):
+        writer.writerow((row[image], row["question"], row.get("answer", ""), answer))
+    return text.getvalue().encode()
