@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from data_prep.records import UserError
 from jobs.pipeline import load_run, make_stage
 from jobs.rundir import Step
 from jobs.slurm_backend import chain_folder, nothing_came_of_it, pending
@@ -22,14 +21,7 @@ def main(run_dir: Path, step: Step) -> int:
     run, config = load_run(run_dir)
     stage = make_stage(step, run, config)
 
-    def left() -> list[int | None]:
-        try:
-            return pending(stage)
-        except UserError as error:  # an input is missing or was changed: the tasks have said so, too
-            print(f"error: {error}")
-            return [None]
-
-    return run_gate(chain_folder(run), str(step), left, lambda: nothing_came_of_it(run, config, step))
+    return run_gate(chain_folder(run), str(step), lambda: pending(stage), lambda: nothing_came_of_it(run, config, step))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import traceback
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -185,8 +186,12 @@ def run_gate(
         repoint_followers(folder, name)
         print(f"{name}: a newer gate ({state.gate}) decides")
         return 1
-    left = pending()
-    problem = "" if left else problem_of()
+    try:
+        left = pending()
+        problem = "" if left else problem_of()
+    except Exception as error:  # whatever the run's files make it stumble over: the user is told, the chain stops
+        traceback.print_exc()
+        return _stop(folder, state, f"its results cannot be judged ({type(error).__name__}: {error})")
     if not left and not problem:
         state.state, state.reasons, state.message = COMPLETE, {}, ""
         folder.write_step(state)

@@ -1,0 +1,136 @@
+"""The real pipeline on a real SLURM, disturbed: it ends with the records of an undisturbed run, and nothing is paid twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from data_prep import demo_catalogue
+from data_prep.records import Ok, UserError
+from jobs import slurm_backend
+from jobs.config import Config, validate_config
+from jobs.journal import Damage
+from jobs.loop import latest_outcomes, store_records
+from jobs.pipeline import open_run, steps_of
+from jobs.rundir import RunDir
+from jobs.status import run_status
+from slurm.profile import Profile, build_profile
+from slurm.queue import live_jobs
+from tests.slurm_cluster.cluster import SlurmCluster, cmdline
+
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("prepare", "validate", "generate")
+CONCURRENCY = 4
+PROFILE: Profile = build_profile(
+    {"defaults": {"cpus": 1, "memory": "200M", "time": 30}, "grace_seconds": 10}, STAGES, "test"
+)
+
+
+def configuration(catalogue: Path, shards: int, latency: float) -> Config:
+    tree: dict[str, Any] = {
+        "data": {"root": str(catalogue)},
+        "validate": {"shards": shards},
+        "generate": {
+            "shards": shards,
+            "concurrency": CONCURRENCY,
+            "stand_in": {"answers": str(catalogue / "facts.jsonl"), "latency": latency},
+        },
+        "models": {"tiny": {"kind": "blip", "weights": "not-used-here"}},
+    }
+    return validate_config(tree, "test")
+
+
+def records(run: RunDir, stage: str) -> dict[str, str]:
+    """What counts of every item, without what differs from run to run."""
+    found = {}
+    for key, outcome in latest_outcomes(run.store(stage), Damage()).items():
+        if isinstance(outcome, Ok):
+            found[key] = str(outcome.value.get("text") or outcome.value.get("sha256"))
+        else:
+            found[key] = outcome.reason
+    return found
+
+
+def paid(run: RunDir) -> list[str]:
+    """The items of all replies on disk, repetitions included."""
+    return [record["key"] for record in store_records(run.store("generate"), Damage()) if record["ok"]]
+
+
+def reference(catalogue: Path, folder: Path) -> RunDir:
+    run, _ = open_run(folder, configuration(catalogue, 1, 0.0), ["test"])
+    for step, shard in (("prepare", []), ("validate", ["--shard", "0"]), ("generate", ["--shard", "0"])):
+        command = [sys.executable, "-m", "jobs.task", str(run.path), step, *shard]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return run
+
+
+def wait_until(condition: Any, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+
+
+def test_requeued_and_killed_tasks_end_with_the_records_of_an_undisturbed_run_and_pay_only_what_was_in_flight_twice(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    catalogue = tmp_path / "catalogue"
+    demo_catalogue.render(catalogue, products=40, seed=3)
+    expected = reference(catalogue, tmp_path / "undisturbed")
+
+    config = configuration(catalogue, shards=3, latency=1.2)
+    run, _ = open_run(tmp_path / "a run's $(folder)", config, ["test"])
+    steps = steps_of(config, STAGES)
+    console = Console(quiet=True)
+    assert slurm_backend.submit(run, config, steps, PROFILE, console) == 0
+    with pytest.raises(UserError, match="in SLURM's queue already"):
+        slurm_backend.submit(run, config, steps, PROFILE, console)
+    token = slurm_backend.chain_folder(run).token()
+
+    wait_until(lambda: len(paid(run)) >= 6)
+    counts = slurm_backend.queue_counts(run)
+    assert counts is not None
+    assert counts["generate"]["RUNNING"] == 3
+    elements = [job for job in live_jobs(token) if job.step == "generate" and not job.is_gate]
+    slurm_cluster.run("scontrol", "requeue", elements[0].id)
+    shard = elements[1].id.partition("_")[2]
+    tasks = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and f"-m jobs.task {run.path} generate --shard {shard}" in cmdline(int(entry.name))
+    ]
+    for pid in tasks:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not live_jobs(token))
+
+    assert slurm_backend.stopped_steps(run) == {}
+    for stage in ("validate", "generate"):
+        assert records(run, stage) == records(expected, stage)
+    assert len(paid(run)) - len(set(paid(run))) <= 2 * CONCURRENCY
+    status = {step.step: step for step in run_status(run, config)}
+    assert [status[stage].state for stage in STAGES] == ["done"] * 3
+    assert status["generate"].items == status["generate"].done + status["generate"].failed
+    assert slurm_backend.plan(run, config, steps, PROFILE) == [], "done, and yet something would be submitted"
+
+
+def test_a_run_that_fails_says_so_in_its_state_and_cancels_the_rest(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    catalogue = tmp_path / "catalogue"
+    demo_catalogue.render(catalogue, products=4, seed=3)
+    config = configuration(catalogue, shards=1, latency=0.0)
+    run, _ = open_run(tmp_path / "run", config, ["test"])
+    (catalogue / "facts.jsonl").write_text("not an answer")
+    slurm_backend.submit(run, config, steps_of(config, STAGES), PROFILE, Console(quiet=True))
+    wait_until(lambda: not live_jobs(slurm_backend.chain_folder(run).token()))
+    stopped = slurm_backend.stopped_steps(run)
+    assert list(stopped) == ["generate"]
+    assert str(run.path / "logs" / "generate") in stopped["generate"]
