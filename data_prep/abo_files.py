@@ -18,7 +18,7 @@ import orjson
 
 from data_prep.records import UserError
 
-_PIECE = 1 << 20
+_PIECE = 1 << 18
 _GZIP = 31  # zlib's code for: a gzip header, and check its checksum and length
 _LARGEST_JSON = 1 << 30  # a .json file that is one value is parsed whole: some six times its size in memory
 
@@ -76,7 +76,8 @@ def read_images_index(path: Path) -> dict[str, str]:
         if not isinstance(mapping, dict):
             raise UserError(f"{path} must be a JSON object from image id to path, not {type(mapping).__name__}.")
         return {key: value for key, value in mapping.items() if isinstance(value, str) and value}
-    rows = csv.reader(line.decode("utf-8", "replace") for _, line in read_lines(path, longest=65_536) if line)
+    lines = (line for _, line in read_lines(path, longest=65_536) if line)
+    rows = csv.reader(map(_as_text, lines))
     try:
         header = [name.strip() for name in next(rows, [])]
         if "image_id" not in header or "path" not in header:
@@ -89,6 +90,10 @@ def read_images_index(path: Path) -> dict[str, str]:
         return {row[key]: row[value] for row in rows if len(row) > last and row[value]}
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}: not CSV ({error}). Download the file again.") from error
+
+
+def _as_text(line: bytes) -> str:
+    return line.decode("utf-8", "replace")
 
 
 def _is_one_json_list(path: Path) -> bool:

@@ -84,9 +84,8 @@ def content_words(question: str) -> frozenset[str]:
     """The words that carry the question's meaning, for comparing two."""
     found = []
     for word in words_of(question):
-        word = _singular(word.removesuffix("'s").replace("colour", "color"))
         if word not in _EMPTY_WORDS:
-            found.append(word)
+            found.append(_singular(word.removesuffix("'s").replace("colour", "color")))
     return frozenset(found)
 
 
