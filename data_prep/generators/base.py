@@ -1,0 +1,96 @@
+"""The contract of a question generator. A new one is one file in this folder with a class ``Client``; nothing else changes."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import data_prep.generators
+from data_prep.records import UserError
+from data_prep.settings_generate import GenerateSettings
+
+__all__ = ["RESPONSE_SCHEMA", "ClientProtocol", "RawReply", "Request", "client_class", "known_generators", "mime_type"]
+
+# What structured output asks for, as OpenAPI; clients translate it into their own words.
+RESPONSE_SCHEMA: dict[str, Any] = {
+    "type": "ARRAY",
+    "items": {
+        "type": "OBJECT",
+        "properties": {
+            "question": {"type": "STRING"},
+            "answer": {"type": "STRING"},
+            "category": {"type": "STRING", "enum": ["easy", "medium", "hard"]},
+        },
+        "required": ["question", "answer", "category"],
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to a model: a prompt about a picture."""
+
+    prompt: str
+    image: bytes  # the file's own bytes, never encoded again
+    mime_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawReply:
+    """What came back, as it came."""
+
+    text: str
+    finish_reason: str  # STOP, MAX_TOKENS, ...
+    input_tokens: int
+    output_tokens: int
+    model: str
+
+
+class ClientProtocol(Protocol):
+    """Talks to one API with one key. Safe to use from several threads."""
+
+    def __init__(self, settings: GenerateSettings, key: str, endpoint: str | None) -> None: ...
+
+    def ask(self, request: Request) -> RawReply:
+        """Send one request, without retries of its own.
+
+        Raises:
+            GeneratorError, UserError: one of the classes of `data_prep.generators.errors`.
+        """
+        ...
+
+
+def known_generators() -> list[str]:
+    """The files of this folder that hold a client."""
+    names = [module.name for module in pkgutil.iter_modules(data_prep.generators.__path__)]
+    return sorted(name for name in names if name not in ("base", "errors"))
+
+
+def client_class(name: str) -> type[ClientProtocol]:
+    """The client of a generator.
+
+    Raises:
+        UserError: there is no such generator; lists those that there are.
+    """
+    known = known_generators()
+    name = name.replace("-", "_")  # libraries are written google-genai, files google_genai
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"generate.generator: there is no {name!r}.{hint} Known: {', '.join(known)}.")
+    found: type[ClientProtocol] = importlib.import_module(f"data_prep.generators.{name}").Client
+    return found
+
+
+def mime_type(image: bytes) -> str:
+    """The type of a picture from its first bytes; JPEG where they say nothing."""
+    if image.startswith(b"\x89PNG"):
+        return "image/png"
+    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
+        return "image/webp"
+    if image.startswith(b"GIF8"):
+        return "image/gif"
+    return "image/jpeg"

@@ -1,0 +1,100 @@
+"""What can go wrong with a request, told apart in one place; `data_prep.asking` decides by these classes alone.
+
+=================  ======================================================  ===============================================
+class              when                                                    what is done
+=================  ======================================================  ===============================================
+`TryAgain`         429, 500, 502, 503, 504, broken connection, time-out    pause, then the same request again, a few times
+`ItemRefused`      blocked for safety, recitation, no candidate            this product fails, with the reason
+`KeyRejected`      400 API_KEY_INVALID, 401, 403                           this key is set aside; without keys: `Hopeless`
+`DailyQuotaGone`   429 that names a daily quota                            the task ends; the run goes on the next day
+`Hopeless`         unknown model, a quota of 0, any other 4xx              the task ends at once
+=================  ======================================================  ===============================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from data_prep.records import UserError
+
+RETRIED = {408, 429, 500, 502, 503, 504}
+
+
+class GeneratorError(Exception):
+    """Anything that went wrong with one request."""
+
+
+class TryAgain(GeneratorError):
+    """The same request may succeed later."""
+
+    def __init__(self, message: str, *, reason: str, delay: float | None = None, throttled: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason  # counted: status_503, connection, timeout
+        self.delay = delay  # seconds that the server asks to wait
+        self.throttled = throttled  # too many requests: slow down
+
+
+class ItemRefused(GeneratorError):
+    """The model will not answer for this product, however often it is asked."""
+
+    def __init__(self, reason: str, detail: str = "", *, input_tokens: int = 0) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.input_tokens = input_tokens  # paid all the same
+
+
+class KeyRejected(GeneratorError):
+    """This API key does not work."""
+
+    key = ""  # filled in by the one who sent it; never part of the message
+
+
+class DailyQuotaGone(UserError):
+    """Nothing more can be asked of this project today."""
+
+
+class Hopeless(UserError):
+    """No request can succeed until the user changes something."""
+
+
+def classify(status: int, message: str, details: Iterable[dict[str, Any]]) -> Exception:
+    """The error for an HTTP status, the server's words and Google's error details (as JSON objects).
+
+    Args:
+        status: HTTP status.
+        message: the server's words; never contains the key, which travels in a header.
+        details: entries such as ``{"@type": ".../RetryInfo", "retryDelay": "3s"}``.
+    """
+    reasons, quotas, delay = set(), [], None
+    for detail in details:
+        reasons.add(detail.get("reason"))
+        delay = seconds(detail["retryDelay"]) if "retryDelay" in detail else delay
+        quotas += detail.get("violations", [])
+    words = " ".join(message.split())[:300]
+    if "API_KEY_INVALID" in reasons or status in (401, 403) or (status == 400 and "API key not valid" in message):
+        return KeyRejected(f"{status} {words}")
+    if status == 429:
+        ids = [str(quota.get("quotaId", "")) for quota in quotas]
+        if any(str(quota.get("quotaValue", "")) == "0" for quota in quotas) or re.search(r"limit: 0\b", message):
+            return Hopeless(
+                f"The quota of this project for this model is 0 ({words}). Choose another model or another project, or "
+                f"enable billing."
+            )
+        if any("PerDay" in name for name in ids):
+            return DailyQuotaGone(f"the daily quota is used up ({', '.join(ids)})")
+    if status in RETRIED:
+        return TryAgain(f"{status} {words}", reason=f"status_{status}", delay=delay, throttled=status == 429)
+    if status == 404:
+        return Hopeless(f"The model or endpoint does not exist ({words}). Set generate.model to one that does.")
+    return Hopeless(f"The server refuses the request: {status} {words}")
+
+
+def seconds(text: str | float | int) -> float | None:
+    """A duration such as ``3s`` or ``3.5s``."""
+    try:
+        return float(str(text).removesuffix("s"))
+    except ValueError:
+        return None

@@ -1,0 +1,80 @@
+"""Gemini through google-generativeai, over REST. Its maker has ended its support; google_genai is the successor."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from data_prep.generators.base import RESPONSE_SCHEMA, RawReply, Request
+from data_prep.generators.errors import ItemRefused, TryAgain, classify
+from data_prep.settings_generate import GenerateSettings
+
+
+class Client:
+    """One key. The library keeps its key in a global, so this client makes its own service client instead."""
+
+    def __init__(self, settings: GenerateSettings, key: str, endpoint: str | None) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the end of support, which the documentation states
+            import google.generativeai as genai
+            from google.generativeai.client import _ClientManager
+
+        manager = _ClientManager()
+        options = {"api_endpoint": endpoint} if endpoint else None
+        manager.configure(api_key=key, transport="rest", client_options=options)
+        self._model = genai.GenerativeModel(settings.model)
+        self._model._client = manager.get_default_client("generative")
+        self._options: Any = {"retry": None, "timeout": settings.timeout}  # retries are ours
+        self._configuration: Any = {
+            "temperature": settings.temperature,
+            "max_output_tokens": settings.max_output_tokens,
+            "response_mime_type": "application/json",
+            "response_schema": RESPONSE_SCHEMA,
+        }
+
+    def ask(self, request: Request) -> RawReply:
+        """Send one request; see `data_prep.generators.base.Client`."""
+        import requests
+        from google.api_core import exceptions
+        from google.protobuf.json_format import ParseError
+
+        parts = [{"mime_type": request.mime_type, "data": request.image}, request.prompt]
+        try:
+            reply = self._model.generate_content(
+                parts,
+                generation_config=self._configuration,
+                request_options=self._options,
+            )
+        except exceptions.GoogleAPICallError as error:
+            details = [_as_json(detail) for detail in error.details or []]
+            raise classify(int(error.code or 500), str(error.message), details) from error
+        except exceptions.RetryError as error:
+            raise TryAgain(str(error), reason="timeout") from error
+        except requests.Timeout as error:
+            raise TryAgain("no answer in time", reason="timeout") from error
+        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+            raise TryAgain(f"connection: {type(error).__name__}", reason="connection") from error
+        except (ValueError, ParseError) as error:  # a body that is not JSON, as a captive portal's
+            raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
+        usage = reply.usage_metadata
+        if not reply.candidates:
+            blocked = reply.prompt_feedback.block_reason
+            raise ItemRefused(
+                "blocked" if blocked else "no_candidate", blocked.name, input_tokens=usage.prompt_token_count
+            )
+        candidate = reply.candidates[0]
+        finish = candidate.finish_reason.name
+        text = "".join(part.text for part in candidate.content.parts)
+        if not text and finish != "MAX_TOKENS":
+            raise ItemRefused(f"finished_{finish.lower()}", "no text", input_tokens=usage.prompt_token_count)
+        return RawReply(text, finish, usage.prompt_token_count, usage.candidates_token_count, self._model.model_name)
+
+
+def _as_json(detail: Any) -> dict[str, Any]:
+    """One of Google's error details, a protobuf message or an object already, as its JSON."""
+    if isinstance(detail, dict):
+        return detail
+    from google.protobuf.json_format import MessageToDict
+
+    found: dict[str, Any] = MessageToDict(detail)
+    return found

@@ -1,0 +1,89 @@
+"""Any server with OpenAI's chat completions, such as vLLM or Ollama on a GPU node that has no internet.
+
+``generate: {generator: openai_compatible, endpoint: http://node7:8000, model: Qwen/Qwen2.5-VL-7B-Instruct}``
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import httpx
+
+from data_prep.generators.base import RawReply, Request
+from data_prep.generators.errors import ItemRefused, TryAgain, classify
+from data_prep.records import UserError
+from data_prep.settings_generate import GenerateSettings
+
+_FINISHED = {"stop": "STOP", "length": "MAX_TOKENS"}
+
+
+class Client:
+    """One endpoint."""
+
+    def __init__(self, settings: GenerateSettings, key: str, endpoint: str | None) -> None:
+        if endpoint is None:
+            raise UserError(
+                "generate.endpoint: openai_compatible needs the server's address, such as http://node7:8000"
+            )
+        self._settings = settings
+        self._url = f"{endpoint.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(headers=headers, timeout=settings.timeout)
+
+    def ask(self, request: Request) -> RawReply:
+        """Send one request; see `data_prep.generators.base.Client`."""
+        picture = f"data:{request.mime_type};base64,{base64.b64encode(request.image).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": request.prompt}]
+        body: dict[str, Any] = {
+            "model": self._settings.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": self._settings.temperature,
+            "max_tokens": self._settings.max_output_tokens,
+        }
+        try:
+            response = self._http.post(self._url, json=body)
+            if response.status_code != 200:
+                raise classify(response.status_code, _message(response), _details(response))
+            reply = response.json()
+            choice = reply["choices"][0]
+            usage = reply.get("usage") or {}
+            text = choice["message"].get("content") or ""
+        except httpx.TimeoutException as error:
+            raise TryAgain("no answer in time", reason="timeout") from error
+        except httpx.HTTPError as error:
+            raise TryAgain(f"connection: {type(error).__name__}", reason="connection") from error
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
+        finish = str(choice.get("finish_reason"))
+        if finish == "content_filter":
+            raise ItemRefused("blocked", finish, input_tokens=usage.get("prompt_tokens", 0))
+        return RawReply(
+            text,
+            _FINISHED.get(finish, finish.upper()),
+            usage.get("prompt_tokens", 0),
+            usage.get("completion_tokens", 0),
+            self._settings.model,
+        )
+
+
+def _error(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    error = body.get("error", {}) if isinstance(body, dict) else {}
+    return error if isinstance(error, dict) else {"message": str(error)}
+
+
+def _message(response: httpx.Response) -> str:
+    return str(_error(response).get("message") or response.reason_phrase)
+
+
+def _details(response: httpx.Response) -> list[dict[str, Any]]:
+    details = list(_error(response).get("details") or [])
+    if "retry-after" in response.headers:
+        details.append({"retryDelay": response.headers["retry-after"]})
+    return details
