@@ -12,6 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -40,6 +41,16 @@ def diagnose(run: RunDir, config: Config, steps: Sequence[Step], profile: Profil
         steps: the steps to be run.
         profile: the SLURM site; None for a run on this machine.
     """
+    existed = run.path.exists()
+    try:
+        return _diagnose(run, config, steps, profile)
+    finally:
+        if not existed:
+            with suppress(OSError):
+                run.path.rmdir()  # a folder that is not a run is left as it was found
+
+
+def _diagnose(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile | None) -> list[Check]:
     stages = {step.stage for step in steps}
     checks = [folder_check(run.path), disk_check(run.path)]
     if "prepare" in stages:

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from slurm.queue import cancel, ended_states, live_jobs, run_command
 
 QUEUED, COMPLETE, STOPPED = "queued", "complete", "stopped"
 WAIT_FOR_SUBMITTER_SECONDS = 120.0
+STALE_NOTE_SECONDS = 600.0
 
 
 @dataclass
@@ -67,6 +69,29 @@ class ChainFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(file, uuid.uuid4().hex[:8])
             return file.read_text()
+
+    @contextmanager
+    def submitting(self) -> Iterator[None]:
+        """Keep a second command from submitting the same run in the same seconds.
+
+        Raises:
+            SlurmError: another one is at it. A note that a crash left behind is passed over after ten minutes.
+        """
+        note = self.path / "submitting"
+        with suppress(FileNotFoundError):
+            if time.time() - note.stat().st_mtime > STALE_NOTE_SECONDS:
+                note.unlink()
+        try:
+            with note.open("x") as file:
+                file.write(f"process {os.getpid()} on {platform.node()}")
+        except FileExistsError:
+            raise SlurmError(
+                f"This run is being submitted just now by {note.read_text()}. If that is not so, delete {note}"
+            ) from None
+        try:
+            yield
+        finally:
+            note.unlink(missing_ok=True)
 
     def write_chain(self, chain: dict[str, Any]) -> None:
         """Record what is about to be submitted."""
@@ -120,6 +145,11 @@ def submit_chain(folder: ChainFolder, profile: Profile, steps: Sequence[StepWork
         SlurmError: jobs of this run are queued already, or sbatch refuses; then nothing stays in the queue.
     """
     token = folder.token()
+    with folder.submitting():
+        return _submit_chain(folder, profile, steps, token)
+
+
+def _submit_chain(folder: ChainFolder, profile: Profile, steps: Sequence[StepWork], token: str) -> list[StepState]:
     if jobs := live_jobs(token):
         names = Counter(job.step for job in jobs)
         listed = ", ".join(f"{name} ({count})" for name, count in names.items())

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +115,8 @@ def node_checks(cluster: Cluster, works: Sequence[StepWork], modules: Sequence[s
         return checks
     finally:
         (folder / "probe").unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()  # a run that was not begun yet has no files
 
 
 def _probe(profile: Profile, resources: Resources, folder: Path, word: str, modules: Sequence[str]) -> list[Check]:

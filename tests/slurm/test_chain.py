@@ -1,13 +1,14 @@
 """The gate's decisions that need no cluster."""
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 
-from slurm.chain import COMPLETE, STOPPED, ChainFolder, StepState, after_jobs, run_gate
+from slurm.chain import COMPLETE, STOPPED, ChainFolder, StepState, after_jobs, run_gate, submit_chain
 from slurm.cluster import StepWork, Submitted
-from slurm.profile import Profile
+from slurm.profile import Profile, SlurmError
 
 
 @pytest.fixture
@@ -57,3 +58,14 @@ def test_a_gate_waits_for_the_end_of_its_tasks_however_and_for_the_success_of_th
     jobs = [Submitted("5", [0, 1]), Submitted("6", [2])]
     assert after_jobs(jobs, []) == "afterany:5:6"
     assert after_jobs(jobs, ["3", "4"]) == "afterany:5:6,afterok:3:4"
+
+
+def test_two_commands_cannot_submit_the_same_run_in_the_same_seconds(chain: ChainFolder) -> None:
+    with chain.submitting(), pytest.raises(SlurmError, match=f"being submitted just now by process {os.getpid()}"):
+        submit_chain(chain, Profile(), [])
+    left_by_a_crash = chain.path / "submitting"
+    left_by_a_crash.write_text("process 1")
+    os.utime(left_by_a_crash, (0, 0))
+    with chain.submitting():
+        assert left_by_a_crash.read_text() != "process 1"
+    assert not left_by_a_crash.exists()

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from data_prep import demo_catalogue
 from data_prep.records import Ok, UserError
-from jobs import slurm_backend
+from jobs import doctor, slurm_backend
 from jobs.config import Config, validate_config
 from jobs.journal import Damage
+from jobs.logs import find_logs
 from jobs.loop import latest_outcomes, store_records
 from jobs.pipeline import open_run, steps_of
 from jobs.rundir import RunDir
@@ -134,3 +135,30 @@ def test_a_run_that_fails_says_so_in_its_state_and_cancels_the_rest(
     stopped = slurm_backend.stopped_steps(run)
     assert list(stopped) == ["generate"]
     assert str(run.path / "logs" / "generate") in stopped["generate"]
+
+
+def test_the_doctor_looks_at_the_nodes_and_leaves_nothing_behind(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+    demo_catalogue.render(tmp_path / "catalogue", products=2, seed=3)
+    config = configuration(tmp_path / "catalogue", shards=2, latency=0.0)
+    run = RunDir(tmp_path / "not begun")
+    checks = doctor.diagnose(run, config, steps_of(config, STAGES), PROFILE)
+    assert [check for check in checks if check.ok is False] == []
+    assert any("import jobs.task" in check.name for check in checks)
+    assert not run.path.exists()
+    nowhere = config.model_copy(update={"data": config.data.model_copy(update={"root": tmp_path / "nowhere"})})
+    wrong = doctor.diagnose(run, nowhere, steps_of(config, STAGES), None)
+    assert [check.name for check in wrong if check.ok is False] == ["data"]
+
+
+def test_the_newest_log_of_every_task_is_found(tmp_path: Path) -> None:
+    demo_catalogue.render(tmp_path / "catalogue", products=4, seed=3)
+    config = configuration(tmp_path / "catalogue", shards=2, latency=0.0)
+    run, _ = open_run(tmp_path / "run", config, ["test"])
+    steps = steps_of(config, STAGES[:2])
+    folder = run.logs(steps[1])
+    folder.mkdir(parents=True)
+    for name in ("00001.20990101T000000.log", "00001.20980101T000000.job7_1.log"):
+        (folder / name).write_text("error: the disk is full\n")
+    (found,) = find_logs(run, config, steps)
+    assert (found.path.name, found.attempts, found.error) == ("00001.20990101T000000.log", 2, "the disk is full")
+    assert find_logs(run, config, steps, failed=True) == [found]
