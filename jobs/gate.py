@@ -13,7 +13,7 @@ from pathlib import Path
 from jobs.pipeline import load_run, make_stage
 from jobs.rundir import Step
 from jobs.slurm_backend import chain_folder, nothing_came_of_it, pending
-from slurm.chain import run_gate
+from slurm.gate import run_gate
 
 
 def main(run_dir: Path, step: Step) -> int:

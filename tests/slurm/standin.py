@@ -18,8 +18,9 @@ import time
 import uuid
 from pathlib import Path
 
-from slurm.chain import ChainFolder, run_gate
+from slurm.chain import ChainFolder
 from slurm.cluster import StepWork
+from slurm.gate import run_gate
 
 ITEMS = 5
 RENDEZVOUS = (
