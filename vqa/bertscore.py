@@ -7,7 +7,6 @@ Pairs are scored once each, which for one-word answers is a third of the work or
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,14 +65,14 @@ def _scorer(settings: MetricSettings) -> tuple[Any, dict[str, Any]]:
     try:
         if layer is None:
             layer = AutoConfig.from_pretrained(name).num_hidden_layers
-        baseline = Path(bert_score.__file__).parent / "rescale_baseline" / "en" / f"{os.path.basename(name)}.tsv"  # noqa: PTH119
-        scorer = bert_score.BERTScorer(
-            model_type=name, num_layers=layer, lang="en", rescale_with_baseline=baseline.is_file()
-        )
+        # The package keeps a baseline per hub name; a folder of one's own has none.
+        baseline = Path(bert_score.__file__).parent / "rescale_baseline" / "en" / f"{name}.tsv"
+        rescaled = not Path(name).is_absolute() and baseline.is_file()
+        scorer = bert_score.BERTScorer(model_type=name, num_layers=layer, lang="en", rescale_with_baseline=rescaled)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BertScoreUnavailable(
             f"the weights of {settings.bertscore_model} could not be loaded: {reason}"
         ) from error
     label = settings.bertscore_model
-    return scorer, {"model": label, "layer": layer, "rescaled": baseline.is_file()}
+    return scorer, {"model": label, "layer": layer, "rescaled": rescaled}

@@ -66,7 +66,7 @@ class MetricSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bertscore_model: str | None = "roberta-large"
+    bertscore_model: str | None = "microsoft/deberta-xlarge-mnli"
     """Hub name or folder; ``package:NAME`` for the folder ``model`` in an installed Python package; null for none."""
 
     bertscore_layer: int | None = Field(default=None, ge=1)

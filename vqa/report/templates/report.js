@@ -4,7 +4,7 @@
   const form = document.getElementById("filters");
   if (!form) return;
   const data = JSON.parse(document.getElementById("data").textContent);
-  const PAGE = 24;
+  const PAGE = 20;
   const out = document.getElementById("rows"), count = document.getElementById("count");
   const back = document.getElementById("back"), next = document.getElementById("next");
   const el = (tag, cls, text) => {
