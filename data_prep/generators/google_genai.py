@@ -20,8 +20,12 @@ class Client:
 
         self._types = types
         self._model = settings.model
-        self._timeout_options = types.HttpOptions(base_url=endpoint, timeout=int(settings.timeout * 1000))
-        self._client = genai.Client(api_key=key, http_options=self._timeout_options)
+        options = types.HttpOptions(
+            base_url=endpoint,
+            timeout=int(settings.timeout * 1000),
+            client_args={"follow_redirects": False},  # the key's header would go to wherever the redirect leads
+        )
+        self._client = genai.Client(api_key=key, http_options=options)
         self._configuration = types.GenerateContentConfig(
             temperature=settings.temperature,
             max_output_tokens=settings.max_output_tokens,

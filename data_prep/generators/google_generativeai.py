@@ -24,6 +24,8 @@ class Client:
         manager.configure(api_key=key, transport="rest", client_options=options)
         self._model = genai.GenerativeModel(settings.model)
         self._model._client = manager.get_default_client("generative")
+        # The key's header would go to wherever a redirect leads; requests has no other switch for a session.
+        self._model._client.transport._session.max_redirects = 0
         self._options: Any = {"retry": None, "timeout": settings.timeout}  # retries are ours
         self._configuration: Any = {
             "temperature": settings.temperature,
@@ -50,6 +52,8 @@ class Client:
             raise classify(int(error.code or 500), str(error.message), details) from error
         except exceptions.RetryError as error:
             raise TryAgain(str(error), reason="timeout") from error
+        except requests.TooManyRedirects as error:
+            raise classify(307, "the server redirects to another address", []) from error
         except requests.Timeout as error:
             raise TryAgain("no answer in time", reason="timeout") from error
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
