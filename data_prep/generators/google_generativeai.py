@@ -23,9 +23,10 @@ class Client:
         options = {"api_endpoint": endpoint} if endpoint else None
         manager.configure(api_key=key, transport="rest", client_options=options)
         self._model = genai.GenerativeModel(settings.model)
-        self._model._client = manager.get_default_client("generative")
+        client: Any = manager.get_default_client("generative")
         # The key's header would go to wherever a redirect leads; requests has no other switch for a session.
-        self._model._client.transport._session.max_redirects = 0
+        client.transport._session.max_redirects = 0
+        self._model._client = client
         self._options: Any = {"retry": None, "timeout": settings.timeout}  # retries are ours
         self._configuration: Any = {
             "temperature": settings.temperature,

@@ -42,7 +42,7 @@ class StandIn:
         faults: share of requests that go wrong, by kind of `data_prep.stand_in.faults.KINDS`.
         seed: another seed, other requests.
         retry_delay: seconds that a 429 asks to wait.
-        requests_per_minute: enforced over any 60 seconds with 429; None: no limit.
+        requests_per_minute: enforced over any 60 seconds with 429; None: no limit; 0: the model is not for this project.
         requests_per_day: enforced over the server's life, with a daily quota's 429.
         keys: valid API keys; None: any.
         models: known models; None: any.
@@ -245,12 +245,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _too_many(self, *, daily: bool) -> None:
         period = "PerDay" if daily else "PerMinute"
         delay = 3600.0 if daily else self.stand_in.retry_delay
-        violation = {"quotaId": f"GenerateRequests{period}PerProjectPerModel", "quotaValue": "15"}
+        limit = self.stand_in.requests_per_day if daily else self.stand_in.requests_per_minute
+        value = 15 if limit is None else limit
+        violation = {"quotaId": f"GenerateRequests{period}PerProjectPerModel", "quotaValue": str(value)}
         details: list[dict[str, Any]] = [
             {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]},
             {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{delay}s"},
         ]
-        self._error(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota.", details)
+        self._error(429, "RESOURCE_EXHAUSTED", f"You exceeded your current quota, limit: {value}", details)
 
     def _error(self, code: int, status: str, message: str, details: list[dict[str, Any]] | None = None) -> None:
         error = {"code": code, "message": message, "status": status, "details": details or []}

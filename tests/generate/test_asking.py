@@ -188,3 +188,22 @@ def test_the_stand_in_of_the_settings_is_started_and_costs_nothing(shop: Shop, m
     outcomes = ask(shop, settings)
     assert len(outcomes.ok) == len(shop.products)
     assert sum(r["dollars"] for replies in outcomes.ok.values() for r in replies) == 0
+
+
+@pytest.mark.parametrize("generator", known_generators())
+def test_a_quota_of_zero_fails_at_once(shop: Shop, generator: str) -> None:
+    with StandIn(shop.answers, requests_per_minute=0) as server, pytest.raises(UserError, match="enable billing"):
+        ask(shop, settings_for(server.url, generator=generator))
+    assert len(server.entries) <= 4
+
+
+def test_under_every_fault_at_once_no_product_is_paid_twice_and_none_is_lost(shop: Shop, monkeypatch) -> None:
+    monkeypatch.setattr("data_prep.sender._FIRST_PAUSE", 0.01)
+    transport = dict.fromkeys(("status_429", "status_500", "status_503", "break_off", "html"), 0.06)
+    content = dict.fromkeys(("fences", "four_pairs", "six_pairs", "two_words", "truncated", "safety"), 0.06)
+    with StandIn(shop.answers, faults=transport | content | {"drip": 0.04}, retry_delay=0.02) as server:
+        settings = settings_for(server.url, timeout=0.5, max_retries=20, max_asks=3, require_category=False)
+        outcomes = ask(shop, settings)
+    assert set(outcomes.ok) | set(outcomes.failed) == {p.item_id for p in shop.products}
+    good = collections.Counter(e["picture"] for e in server.entries if e["outcome"] in ("ok", "fences"))
+    assert set(good.values()) == {1}
