@@ -7,9 +7,13 @@ Pairs are scored once each, which for one-word answers is a third of the work or
 from __future__ import annotations
 
 import importlib.util
+import os
+import socket
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -54,14 +58,54 @@ def bert_scores(pairs: Sequence[Pair], settings: MetricSettings) -> tuple[np.nda
 
 
 def _scorer(settings: MetricSettings) -> tuple[Any, dict[str, Any]]:
-    name = resolve(settings.bertscore_model or "")
+    found = _load(settings.bertscore_model or "", settings.bertscore_layer)
+    if isinstance(found, BertScoreUnavailable):
+        raise found
+    return found
+
+
+@cache
+def _load(model: str, layer: int | None) -> tuple[Any, dict[str, Any]] | BertScoreUnavailable:
+    """The scorer, or why there is none: asked once a process, since each of several models and variants needs it."""
+    try:
+        return _build(model, layer)
+    except BertScoreUnavailable as error:
+        return error
+
+
+def _require_reachable(name: str) -> None:
+    # The hub's client repeats a failed look-up for a minute; a machine without a network is told at once.
+    if Path(name).is_dir():
+        return
+    if Path(name).is_absolute():
+        raise BertScoreUnavailable(f"there is no folder {name}")
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    host = urlsplit(constants.ENDPOINT).hostname or ""
+    proxied = any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    if constants.HF_HUB_OFFLINE:
+        raise BertScoreUnavailable(f"the weights of {name} are not on this machine, and HF_HUB_OFFLINE is set")
+    try:
+        if not proxied:
+            socket.getaddrinfo(host, 443)
+    except OSError:
+        raise BertScoreUnavailable(
+            f"the weights of {name} are not on this machine, and {host} cannot be reached"
+        ) from None
+
+
+def _build(model: str, layer: int | None) -> tuple[Any, dict[str, Any]]:
+    name = resolve(model)
     try:
         import bert_score
         from bert_score.utils import model2layers
         from transformers import AutoConfig
     except ImportError as error:
         raise BertScoreUnavailable(f"{error.name} is not installed") from error
-    layer = settings.bertscore_layer or model2layers.get(name)
+    layer = layer or model2layers.get(name)
+    _require_reachable(name)
     try:
         if layer is None:
             layer = AutoConfig.from_pretrained(name).num_hidden_layers
@@ -71,8 +115,5 @@ def _scorer(settings: MetricSettings) -> tuple[Any, dict[str, Any]]:
         scorer = bert_score.BERTScorer(model_type=name, num_layers=layer, lang="en", rescale_with_baseline=rescaled)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise BertScoreUnavailable(
-            f"the weights of {settings.bertscore_model} could not be loaded: {reason}"
-        ) from error
-    label = settings.bertscore_model
-    return scorer, {"model": label, "layer": layer, "rescaled": rescaled}
+        raise BertScoreUnavailable(f"the weights of {model} could not be loaded: {reason}") from error
+    return scorer, {"model": model, "layer": layer, "rescaled": rescaled}
