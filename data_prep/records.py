@@ -178,7 +178,7 @@ class AtomicFile:
                 os.fsync(self._file.fileno())
             self._file.close()
             if kind is None:
-                os.replace(self._temporary, self.path)
+                self._temporary.replace(self.path)
                 sync_folder(self.path.parent)
         finally:
             self._temporary.unlink(missing_ok=True)
@@ -240,3 +240,7 @@ class Emit(Protocol):
 
     def __call__(self, key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
         """Append the outcome; with ``durable`` return only when it is on the disk."""
+
+
+class Interrupted(Exception):
+    """Work stopped before its end because it was asked to; what was done is on disk, and starting it again goes on."""

@@ -16,16 +16,12 @@ import sys
 import traceback
 from pathlib import Path
 
-from data_prep.records import UserError
+from data_prep.records import Interrupted, UserError
 from jobs.loop import freeze_shards, frozen_shards, run_shard
 from jobs.pipeline import load_run, make_stage
 from jobs.rundir import Step
 from jobs.stages.base import ShardedStage, SingleStage
 from jobs.stop import REQUEUE, StopFlag
-
-
-class Interrupted(Exception):
-    """A stage stopped because it was asked to, having written what it has."""
 
 
 def run_task(run_dir: Path, step: Step, shard: int | None, stop: StopFlag) -> int:
@@ -79,10 +75,10 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", flush=True)
         return 1
-    except (KeyboardInterrupt, Exception) as error:
-        if stop():
-            print(f"stopped while {type(error).__name__}: {error}", flush=True)
-            return REQUEUE
+    except Interrupted as stopped:
+        print(f"stopped: {stopped}", flush=True)
+        return REQUEUE
+    except Exception as error:
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {error}", flush=True)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -103,12 +104,14 @@ class SingleStage(Stage):
         return not changed
 
     def execute_and_mark(self, stopping: Callable[[], bool]) -> Outcome:
-        """Do it, then write the marker."""
+        """Do it, then write the marker (of the processes of a distributed training, the first does)."""
         started = time.time()
         settings, inputs = self.settings(), self.inputs()
         folder = self.run_dir.step_folder(self.step)
         folder.mkdir(parents=True, exist_ok=True)
         outcome = self.execute(stopping)
+        if os.environ.get("RANK", "0") != "0":
+            return outcome
         write_json(
             self.run_dir.done_file(self.step),
             {

@@ -1,0 +1,82 @@
+"""LoRA on a model, and how many parameters that trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from data_prep.records import UserError
+from vqa.models.base import Model
+from vqa.settings import LoraSettings
+
+
+def apply_lora_to_model(model: Model, settings: LoraSettings) -> Model:
+    """Wrap a model's network in peft, so that only adapters (and what the model trains whole) have gradients.
+
+    ``task_type`` stays unset: with any, peft calls the network in a way that BLIP's does not take.
+
+    Raises:
+        UserError: no layer has one of the names in ``lora.targets``.
+    """
+    targets = list(settings.targets or model.lora_targets)
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        modules_to_save=list(model.modules_to_save) or None,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        bias="none",
+    )
+    try:
+        model.net = get_peft_model(model.net, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        linear = sorted({name.rpartition(".")[2] for name, m in model.net.named_modules() if isinstance(m, nn.Linear)})
+        raise UserError(
+            f"lora.targets {targets} match no layer of this model. Its linear layers: {', '.join(linear)}."
+        ) from error
+    return model
+
+
+def load_adapter(model: Model, folder: Path, name: str = "default") -> Model:
+    """Put a trained adapter on a model whose network has none.
+
+    Raises:
+        UserError: the folder holds no adapter, or one for another base or shape.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds no adapter (no adapter_config.json). Train one, or name its folder.")
+    try:
+        model.net = PeftModel.from_pretrained(model.net, str(folder), adapter_name=name)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError, KeyError) as error:
+        words = " ".join(str(error).split())[:300]
+        raise UserError(f"The adapter in {folder} does not fit this {model.kind} model: {words}") from error
+    model.net.eval()
+    return model
+
+
+def parameter_table(model: Model) -> dict[str, Any]:
+    """Measured parameter counts, with the published report's beside them.
+
+    ``shared`` counts weights once that two layers share; ``total`` is what the report's kind of count gives.
+    """
+    seen: dict[int, int] = {}
+    trainable = adapters = 0
+    for name, parameter in model.net.named_parameters():
+        count = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 keeps a part only
+        seen[id(parameter)] = count
+        if parameter.requires_grad:
+            trainable += count
+            adapters += count if "lora_" in name else 0
+    total = sum(seen.values())
+    return {
+        "total": total,
+        "trainable": trainable,
+        "lora": adapters,
+        "percent": round(100 * trainable / total, 4),
+        "published": dict(model.published),
+    }

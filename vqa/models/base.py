@@ -1,0 +1,140 @@
+"""The contract of a model. A new model is one file in this folder with a class ``Model``; nothing else changes.
+
+A batch is a number of pictures and, for each, its questions: pictures are encoded once. The processor (a plain object that
+travels to worker processes) makes tensors of them, the network turns those into a loss, the model into answers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import nn
+
+import vqa.models
+from data_prep.records import UserError
+from vqa.settings import EvaluateSettings, ModelSettings
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model says to one question."""
+
+    text: str
+    confidence: float  # the answer's probability as the model sees it, 0 to 1
+
+
+class Processor(ABC):
+    """Pictures and texts to tensors; holds no weights, so that worker processes can have a copy."""
+
+    @abstractmethod
+    def collate(
+        self,
+        pictures: Sequence[Image.Image],
+        questions: Sequence[Sequence[str]],
+        answers: Sequence[Sequence[str]] | None = None,
+    ) -> Batch:
+        """A batch.
+
+        Args:
+            pictures: RGB.
+            questions: for each picture its questions, one or more.
+            answers: the same shape; without them the batch is for answering.
+
+        Returns:
+            ``pixels`` as uint8 (normalised on the device) and what else the network's ``forward`` takes; the rows of the
+            text tensors are the questions, picture by picture.
+        """
+
+
+class Model(ABC):
+    """A network with all that is needed to train it and to let it answer."""
+
+    kind: ClassVar[str]
+    lora_targets: ClassVar[tuple[str, ...]]  # where LoRA goes if the configuration does not say
+    modules_to_save: ClassVar[tuple[str, ...]] = ()  # trained whole and saved with the adapter
+    published: ClassVar[dict[str, str]]  # the report's parameter figures, and why ours differ
+
+    net: nn.Module  # transformers' network or a subclass, or peft's around it
+    processor: Processor
+
+    @classmethod
+    @abstractmethod
+    def load(cls, settings: ModelSettings, answers: Iterable[str] = ()) -> Model:
+        """The model with its weights, on the CPU in fp32, in eval mode.
+
+        Args:
+            settings: which weights.
+            answers: answers of the training split, for models that choose among known ones.
+
+        Raises:
+            UserError: the weights are not there or are another model's.
+        """
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Any:
+        """What of a batch does not depend on an adapter, computed once for all of them (None if there is nothing)."""
+
+    @abstractmethod
+    def answer(self, batch: Batch, encoded: Any, settings: EvaluateSettings, *, adapted: bool) -> list[Answer]:
+        """One answer a question, in the batch's order, under the adapter that is active (``adapted``) or none."""
+
+    def set_candidates(self, answers: Sequence[str]) -> None:
+        """The closed vocabulary for ``decoding: ranking``."""
+        raise UserError(f"evaluate.decoding: {self.kind} has no ranking; use greedy")
+
+    @classmethod
+    def adapter_answers(cls, folder: Path) -> list[str]:
+        """The answers that the model was extended by when the adapter in ``folder`` was trained."""
+        return []
+
+    def save_extra(self, folder: Path) -> None:  # noqa: B027 - nothing to save is the common case
+        """Write what an adapter needs beside its weights."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.net.parameters()).device
+
+
+def known_models() -> list[str]:
+    """The files of this folder that hold a model."""
+    return sorted(m.name for m in pkgutil.iter_modules(vqa.models.__path__) if m.name not in ("base", "attention"))
+
+
+def model_class(kind: str) -> type[Model]:
+    """The class of a kind of model.
+
+    Raises:
+        UserError: there is no such kind; lists those that there are.
+    """
+    known = known_models()
+    if kind not in known:
+        near = difflib.get_close_matches(kind, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"There is no kind of model {kind!r}.{hint} Known: {', '.join(known)}.")
+    found: type[Model] = importlib.import_module(f"vqa.models.{kind}").Model
+    return found
+
+
+def missing_weights(weights: str, error: Exception) -> UserError:
+    """The sentence for weights that cannot be loaded."""
+    words = " ".join(str(error).split())[:200]
+    if Path(weights).exists() or weights.startswith((".", "/", "~")):
+        return UserError(f"Cannot load a model from the folder {weights}: {words}")
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return UserError(
+        f"Cannot load {weights}{offline}: {words} On a machine with internet run: launch.py fetch --config ..., or "
+        f"download the model and name its folder as weights."
+    )

@@ -1,0 +1,315 @@
+"""BLIP (Li et al. 2022) for visual question answering: a picture encoder, a question encoder that looks at the picture, and
+a decoder that writes the answer looking at the question.
+
+Where this differs from calling transformers' `BlipForQuestionAnswering` directly, and why:
+
+- the vision tower runs once a picture, without gradients where it is frozen; keys and values of the picture's tokens are
+  computed once a picture too (`vqa.models.attention`);
+- the decoder starts at [DEC] in training as it does in inference (transformers feeds the labels, which start at [CLS]);
+- padding is masked everywhere, also where the decoder looks at the question (transformers' ``generate`` does not), so that an
+  answer does not depend on what else is in the batch; padded labels do not count in the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoTokenizer, BlipForQuestionAnswering, BlipImageProcessorPil
+
+from vqa.models import base
+from vqa.models.attention import Fold, attend, keys_values
+from vqa.models.base import Answer, Batch, missing_weights
+from vqa.settings import EvaluateSettings, ModelSettings
+
+MAX_QUESTION_TOKENS = 40
+MAX_ANSWER_TOKENS = 12
+IGNORED = -100
+
+
+class Processor(base.Processor):
+    """Pinned to transformers' PIL image processor: the torchvision one gives slightly different pixels."""
+
+    def __init__(self, tokenizer: Any, size: int, dec_id: int, enc_id: int | None) -> None:
+        self.tokenizer, self.size, self.dec_id, self.enc_id = tokenizer, size, dec_id, enc_id
+
+    def collate(
+        self,
+        pictures: Sequence[Image.Image],
+        questions: Sequence[Sequence[str]],
+        answers: Sequence[Sequence[str]] | None = None,
+    ) -> Batch:
+        """See `vqa.models.base.Processor`; ``pixels`` has shape (pictures, 3, size, size)."""
+        flat = [question for group in questions for question in group]
+        text = self.tokenizer(flat, padding=True, truncation=True, max_length=MAX_QUESTION_TOKENS, return_tensors="pt")
+        if self.enc_id is not None:
+            text["input_ids"][:, 0] = self.enc_id
+        batch = {
+            "pixels": torch.stack([self._pixels(picture) for picture in pictures]),
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+            "picture_of_question": torch.repeat_interleave(torch.tensor([len(group) for group in questions])),
+        }
+        if answers is not None:
+            batch |= self.targets([answer for group in answers for answer in group])
+        return batch
+
+    def targets(self, answers: Sequence[str]) -> Batch:
+        """Decoder input, starting at [DEC], and labels, in which pads do not count. Not shifted: the loss does that."""
+        text = self.tokenizer(
+            list(answers), padding=True, truncation=True, max_length=MAX_ANSWER_TOKENS, return_tensors="pt"
+        )
+        ids = text["input_ids"].clone()
+        ids[:, 0] = self.dec_id
+        return {"decoder_input_ids": ids, "labels": text["input_ids"].masked_fill(text["attention_mask"] == 0, IGNORED)}
+
+    def _pixels(self, picture: Image.Image) -> Tensor:
+        side = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return (
+            torch.frombuffer(bytearray(side.tobytes()), dtype=torch.uint8)
+            .view(self.size, self.size, 3)
+            .permute(2, 0, 1)
+        )
+
+
+class ImageOnceBlip(BlipForQuestionAnswering):
+    """transformers' BLIP with the same weights and names, and a forward pass that takes pictures with their questions."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.register_buffer("image_mean", torch.zeros(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.ones(3, 1, 1), persistent=False)
+
+    def forward(  # type: ignore[override]  # pictures with their questions instead of pairs
+        self,
+        pixels: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        picture_of_question: Tensor,
+        decoder_input_ids: Tensor,
+        labels: Tensor,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """The loss of a batch, a mean over the answers' tokens, and the decoder's logits (Q, T, vocabulary)."""
+        pictures = self.encode_pictures(pixels)
+        states = self.encode_questions(pictures, input_ids, attention_mask, picture_of_question)
+        logits = self.decode(states, attention_mask, decoder_input_ids)
+        loss = functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(),
+            labels[:, 1:].flatten(),
+            ignore_index=IGNORED,
+            label_smoothing=self.text_decoder.label_smoothing,
+        )
+        return {"loss": loss, "logits": logits}
+
+    def encode_pictures(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels (P, 3, S, S) to states (P, T, D); gradients only where something in the tower is trained."""
+        trained = any(parameter.requires_grad for parameter in self.vision_model.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            normal = (pixels.float() / 255 - self.image_mean) / self.image_std
+            states: Tensor = self.vision_model(pixel_values=normal.to(self._vision_dtype())).last_hidden_state
+            return states
+
+    def _vision_dtype(self) -> torch.dtype:
+        return self.vision_model.embeddings.class_embedding.dtype
+
+    def encode_questions(
+        self, pictures: Tensor, input_ids: Tensor, attention_mask: Tensor, picture_of_question: Tensor
+    ) -> Tensor:
+        """Questions that have looked at their pictures: (Q, L, D)."""
+        fold = Fold.of(picture_of_question, len(pictures))
+        length = input_ids.shape[1]
+        own = attention_mask.bool()[:, None, None, :]
+        states = self.text_encoder.embeddings(input_ids=input_ids)
+        for layer in self.text_encoder.encoder.layer:
+            attention = layer.attention.self
+            mixed = attend(attention, states, *keys_values(attention, states), own)
+            states = layer.attention.output(mixed, states)
+            cross = layer.crossattention.self
+            seen = attend(cross, fold.fold(states), *keys_values(cross, pictures), None)
+            states = layer.crossattention.output(fold.unfold(seen, length), states)
+            states = layer.feed_forward_chunk(states)
+        return states
+
+    def question_memory(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the encoded questions for every decoder layer; they serve all steps of an answer."""
+        return [keys_values(layer.crossattention.self, states) for layer in self.text_decoder.bert.encoder.layer]
+
+    def decode(self, states: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        """Logits (Q, T, vocabulary) of whole answers at once."""
+        return self.decoder_step(self.question_memory(states), attention_mask, decoder_input_ids, None)
+
+    def decoder_step(
+        self,
+        memory: list[tuple[Tensor, Tensor]],
+        attention_mask: Tensor,
+        ids: Tensor,
+        past: list[tuple[Tensor, Tensor]] | None,
+    ) -> Tensor:
+        """Logits of ``ids`` (Q, T) after what ``past`` holds; ``past`` is filled in place, a pair a layer."""
+        bert = self.text_decoder.bert
+        length, begun = ids.shape[1], past[0][0].shape[2] if past else 0
+        question = attention_mask.bool()[:, None, None, :]
+        causal = None
+        if length > 1:
+            causal = torch.ones(length, begun + length, dtype=torch.bool, device=ids.device).tril(begun)
+        states = bert.embeddings(input_ids=ids, past_key_values_length=begun)
+        kept = []
+        for number, layer in enumerate(bert.encoder.layer):
+            attention = layer.attention.self
+            key, value = keys_values(attention, states)
+            if past:
+                key, value = torch.cat([past[number][0], key], 2), torch.cat([past[number][1], value], 2)
+            kept.append((key, value))
+            states = layer.attention.output(attend(attention, states, key, value, causal), states)
+            cross = layer.crossattention.self
+            states = layer.crossattention.output(attend(cross, states, *memory[number], question), states)
+            states = layer.feed_forward_chunk(states)
+        if past is not None:
+            past[:] = kept
+        logits: Tensor = self.text_decoder.cls(states)
+        return logits
+
+
+class Model(base.Model):
+    """BLIP with everything around it."""
+
+    kind = "blip"
+    lora_targets = ("query", "value")
+    published: ClassVar[dict[str, str]] = {
+        "total": "385 M",
+        "trainable": "1.2 M at r = 16",
+        "difference": "query and value match 96 layers of the text encoder and decoder; r = 16 gives 2.36 M trainable "
+        "parameters there, and 1.18 M is what r = 8 gives. The total of 385 M counts the decoder's output layer apart "
+        "from the embedding that it shares its weights with.",
+    }
+
+    def __init__(self, net: nn.Module, processor: Processor, stop_id: int) -> None:
+        self.net, self.processor, self.stop_id = net, processor, stop_id
+        self.candidates: Batch | None = None
+        self.candidate_texts: list[str] = []
+
+    @classmethod
+    def load(cls, settings: ModelSettings, answers: Iterable[str] = ()) -> Model:
+        """See `vqa.models.base.Model`; the answers do not matter, BLIP writes its own."""
+        try:
+            net = ImageOnceBlip.from_pretrained(settings.weights)
+            tokenizer = AutoTokenizer.from_pretrained(settings.weights)
+            images = BlipImageProcessorPil.from_pretrained(settings.weights)
+        except (OSError, ValueError) as error:
+            raise missing_weights(settings.weights, error) from error
+        net.image_mean.copy_(torch.tensor(images.image_mean).view(3, 1, 1))
+        net.image_std.copy_(torch.tensor(images.image_std).view(3, 1, 1))
+        text = net.config.text_config
+        enc_id = text.bos_token_id + 1 if settings.question_prefix == "enc" else None  # [ENC] follows [DEC]
+        processor = Processor(tokenizer, net.config.vision_config.image_size, text.bos_token_id, enc_id)
+        return cls(net.eval(), processor, text.sep_token_id)
+
+    @property
+    def blip(self) -> ImageOnceBlip:
+        """The network itself, whether or not peft is around it."""
+        inner = self.net.get_base_model() if hasattr(self.net, "get_base_model") else self.net
+        assert isinstance(inner, ImageOnceBlip)
+        return inner
+
+    def encode(self, batch: Batch) -> Any:
+        """The pictures' states, unless an adapter reaches the vision tower."""
+        if any("lora_" in name for name, _ in self.blip.vision_model.named_parameters()):
+            return None
+        return self.blip.encode_pictures(batch["pixels"])
+
+    def answer(self, batch: Batch, encoded: Any, settings: EvaluateSettings, *, adapted: bool) -> list[Answer]:
+        """See `vqa.models.base.Model`."""
+        pictures = self.blip.encode_pictures(batch["pixels"]) if encoded is None else encoded
+        mask = batch["attention_mask"]
+        states = self.blip.encode_questions(pictures, batch["input_ids"], mask, batch["picture_of_question"])
+        if settings.decoding == "ranking":
+            return self._rank(states, mask, settings.shortlist)
+        if settings.decoding == "beam":
+            return self._beam(states, mask, settings)
+        return self._greedy(states, mask, settings.max_new_tokens)
+
+    def _greedy(self, states: Tensor, mask: Tensor, most: int) -> list[Answer]:
+        """The likeliest token at each step; confidence is the product of their probabilities, the end included."""
+        blip, count = self.blip, len(states)
+        memory, past = blip.question_memory(states), list[tuple[Tensor, Tensor]]()
+        token = torch.full((count, 1), self.processor_dec(), device=states.device)
+        written, certainty = [], torch.zeros(count, device=states.device)
+        finished = torch.zeros(count, dtype=torch.bool, device=states.device)
+        for _ in range(most):
+            chances = blip.decoder_step(memory, mask, token, past)[:, -1].float().log_softmax(-1)
+            best = chances.max(-1)
+            certainty = torch.where(finished, certainty, certainty + best.values)
+            chosen = best.indices.masked_fill(finished, self.stop_id)
+            written.append(chosen)
+            finished |= chosen == self.stop_id
+            if bool(finished.all()):
+                break
+            token = chosen[:, None]
+        return self._texts(torch.stack(written, 1), certainty.exp())
+
+    def _beam(self, states: Tensor, mask: Tensor, settings: EvaluateSettings) -> list[Answer]:
+        """transformers' beam search, given the question's mask."""
+        start = torch.full((len(states), 1), self.processor_dec(), device=states.device)
+        found = self.blip.text_decoder.generate(
+            input_ids=start,
+            eos_token_id=self.stop_id,
+            pad_token_id=self.blip.config.text_config.pad_token_id,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            num_beams=settings.beams,
+            max_new_tokens=settings.max_new_tokens,
+            do_sample=False,
+            length_penalty=0.0,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        return self._texts(found.sequences[:, 1:], found.sequences_scores.float().exp())
+
+    def set_candidates(self, answers: Sequence[str]) -> None:
+        """Answers to choose from under ``decoding: ranking``."""
+        assert isinstance(self.processor, Processor)
+        self.candidate_texts = list(answers)
+        self.candidates = self.processor.targets(self.candidate_texts)
+
+    def _rank(self, states: Tensor, mask: Tensor, shortlist: int) -> list[Answer]:
+        """The likeliest known answer, as `rank_answer` in BLIP's own code: a shortlist by first token, then likelihood.
+
+        Confidence is the answer's part of the shortlist's probability.
+        """
+        assert self.candidates is not None, "set_candidates comes first"
+        ids, labels = (self.candidates[name].to(states.device) for name in ("decoder_input_ids", "labels"))
+        keep = min(shortlist, len(ids))
+        memory = self.blip.question_memory(states)
+        start = torch.full((len(states), 1), self.processor_dec(), device=states.device)
+        first = self.blip.decoder_step(memory, mask, start, None)[:, -1].float().log_softmax(-1)
+        chosen = first.index_select(1, labels[:, 1]).topk(keep).indices  # (Q, keep)
+        answers = []
+        for number, rows in enumerate(chosen):  # one question at a time bounds memory at ``keep`` rows
+            one = [
+                (k[number : number + 1].expand(keep, -1, -1, -1), v[number : number + 1].expand(keep, -1, -1, -1))
+                for k, v in memory
+            ]
+            logits = self.blip.decoder_step(one, mask[number : number + 1].expand(keep, -1), ids[rows], None)
+            target = labels[rows][:, 1:]
+            said = logits[:, :-1].float().log_softmax(-1).gather(2, target.clamp_min(0)[..., None])[..., 0]
+            likelihood = said.masked_fill(target == IGNORED, 0).sum(1)
+            best = int(likelihood.argmax())
+            answers.append(Answer(self.candidate_texts[int(rows[best])], float(likelihood.softmax(0)[best])))
+        return answers
+
+    def processor_dec(self) -> int:
+        """The id that every answer starts with."""
+        assert isinstance(self.processor, Processor)
+        return self.processor.dec_id
+
+    def _texts(self, ids: Tensor, certainty: Tensor) -> list[Answer]:
+        assert isinstance(self.processor, Processor)
+        rows = ids.tolist()
+        cut = [row[: row.index(self.stop_id)] if self.stop_id in row else row for row in rows]
+        texts = self.processor.tokenizer.batch_decode(cut, skip_special_tokens=True)
+        return [Answer(text.strip(), float(c)) for text, c in zip(texts, certainty, strict=True)]
