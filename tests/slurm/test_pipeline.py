@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from rich.console import Console
 
@@ -19,11 +20,12 @@ from jobs.journal import Damage
 from jobs.logs import find_logs
 from jobs.loop import latest_outcomes, store_records
 from jobs.pipeline import open_run, steps_of
-from jobs.rundir import RunDir
+from jobs.rundir import RunDir, Step
 from jobs.status import run_status
 from slurm.profile import Profile, build_profile
 from slurm.queue import live_jobs
 from tests.slurm_cluster.cluster import SlurmCluster, cmdline
+from vqa.tiny import make_tiny_model
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
@@ -31,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("prepare", "validate", "generate")
 CONCURRENCY = 4
 PROFILE: Profile = build_profile(
-    {"defaults": {"cpus": 1, "memory": "200M", "time": 30}, "grace_seconds": 10}, STAGES, "test"
+    {"defaults": {"cpus": 1, "memory": "900M", "time": 30}, "grace_seconds": 20}, STAGES, "test"
 )
 
 
@@ -162,3 +164,40 @@ def test_the_newest_log_of_every_task_is_found(tmp_path: Path) -> None:
     (found,) = find_logs(run, config, steps)
     assert (found.path.name, found.attempts, found.error) == ("00001.20990101T000000.log", 2, "the disk is full")
     assert find_logs(run, config, steps, failed=True) == [found]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_one_command_takes_all_seven_stages_to_a_report_though_training_is_requeued_on_the_way(
+    slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    catalogue = tmp_path / "catalogue"
+    demo_catalogue.render(catalogue, products=60, seed=3)
+    answers = [orjson.loads(line)["qas"] for line in (catalogue / "facts.jsonl").read_bytes().splitlines()]
+    texts = [text for qas in answers for qa in qas for text in (qa["question"], qa["answer"])]
+    weights = make_tiny_model("blip", tmp_path / "tiny-blip", texts)
+    tree: dict[str, Any] = {
+        "data": {"root": str(catalogue)},
+        "validate": {"shards": 4},
+        "generate": {"shards": 3, "stand_in": {"answers": str(catalogue / "facts.jsonl")}},
+        "models": {"blip": {"kind": "blip", "weights": str(weights)}},
+        "train": {"epochs": 6, "eval_steps": 20, "validation_questions": 8},
+        "evaluate": {"shards": 2},
+    }
+    config = validate_config(tree, "test")
+    run, _ = open_run(tmp_path / "run", config, ["test"])
+    slurm_backend.submit(run, config, steps_of(config), PROFILE, Console(quiet=True))
+    token = slurm_backend.chain_folder(run).token()
+    log = run.step_folder(Step("train", "blip")) / "log.jsonl"
+    wait_until(lambda: log.exists() and log.stat().st_size)
+    (training,) = [job for job in live_jobs(token) if job.step == "train:blip" and not job.is_gate]
+    slurm_cluster.run("scancel", "--signal=USR2", f"{training.id}.0")
+    wait_until(lambda: not live_jobs(token), 300)
+    assert slurm_backend.stopped_steps(run) == {}
+    assert {status.state for status in run_status(run, config)} == {"done"}
+    assert (run.report / "index.html").is_file()
+    logs = sorted(run.logs(Step("train", "blip")).glob("task.*.log"))
+    assert len(logs) == 2
+    assert "training from the beginning" in logs[0].read_text()
+    assert "training from the beginning" not in logs[1].read_text(), "the checkpoint was not taken up"
