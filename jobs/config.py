@@ -8,7 +8,8 @@
     models: {blip: {kind: blip, weights: Salesforce/blip-vqa-base}}
 
 Unknown keys, wrong types and impossible values are errors that name the key, the value and what would be right.
-``--set generate.max_dollars=5`` overrides a key. ``$NAME`` in a string is replaced from the environment. Secrets have no
+``--set generate.max_dollars=5`` overrides a key. ``$NAME`` (or ``${NAME:-default}``)
+in a string is replaced from the environment. Secrets have no
 place in here: a section names the environment variables that hold them.
 """
 
@@ -126,7 +127,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _expand(value: Any, source: str) -> Any:
-    """Replace ``$NAME`` and ``${NAME}`` in every string from the environment."""
+    """Replace ``$NAME``, ``${NAME}`` and ``${NAME:-default}`` in every string from the environment."""
     if isinstance(value, dict):
         return {key: _expand(child, source) for key, child in value.items()}
     if isinstance(value, list):
@@ -135,13 +136,15 @@ def _expand(value: Any, source: str) -> Any:
         return value
 
     def replace(match: re.Match[str]) -> str:
-        name = match.group(1) or match.group(2)
+        name = match.group(1) or match.group(3)
+        if name not in os.environ and match.group(2) is not None:
+            return match.group(2)
         if name not in os.environ:
             hint = MISSING_ABO if name == "ABO_ROOT" else f"Set it: export {name}=..."
             raise UserError(f"{source} uses ${name}, which is not set in the environment. {hint}")
         return os.environ[name]
 
-    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", replace, value)
+    return re.sub(r"\$(?:\{(\w+)(?::-([^}]*))?\}|(\w+))", replace, value)
 
 
 MISSING_ABO = (
@@ -167,6 +170,8 @@ def _explain(problem: Any, tree: dict[str, Any]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not location:
         return message
+    if "keys" in location:  # somebody may have pasted a secret there
+        return f"{key}: {message[0].lower()}{message[1:]}"
     return f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 

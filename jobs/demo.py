@@ -1,7 +1,7 @@
-"""The demo: renders its own catalogue and makes its own base model, then runs the real pipeline on them.
+"""The demo: renders its own catalogue, then runs the real pipeline on it.
 
-Nothing here is a path of its own: ``jobs/configs/demo.yaml`` is a configuration like any other, and what is made here is
-what a user brings: a folder in ABO's layout, and a model's weights.
+Nothing here is a path of its own: ``jobs/configs/demo.yaml`` is a configuration like any other, and the catalogue is what a user
+brings, a folder in ABO's layout.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from data_prep import demo_catalogue
 from jobs import runner
 from jobs.config import CONFIGS
 
@@ -19,5 +20,11 @@ SEED = 7
 
 
 def run_demo(run_dir: Path, workers: int | None, console: Console) -> int:
-    """Render the catalogue and make the base model where they are not there yet, then run the pipeline; the exit code."""
-    return 0
+    """Render the catalogue where it is not there yet, then run the pipeline; the exit code."""
+    catalogue = run_dir.resolve().with_name(f"{run_dir.name}-catalogue")
+    if not (catalogue / "facts.jsonl").is_file():  # written last
+        console.print(f"Rendering a catalogue of {PRODUCTS} products into {catalogue}", markup=False)
+        demo_catalogue.render(catalogue, products=PRODUCTS, seed=SEED)
+    os.environ["DEMO_CATALOGUE"] = str(catalogue)
+    request = runner.Request(CONFIGS / "demo.yaml", run_dir, None, None, workers, (), dry_run=False)
+    return runner.launch(request, "local", console)

@@ -132,6 +132,10 @@ class RunDir:
         """The trained adapter in peft's format."""
         return self.stage_folder("train") / model / "adapter"
 
+    def tiny_base(self, model: str) -> Path:
+        """The base weights that the run makes itself, where the configuration says ``weights: tiny``."""
+        return self.stage_folder("train") / model / "tiny-base"
+
     @property
     def report(self) -> Path:
         """The folder of the page to look at."""

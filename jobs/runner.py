@@ -146,7 +146,7 @@ def write_report(run_dir: Path, console: Console) -> None:
     run, config = load_run(run_dir)
     stage = make_stage(Step("report"), run, config)
     assert isinstance(stage, SingleStage)
-    stage.execute_and_mark(lambda: False)
+    stage.execute_and_mark()
     console.print(f"Report: {escape(str(run.report / 'index.html'))}")
 
 

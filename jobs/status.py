@@ -49,6 +49,23 @@ class StepStatus:
     last_error: str = ""
     last_log: str = ""
 
+    def warnings(self) -> list[str]:
+        """What a reader of the results must know of this step, in sentences."""
+        said = []
+        if self.failed:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.items())
+            said.append(f"{self.step}: {self.failed:,} of {self.items or 0:,} items failed ({reasons}).")
+        if self.remaining and self.state != "waiting":
+            said.append(f"{self.step}: {self.remaining:,} items are not done yet.")
+        if self.state == "waiting":
+            said.append(f"{self.step} was not run.")
+        if self.damaged_lines:
+            said.append(f"{self.step}: {self.damaged_lines:,} damaged records were found by checksum and done again.")
+        capped = {name: count for name, count in self.reasons.items() if name.startswith("over_max")}
+        if capped:
+            said.append(f"{self.step}: " + ", ".join(f"{n} left out {c:,} listings" for n, c in capped.items()) + ".")
+        return said
+
 
 def run_status(run: RunDir, config: Config) -> list[StepStatus]:
     """The state of every step, in order."""

@@ -32,11 +32,12 @@ def run_task(run_dir: Path, step: Step, shard: int | None, stop: StopFlag) -> in
     """
     run, config = load_run(run_dir)
     stage = make_stage(step, run, config)
+    stage.stopping = stop
     if isinstance(stage, SingleStage):
         if stage.complete():
             print(f"{step}: nothing to do")
             return 0
-        outcome = stage.execute_and_mark(stop)
+        outcome = stage.execute_and_mark()
         print(f"{step}: " + ", ".join(f"{count:,} {name}" for name, count in outcome.counts.items()))
         return 0
     assert isinstance(stage, ShardedStage)

@@ -56,6 +56,9 @@ class ModelSettings(BaseModel):
     gradient_accumulation: int = Field(default=4, ge=1)
     """Steps whose gradients are summed before the weights change."""
 
+    tiny_epochs: int = Field(default=10, ge=1)
+    """``weights: tiny`` only: passes over one half of the training questions that make the base."""
+
     question_prefix: Literal["cls", "enc"] = "cls"
     """BLIP only: the question's first token. The original BLIP sets [ENC], transformers keeps [CLS]."""
 
@@ -116,7 +119,9 @@ class EvaluateSettings(BaseModel):
 
     max_new_tokens: int = Field(default=10, ge=1, le=50)
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    bertscore_model: str = "microsoft/deberta-xlarge-mnli"
+    bertscore_model: str | None = "microsoft/deberta-xlarge-mnli"
+    """Hub name, folder, ``package:NAME`` for weights in an installed package, or null for none."""
+
     bertscore_layer: int | None = None
     """Layer whose states are compared; None: the one that bert-score recommends for the model."""
 

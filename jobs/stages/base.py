@@ -14,7 +14,7 @@ from data_prep.records import UserError, write_json
 from jobs.config import Config
 from jobs.fingerprint import differences, digest, file_digest, read_json
 from jobs.loop import Work
-from jobs.rundir import RunDir, Step
+from jobs.rundir import RunDir, Step, Store
 
 
 @dataclass(slots=True)
@@ -36,6 +36,7 @@ class Stage(ABC):
         self.config = config
         self.target = target
         self.step = Step(self.name, target)
+        self.stopping: Callable[[], bool] = lambda: False  # whether the task was asked to stop
 
 
 class ShardedStage(Stage):
@@ -64,7 +65,7 @@ class SingleStage(Stage):
         """Digests of what it reads, by name."""
 
     @abstractmethod
-    def execute(self, stopping: Callable[[], bool]) -> Outcome:
+    def execute(self) -> Outcome:
         """Do it. Files appear whole or not at all, so that a kill in the middle leaves nothing half done."""
 
     def marker(self) -> dict[str, Any] | None:
@@ -103,13 +104,13 @@ class SingleStage(Stage):
             )
         return not changed
 
-    def execute_and_mark(self, stopping: Callable[[], bool]) -> Outcome:
+    def execute_and_mark(self) -> Outcome:
         """Do it, then write the marker (of the processes of a distributed training, the first does)."""
         started = time.time()
         settings, inputs = self.settings(), self.inputs()
         folder = self.run_dir.step_folder(self.step)
         folder.mkdir(parents=True, exist_ok=True)
-        outcome = self.execute(stopping)
+        outcome = self.execute()
         if os.environ.get("RANK", "0") != "0":
             return outcome
         write_json(
@@ -133,9 +134,8 @@ def outputs_digest(stage_marker: dict[str, Any] | None) -> str:
     return digest(stage_marker["outputs"]) if stage_marker else ""
 
 
-def store_digest(run: RunDir, stage: str) -> str:
-    """One digest of a sharded stage's markers, which change when its records do."""
-    store = run.store(stage)
+def store_digest(store: Store) -> str:
+    """One digest of a store's markers, which change when its records do."""
     known = read_json(store.shards_file)
     if known is None:
         return ""

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 from data_prep import curate
-from data_prep.records import AtomicFile, Failed, ImageFacts, Ok, Product, Rejected, Reply, dumps, from_dict, read_jsonl
+from data_prep.records import (
+    AtomicFile,
+    Failed,
+    ImageFacts,
+    Ok,
+    Product,
+    Rejected,
+    Reply,
+    UserError,
+    dumps,
+    from_dict,
+    read_jsonl,
+)
 from jobs.fingerprint import read_json
 from jobs.journal import Damage
-from jobs.loop import outcome_of, store_records
+from jobs.loop import latest_outcomes, outcome_of, store_records
 from jobs.rundir import Step
 from jobs.stages.base import Outcome, SingleStage, outputs_digest, store_digest
 
@@ -26,9 +38,54 @@ class Curate(SingleStage):
     def inputs(self) -> dict[str, str]:
         return {
             "prepare": outputs_digest(read_json(self.run_dir.done_file(Step("prepare")))),
-            "validate": store_digest(self.run_dir, "validate"),
-            "generate": store_digest(self.run_dir, "generate"),
+            "validate": store_digest(self.run_dir.store("validate")),
+            "generate": store_digest(self.run_dir.store("generate")),
         }
 
-    def execute(self, stopping: Callable[[], bool]) -> Outcome:
-        return Outcome({})
+    def execute(self) -> Outcome:
+        facts: dict[str, ImageFacts] = {}
+        failures: dict[str, str] = {}
+        for key, outcome in latest_outcomes(self.run_dir.store("validate"), Damage()).items():
+            if isinstance(outcome, Ok):
+                facts[key] = from_dict(ImageFacts, outcome.value)
+            elif isinstance(outcome, Failed):
+                failures[key] = outcome.reason
+        generate = self.config.generate
+        folder = self.run_dir.dataset
+        with AtomicFile(self.run_dir.rejected("curate")) as rejected:
+
+            def reject(record: Rejected) -> None:
+                rejected.write(dumps(record))
+
+            products = read_jsonl(self.run_dir.products, Product)
+            dataset = curate.curate(products, facts, failures, self._replies(), self.config.curate, reject)
+        if not dataset.train or not dataset.test:
+            dropped = _in_words(dataset.stats["pairs"]["dropped"]) or _in_words(dataset.stats["products"]["dropped"])
+            raise UserError(
+                f"Curation left {len(dataset.train)} training and {len(dataset.test)} test questions, too few to go on "
+                f"({dropped}). Each drop is in {self.run_dir.rejected('curate')}; ask about more products "
+                f"(prepare.max_items) or loosen the rules (curate.*)."
+            )
+        curate.write_dataset(
+            dataset,
+            folder,
+            image_root=self.config.data.image_root,
+            source=generate.model,
+            stand_in=generate.stand_in is not None,
+        )
+        if leaks := curate.verify(folder):
+            raise UserError(f"The splits leak, which is a mistake of this program: {'; '.join(leaks[:3])}")
+        splits = dataset.splits()
+        counts = {"questions": sum(map(len, splits.values())), **{name: len(rows) for name, rows in splits.items()}}
+        reasons = Counter(dataset.stats["products"]["dropped"]) + Counter(dataset.stats["pairs"]["dropped"])
+        return Outcome(counts, dict(sorted(reasons.items())), [folder / f"{name}.jsonl" for name in splits])
+
+    def _replies(self) -> Iterator[Reply]:
+        for record in store_records(self.run_dir.store("generate"), Damage()):
+            outcome = outcome_of(record)
+            if isinstance(outcome, Ok):
+                yield from_dict(Reply, outcome.value)
+
+
+def _in_words(counts: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in counts.items())

@@ -12,6 +12,7 @@ from jobs.journal import Damage
 from jobs.loop import Previous, Work, latest_outcomes
 from jobs.rundir import BASE, LORA, RunDir, Step, Store
 from jobs.stages.base import ShardedStage
+from jobs.weights import model_settings
 
 
 class Evaluate(ShardedStage):
@@ -27,11 +28,14 @@ class Evaluate(ShardedStage):
         return {variant: self.run_dir.predictions(self.target, variant) for variant in (BASE, LORA)}
 
     def work(self) -> Work[Example]:
-        model, settings = self.config.models[self.target], self.config.evaluate
+        model, settings = model_settings(self.run_dir, self.config, self.target), self.config.evaluate
         train = read_json(self.run_dir.done_file(Step("train", self.target)))
         adapter = self.run_dir.adapter(self.target)
         answering = settings.model_dump(mode="json", include=set(settings.answer_fields()))
-        common = {"model": model.model_dump(mode="json", exclude={"lora"}), "answering": answering}
+        identity = self.config.models[self.target].model_dump(
+            mode="json", include={"kind", "weights", "question_prefix"}
+        )
+        common = {"model": identity, "answering": answering}
         identities: dict[str, dict[str, Any]] = {
             BASE: common,
             LORA: common | {"adapter": train["outputs"] if train else {}},
@@ -45,7 +49,8 @@ class Evaluate(ShardedStage):
         ) -> None:
             from vqa.inference import Answerer  # torch takes seconds to import; launch and status never need it
 
-            answerer = Answerer(model, {BASE: None, LORA: adapter}, settings, self.config.data.image_root)
+            candidates = sorted({e.answer for e in read_jsonl(self.run_dir.split("train"), Example)})
+            answerer = Answerer(model, {BASE: None, LORA: adapter}, settings, self.config.data.image_root, candidates)
             answerer.process(items, emits, wanted)
 
         return Work(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from data_prep import asking
+from data_prep import asking, dataset_csv
+from data_prep.qa_parser import QAParseError, QAParser
 from data_prep.records import Emit, Product, read_jsonl
 from jobs.journal import Damage
 from jobs.loop import Previous, Work, store_records
@@ -62,5 +64,25 @@ class Generate(ShardedStage):
         )
 
     def finish(self, shard: int) -> dict[str, Any]:
-        """Write the shard's CSV and sum what it cost."""
-        return {}
+        """Write the shard's CSV, the best reply of each product, and sum what the shard cost."""
+        folder = self.run_dir.store("generate").shard(shard)
+        parser = QAParser(require_category=self.config.generate.require_category)
+        best: dict[str, dataset_csv.CsvRow] = {}
+        totals: Counter[str] = Counter()
+        dollars = 0.0
+        for record in store_records(self.run_dir.store("generate"), Damage(), shard=shard):
+            value = record.get("value") or {}
+            totals["input_tokens"] += value.get("input_tokens", 0)
+            totals["output_tokens"] += value.get("output_tokens", 0)
+            dollars += value.get("dollars", 0.0)
+            if not record["ok"]:
+                continue
+            try:
+                pairs = parser.parse(value["text"] or "").pairs
+            except QAParseError:
+                continue
+            known = best.get(record["key"])
+            if pairs and (known is None or len(pairs) >= len(known.qas)):
+                best[record["key"]] = dataset_csv.CsvRow(record["key"], value["image_id"], pairs)
+        dataset_csv.write(folder / f"dataset_{shard}.csv", (best[key] for key in sorted(best)))
+        return {**totals, "dollars": dollars}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 from data_prep import abo
@@ -22,7 +21,7 @@ class Prepare(SingleStage):
     def inputs(self) -> dict[str, str]:
         return abo.find_sources(self.config.data).digests()
 
-    def execute(self, stopping: Callable[[], bool]) -> Outcome:
+    def execute(self) -> Outcome:
         sources = abo.find_sources(self.config.data)
         reasons: Counter[str] = Counter()
         products, rejected = self.run_dir.products, self.run_dir.rejected("prepare")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from data_prep.records import UserError
 from jobs.fingerprint import read_json
 from jobs.rundir import Step
 from jobs.stages.base import Outcome, SingleStage
+from jobs.weights import make_tiny_base, model_settings
+from vqa.settings import TINY
 
 # Settings that decide how fast the adapter comes out, or how much is printed, but not which adapter.
 SPEED_ONLY = {"workers", "logging_steps", "keep_checkpoints"}
@@ -31,18 +32,21 @@ class Train(SingleStage):
         outputs = curate["outputs"] if curate else {}
         return {name: outputs.get(name, "") for name in ("train.jsonl", "val.jsonl")}
 
-    def execute(self, stopping: Callable[[], bool]) -> Outcome:
+    def execute(self) -> Outcome:
         from vqa.training import train  # torch takes seconds to import; launch and status never need it
 
         folder = self.run_dir.step_folder(self.step)
+        data = self.run_dir.dataset
+        if self.config.models[self.target].weights == TINY:
+            data = make_tiny_base(self.run_dir, self.config, self.target)
         train(
             self.target,
-            self.config.models[self.target],
+            model_settings(self.run_dir, self.config, self.target),
             self.config.train,
-            data=self.run_dir.dataset,
+            data=data,
             image_root=self.config.data.image_root,
             out=folder,
-            stop=stopping,
+            stop=self.stopping,
         )
         weights = self.run_dir.adapter(self.target) / "adapter_model.safetensors"
         if not weights.is_file():

@@ -1,0 +1,142 @@
+"""Stage 7: one page about the run, from whatever the run has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.records import Example, Prediction, read_jsonl
+from jobs.fingerprint import read_json
+from jobs.rundir import VARIANTS, Step
+from jobs.stages.base import Outcome, SingleStage, outputs_digest, store_digest
+from jobs.stages.evaluate import Evaluate, read_predictions
+from vqa.settings import TINY
+
+
+class Report(SingleStage):
+    """Writes 7_report/index.html and report.json. A missing piece leaves a labelled gap."""
+
+    name = "report"
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "report": self.config.report.model_dump(mode="json"),
+            "bertscore": self.config.evaluate.model_dump(mode="json", include={"bertscore_model", "bertscore_layer"}),
+        }
+
+    def inputs(self) -> dict[str, str]:
+        found = {"curate": outputs_digest(read_json(self.run_dir.done_file(Step("curate"))))}
+        for model in self.config.models:
+            found[f"train:{model}"] = outputs_digest(read_json(self.run_dir.done_file(Step("train", model))))
+            for variant in VARIANTS:
+                found[f"{model}-{variant}"] = store_digest(self.run_dir.predictions(model, variant))
+        return found
+
+    def execute(self) -> Outcome:
+        from vqa.metrics import (
+            MetricSettings,  # loads numpy, scipy and scikit-learn, which launch and status never need
+        )
+        from vqa.report.build import build
+        from vqa.report.inputs import ReportInputs, StageSummary
+
+        evaluate = self.config.evaluate
+        predictions: dict[str, dict[str, list[Prediction]]] = {}
+        failed: dict[str, dict[str, int]] = {}
+        parameters, logs = {}, {}
+        for model in self.config.models:
+            folder = self.run_dir.step_folder(Step("train", model))
+            if table := read_json(folder / "parameters.json"):
+                settings = self.config.models[model]
+                parameters[model] = {
+                    **table,
+                    "lora": settings.lora.model_dump(mode="json"),
+                    "batch_size": settings.batch_size,
+                    "gradient_accumulation_steps": settings.gradient_accumulation,
+                    "training": self.config.train.model_dump(mode="json"),
+                }
+            logs[model] = [*_lines(folder / "log.jsonl", "step"), *_validations(folder / "validation.jsonl")]
+            work = Evaluate(self.run_dir, self.config, model).work()
+            for variant in VARIANTS:
+                rows, reasons = read_predictions(self.run_dir, model, variant, work)
+                if rows:
+                    predictions.setdefault(model, {})[variant] = rows
+                if reasons:
+                    failed[f"{model}-{variant}"] = reasons
+        summaries, warnings = self._stages(StageSummary)
+        inputs = ReportInputs(
+            run=read_json(self.run_dir.run_file) or {},
+            stages=summaries,
+            stats=read_json(self.run_dir.dataset / "stats.json") or {},
+            sample_sheet=self.run_dir.dataset / "samples.jpg",
+            train=list(self._examples("train")),
+            test=list(self._examples(evaluate.split)),
+            predictions=predictions,
+            failed=failed,
+            parameters=parameters,
+            training_log=logs,
+            image_root=self.config.data.image_root,
+            warnings=warnings,
+            stand_in=self.config.generate.stand_in is not None,
+            settings=self.config.report,
+            metrics=MetricSettings(bertscore_model=evaluate.bertscore_model, bertscore_layer=evaluate.bertscore_layer),
+        )
+        build(inputs, self.run_dir.report)
+        pages = [self.run_dir.report / name for name in ("index.html", "report.json")]
+        answered = sum(len(rows) for variants in predictions.values() for rows in variants.values())
+        return Outcome({"answers": answered}, outputs=pages)
+
+    def _examples(self, split: str) -> Iterator[Example]:
+        path = self.run_dir.split(split)
+        return read_jsonl(path, Example) if path.is_file() else iter(())
+
+    def _stages(self, summary: Any) -> tuple[list[Any], list[str]]:
+        """Counts and times of every step so far, and what of them a reader must know, in sentences."""
+        from jobs.pipeline import steps_of
+        from jobs.status import step_status  # it knows the stages, this one among them
+
+        summaries, warnings = [], []
+        for step in steps_of(self.config):
+            if step.stage == self.name:
+                continue
+            status = step_status(self.run_dir, self.config, step)
+            counts: dict[str, int] = dict(status.counts)
+            if status.items is not None:
+                counts = {"items": status.items, "done": status.done, "failed": status.failed}
+            summaries.append(
+                summary(
+                    name=str(step),
+                    counts=counts,
+                    seconds=status.seconds,
+                    reasons=status.reasons,
+                    input_tokens=status.input_tokens or None,
+                    output_tokens=status.output_tokens or None,
+                    dollars=status.dollars if status.input_tokens else None,
+                )
+            )
+            warnings += status.warnings()
+        tiny = [name for name, model in self.config.models.items() if model.weights == TINY]
+        if tiny:
+            warnings.append(
+                f"{', '.join(tiny)}: a tiny model that this run made itself, not the published one. Its scores say whether "
+                f"the pipeline works, nothing about the published model."
+            )
+        return summaries, warnings
+
+
+def _lines(path: Path, key: str) -> list[dict[str, Any]]:
+    """The rows of a log; of rows about the same step (a part done again after a kill) the last counts."""
+    rows: dict[Any, dict[str, Any]] = {}
+    if path.is_file():
+        for line in path.read_bytes().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # torn by a kill
+            rows[row[key]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def _validations(path: Path) -> list[dict[str, Any]]:
+    return [{"step": row["step"], "val_exact_match": row["exact_match"]} for row in _lines(path, "step")]
