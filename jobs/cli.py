@@ -38,6 +38,12 @@ class ClusterName(StrEnum):
 RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder that was given as --run-dir.")]
 
 
+ConfigOption = Annotated[Path | None, typer.Option(help="YAML file; without it jobs/configs/abo.yaml.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the configuration.")
+]
+
+
 @app.callback(invoke_without_command=True)
 def run(
     context: typer.Context,
@@ -47,13 +53,14 @@ def run(
         Path | None, typer.Option(help="The run's folder; without it runs/<name of the config>.")
     ] = None,
     stages: Annotated[str | None, typer.Option(help="Only these, such as prepare,validate.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="slurm: the site, a name from slurm/profiles or a file; without it generic.")
+    ] = None,
     shards: Annotated[int | None, typer.Option(min=1, help="Tasks of every sharded stage.")] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Tasks at once on this machine; without it one a core.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the configuration.")
-    ] = None,
+    overrides: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Run the pipeline (with --cluster), or one of the verbs below."""
@@ -63,7 +70,7 @@ def run(
         raise click.UsageError("Say where to run: --cluster local or --cluster slurm (or see --help for the verbs).")
     from jobs import runner
 
-    request = runner.Request(config, run_dir, stages, shards, workers, tuple(overrides or ()), dry_run)
+    request = runner.Request(config, run_dir, stages, shards, workers, tuple(overrides or ()), dry_run, profile)
     raise typer.Exit(runner.launch(request, cluster.value, out))
 
 
@@ -71,11 +78,12 @@ def run(
 def status(
     run_dir: RunDirArgument,
     json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until Ctrl-C.")] = False,
 ) -> None:
     """How far a run is: items, shards, rates, money, errors."""
     from jobs import runner
 
-    runner.show_status(run_dir, out, as_json=json)
+    runner.show_status(run_dir, out, as_json=json, watch=watch)
 
 
 @app.command()
@@ -84,6 +92,118 @@ def report(run_dir: RunDirArgument) -> None:
     from jobs import runner
 
     runner.write_report(run_dir, out)
+
+
+@app.command()
+def logs(
+    run_dir: RunDirArgument,
+    stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only tasks whose work is not complete.")] = False,
+) -> None:
+    """Which log to read: the newest one of every task, with its last error."""
+    from jobs import runner
+
+    runner.show_logs(run_dir, stage, failed, out)
+
+
+@app.command()
+def cancel(run_dir: RunDirArgument) -> None:
+    """Cancel the jobs of a run in SLURM's queue, and no others."""
+    from jobs import runner
+
+    raise typer.Exit(runner.cancel(run_dir, out))
+
+
+@app.command()
+def plan(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """What a run will cost: requests, tokens, dollars, hours; memory of training. Sends nothing."""
+    from jobs import planning
+
+    planning.show_plan(config, tuple(overrides or ()), out)
+
+
+@app.command()
+def doctor(
+    cluster: Annotated[ClusterName, typer.Option(help="Where the tasks would run.")] = ClusterName.local,
+    config: ConfigOption = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="The run's folder; without it runs/<name of the config>.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="slurm: the site.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Will it work here? Looks before anything is queued, and says what to do."""
+    from jobs import runner
+
+    raise typer.Exit(runner.diagnose(config, run_dir, profile, tuple(overrides or ()), cluster.value, out))
+
+
+@app.command()
+def fetch(config: ConfigOption = None, overrides: SetOption = None) -> None:
+    """Download the models' weights into the cache, on a machine that has internet (a login node)."""
+    from jobs import tools
+
+    tools.fetch(config, tuple(overrides or ()), out)
+
+
+@app.command()
+def predict(
+    csv_path: Annotated[
+        Path | None, typer.Option("--csv_path", "--csv-path", help="Table with image_name,question[,answer].")
+    ] = None,
+    image_dir: Annotated[
+        Path | None, typer.Option("--image_dir", "--image-dir", help="Folder of its pictures.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Takes image_name,question,answer,generated_answer.")] = Path(
+        "results.csv"
+    ),
+    image: Annotated[Path | None, typer.Option(help="One picture, instead of a table.")] = None,
+    question: Annotated[str | None, typer.Option(help="One question about it.")] = None,
+    model: Annotated[str, typer.Option(help="blip, vilt.")] = "blip",
+    weights: Annotated[str | None, typer.Option(help="Hub name or folder; without it the published ones.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter.")] = None,
+) -> None:
+    """Answer the questions of a table, or one question about one picture."""
+    from jobs import tools
+
+    request = tools.Prediction(model, weights, adapter, image_dir, csv_path, output, image, question)
+    raise typer.Exit(tools.predict(request, out, err))
+
+
+@app.command()
+def score(
+    table: Annotated[Path, typer.Argument(metavar="FILE", help="CSV or JSONL.")],
+    truth: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the true answers.")] = "answer",
+    prediction: Annotated[str, typer.Option(metavar="COLUMN", help="Column to score.")] = "generated_answer",
+    cluster: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column that names the product or picture, for the intervals.")
+    ] = None,
+    bertscore: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Hub name or folder of the BERT for BERTScore; without it none.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Score any table of answers, by whatever model, with the metrics and intervals of the report."""
+    from jobs import tools
+
+    tools.score(table, truth, prediction, cluster, bertscore, json, out)
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B")],
+    model: Annotated[str | None, typer.Option(help="Which model, where the runs have several.")] = None,
+    variant: Annotated[str, typer.Option(help="base or lora.")] = "lora",
+    json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Two runs on the questions that they share, paired."""
+    from jobs import tools
+
+    tools.compare(run_a, run_b, model, variant, json, out)
 
 
 @app.command()

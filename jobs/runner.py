@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 from rich.console import Console
@@ -13,7 +15,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_prep import abo
-from data_prep.records import UserError
 from jobs import local
 from jobs.config import DEFAULT_CONFIG, Config, load_config
 from jobs.loop import frozen_shards, pending_shards
@@ -21,6 +22,8 @@ from jobs.pipeline import load_run, make_stage, open_run, parse_stages, steps_of
 from jobs.rundir import RunDir, Step
 from jobs.stages.base import ShardedStage, SingleStage
 from jobs.status import StepStatus, as_dict, run_status
+
+WATCH_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Request:
     workers: int | None
     overrides: Sequence[str]
     dry_run: bool
+    profile: str | None = None
 
 
 def launch(request: Request, cluster: str, console: Console) -> int:
@@ -43,25 +47,84 @@ def launch(request: Request, cluster: str, console: Console) -> int:
         UserError: wrong usage or configuration.
     """
     stages = parse_stages(request.stages)
-    path = request.config or DEFAULT_CONFIG
-    overrides = list(request.overrides)
-    if request.shards is not None:
-        overrides += [f"{stage}.shards={request.shards}" for stage in ("validate", "generate", "evaluate")]
-    config = load_config(path, overrides)
-    run_dir = request.run_dir or Path("runs") / path.stem
+    config, run_dir = resolve(request.config, request.run_dir, request.overrides, request.shards)
     if "prepare" in stages:
         abo.find_sources(config.data)  # says what is missing before anything is written
     steps = steps_of(config, stages)
-    if request.dry_run:
-        show_plan(RunDir(run_dir.resolve()), config, steps, console)
-        return 0
+    planned = RunDir(run_dir.resolve())
     if cluster == "slurm":
-        raise UserError("--cluster slurm is not there yet; --cluster local runs the same tasks on this machine.")
+        from jobs import slurm_backend
+
+        profile = slurm_backend.read_profile(request.profile or slurm_backend.DEFAULT_PROFILE)
+        if request.dry_run:
+            slurm_backend.show_scripts(planned, config, steps, profile, console)
+            return 0
+    elif request.dry_run:
+        show_plan(planned, config, steps, console)
+        return 0
     run, notes = open_run(run_dir, config, sys.argv)
     console.print(f"Run directory: {escape(str(run.path))}", style="bold")
     for note in notes:
         console.print(f"note: {escape(note)}", style="yellow")
+    if cluster == "slurm":
+        return slurm_backend.submit(run, config, steps, profile, console)
     return local.run_local(run, config, steps, request.workers, console)
+
+
+def resolve(
+    path: Path | None, run_dir: Path | None, overrides: Sequence[str], shards: int | None = None
+) -> tuple[Config, Path]:
+    """The configuration and the run's folder that the options name.
+
+    Raises:
+        UserError: the configuration is wrong.
+    """
+    path = path or DEFAULT_CONFIG
+    changes = list(overrides)
+    if shards is not None:
+        changes += [f"{stage}.shards={shards}" for stage in ("validate", "generate", "evaluate")]
+    return load_config(path, changes), run_dir or Path("runs") / path.stem
+
+
+def diagnose(
+    config_path: Path | None,
+    run_dir: Path | None,
+    profile: str | None,
+    overrides: Sequence[str],
+    cluster: str,
+    console: Console,
+) -> int:
+    """Check whether a launch would work; the exit code, 1 where something is wrong."""
+    from jobs import doctor, slurm_backend
+
+    config, folder = resolve(config_path, run_dir, overrides)
+    site = slurm_backend.read_profile(profile or slurm_backend.DEFAULT_PROFILE) if cluster == "slurm" else None
+    checks = doctor.diagnose(RunDir(folder.resolve()), config, steps_of(config), site)
+    return doctor.show(checks, console)
+
+
+def cancel(run_dir: Path, console: Console) -> int:
+    """Cancel a run's jobs in SLURM's queue; the exit code."""
+    from jobs import slurm_backend
+
+    return slurm_backend.cancel(load_run(run_dir)[0], console)
+
+
+def show_logs(run_dir: Path, stage: str | None, failed: bool, console: Console) -> None:
+    """Print the newest log of every task.
+
+    Raises:
+        UserError: no run, no such stage.
+    """
+    from jobs.logs import find_logs
+
+    run, config = load_run(run_dir)
+    found = find_logs(run, config, steps_of(config, parse_stages(stage)), failed=failed)
+    for log in found:
+        error = f"  {escape(log.error)}" if log.error else ""
+        console.print(f"{log.step} {log.task}: {escape(str(log.path))}{error}")
+    if not found:
+        console.print("There is no such log.")
 
 
 def show_plan(run: RunDir, config: Config, steps: Sequence[Step], console: Console) -> None:
@@ -86,27 +149,44 @@ def show_plan(run: RunDir, config: Config, steps: Sequence[Step], console: Conso
     console.print("Nothing was done.")
 
 
-def show_status(run_dir: Path, console: Console, *, as_json: bool) -> None:
-    """Print how far a run is.
+def show_status(run_dir: Path, console: Console, *, as_json: bool, watch: bool = False) -> None:
+    """Print how far a run is, once or again and again.
 
     Raises:
         UserError: the folder is no run directory.
     """
     run, config = load_run(run_dir)
-    steps = run_status(run, config)
-    if as_json:
-        print(orjson.dumps(as_dict(run, steps), option=orjson.OPT_INDENT_2).decode())
-        return
-    console.print(status_table(run, steps))
-    for step in steps:
-        for line in remarks(step):
-            console.print(line)
+    while True:
+        steps = run_status(run, config)
+        queue = _queue(run)
+        if as_json:
+            found = {**as_dict(run, steps), **queue}
+            print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode(), flush=True)
+        else:
+            if watch:
+                console.clear()
+            console.print(status_table(run, steps, queue.get("queue")))
+            for step in steps:
+                for line in remarks(step):
+                    console.print(line)
+            for name, message in queue.get("stopped", {}).items():
+                console.print(f"[red]{escape(name)} stopped:[/] {escape(message)}")
+        if not watch:
+            return
+        time.sleep(WATCH_SECONDS)
 
 
-def status_table(run: RunDir, steps: Sequence[StepStatus]) -> Table:
-    """The status as a table for people."""
+def _queue(run: RunDir) -> dict[str, Any]:
+    """What SLURM says of the run; nothing for a run that never was on SLURM."""
+    from jobs import slurm_backend
+
+    return slurm_backend.as_json(run) if slurm_backend.chain_folder(run).chain() is not None else {}
+
+
+def status_table(run: RunDir, steps: Sequence[StepStatus], queue: dict[str, dict[str, int]] | None = None) -> Table:
+    """The status as a table for people; ``queue`` is what SLURM says, by step and state."""
     table = Table(title=f"{run.path}", title_justify="left")
-    for name in ("step", "state", "items", "done", "failed", "left", "shards", "rate", "time left", "cost"):
+    for name in ("step", "state", "items", "done", "failed", "left", "shards", "queue", "rate", "time left", "cost"):
         table.add_column(name, justify="left" if name in ("step", "state") else "right")
     for step in steps:
         items = step.items if step.items is not None else step.counts.get("listings")
@@ -118,6 +198,7 @@ def status_table(run: RunDir, steps: Sequence[StepStatus]) -> Table:
             _count(step.failed) if step.items is not None else "",
             _count(step.remaining),
             f"{step.shards_done}/{step.shards}" if step.shards else "",
+            ", ".join(f"{count} {state.lower()}" for state, count in (queue or {}).get(step.step, {}).items()),
             f"{step.per_second:.1f}/s" if step.per_second else "",
             duration(step.seconds_left) if step.seconds_left is not None else "",
             f"${step.dollars:.2f}" if step.dollars else "",

@@ -71,10 +71,10 @@ def _blip(folder: Path, vocabulary: Sequence[str]) -> Path:
     vision = {
         "hidden_size": size,
         "intermediate_size": 2 * size,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "num_attention_heads": heads,
         "image_size": IMAGE_SIZE,
-        "patch_size": 8,
+        "patch_size": 16,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,  # the default of 1e-10 is for loading weights, not for training from nothing
     }
@@ -117,7 +117,7 @@ def pretrain(
     *,
     epochs: int,
     learning_rate: float = 1e-3,
-    batch_size: int = 40,
+    batch_size: int = 20,
     seed: int = 0,
     progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> None:

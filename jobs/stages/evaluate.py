@@ -63,9 +63,7 @@ class Evaluate(ShardedStage):
         )
 
 
-def read_predictions(
-    run: RunDir, model: str, variant: str, work: Work[Example]
-) -> tuple[list[Prediction], dict[str, int]]:
+def read_predictions(run: RunDir, model: str, variant: str) -> tuple[list[Prediction], dict[str, int]]:
     """All answers of one model, sorted by question id, and how many questions failed, by reason.
 
     The order and the content do not depend on the number of shards or attempts.

@@ -11,7 +11,7 @@ from data_prep.records import Example, Prediction, read_jsonl
 from jobs.fingerprint import read_json
 from jobs.rundir import VARIANTS, Step
 from jobs.stages.base import Outcome, SingleStage, outputs_digest, store_digest
-from jobs.stages.evaluate import Evaluate, read_predictions
+from jobs.stages.evaluate import read_predictions
 from vqa.settings import TINY
 
 
@@ -57,9 +57,8 @@ class Report(SingleStage):
                     "training": self.config.train.model_dump(mode="json"),
                 }
             logs[model] = [*_lines(folder / "log.jsonl", "step"), *_validations(folder / "validation.jsonl")]
-            work = Evaluate(self.run_dir, self.config, model).work()
             for variant in VARIANTS:
-                rows, reasons = read_predictions(self.run_dir, model, variant, work)
+                rows, reasons = read_predictions(self.run_dir, model, variant)
                 if rows:
                     predictions.setdefault(model, {})[variant] = rows
                 if reasons:

@@ -1,0 +1,103 @@
+"""What a run will cost, before anything is sent: requests, tokens, dollars, hours, and the memory of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data_prep import abo, cost
+from data_prep.records import Rejected
+from jobs.config import DEFAULT_CONFIG, Config, load_config
+from vqa.settings import ModelSettings
+
+GB = 1e9
+
+# Counted once on the full-size models (see docs/models.md): parameters, and bytes of activations that one question and one
+# picture leave for the backward pass in half precision. The frozen vision tower keeps none.
+SIZES = {
+    "blip": {"parameters": 384.7e6, "lora_per_rank": 147_456, "per_question": 45e6, "per_picture": 60e6},
+    "vilt": {"parameters": 117.6e6, "lora_per_rank": 55_296, "per_question": 260e6, "per_picture": 0.0},
+}
+
+
+def show_plan(config_path: Path | None, overrides: Sequence[str], console: Console) -> None:
+    """Print the plan of a configuration.
+
+    Raises:
+        UserError: the configuration is wrong, or ABO is not there.
+    """
+    config = load_config(config_path or DEFAULT_CONFIG, overrides)
+    products = count_products(config)
+    console.print(f"{products:,} products qualify (images are looked at later; each broken one saves a request).")
+    _show_generate(config, products, console)
+    _show_training(config, console)
+    console.print("Nothing was sent, nothing was written.")
+
+
+def count_products(config: Config) -> int:
+    """How many products stage prepare would keep."""
+
+    def ignore(_: Rejected) -> None:
+        pass
+
+    return sum(1 for _ in abo.prepare(abo.find_sources(config.data), config.prepare, ignore))
+
+
+def _show_generate(config: Config, products: int, console: Console) -> None:
+    settings = config.generate
+    if settings.stand_in is not None:
+        console.print("generate: a stand-in answers; nothing is paid.")
+        return
+    estimate = cost.estimate(products, settings)
+    table = Table(title=f"generate: {settings.model} through {settings.generator}", title_justify="left")
+    for name in ("requests", "tokens in", "tokens out", "dollars", "hours", "bound by"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        f"{estimate.requests:,}",
+        f"{estimate.input_tokens:,}",
+        f"{estimate.output_tokens:,}",
+        f"${estimate.dollars:,.2f}",
+        f"{estimate.hours:,.1f}",
+        estimate.limited_by,
+    )
+    console.print(table)
+    console.print(
+        f"Prices as read on {settings.prices.read_on}: ${settings.prices.input:g} and ${settings.prices.output:g} per million "
+        f"tokens in and out. Replies that break the rules are asked for again, at most {settings.max_asks - 1} times each."
+    )
+    if settings.max_dollars is not None:
+        enough = "above" if settings.max_dollars >= estimate.dollars else "BELOW"
+        console.print(f"The cap of ${settings.max_dollars:,.2f} is {enough} the estimate.")
+
+
+def _show_training(config: Config, console: Console) -> None:
+    table = Table(title="train: memory by arithmetic, in GB", title_justify="left")
+    for name in ("model", "weights", "adapter and optimiser", "activations", "total", "fits in 16 GB"):
+        table.add_column(name, justify="right")
+    for name, model in config.models.items():
+        parts = training_memory(model)
+        if parts is None:
+            table.add_row(name, *["unknown"] * 5)
+            continue
+        total = sum(parts)
+        table.add_row(
+            name, *(f"{part / GB:.2f}" for part in parts), f"{total / GB:.2f}", "yes" if total < 14 * GB else "no"
+        )
+    console.print(table)
+    console.print(
+        "Weights stay fp32 under autocast; the CUDA context (about 0.6) is in the total. Batch sizes as configured."
+    )
+
+
+def training_memory(model: ModelSettings) -> tuple[float, float, float, float] | None:
+    """Bytes of weights, of adapter with gradient and optimiser, of activations, and of the CUDA context; None for other kinds."""
+    size = SIZES.get(model.kind)
+    if size is None:
+        return None
+    weights = 4 * size["parameters"]
+    adapter = 16 * size["lora_per_rank"] * model.lora.r  # weight, gradient, two moments, each fp32
+    activations = model.batch_size * (size["per_question"] + size["per_picture"])  # at worst a picture a question
+    return weights, adapter, activations, 0.6e9

@@ -1,0 +1,142 @@
+"""Verbs that need no run, or only read some: predict, score, compare, fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+from rich.console import Console
+
+from data_prep.records import Prediction as AnsweredQuestion
+from data_prep.records import UserError
+from jobs.config import DEFAULT_CONFIG, load_config
+from jobs.pipeline import load_run, unknown
+from jobs.rundir import VARIANTS
+from jobs.stages.evaluate import read_predictions
+from vqa.settings import TINY, ModelSettings
+
+PUBLISHED_WEIGHTS = {"blip": "Salesforce/blip-vqa-base", "vilt": "dandelin/vilt-b32-finetuned-vqa"}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The options of ``launch.py predict``, as typed."""
+
+    model: str
+    weights: str | None
+    adapter: Path | None
+    image_dir: Path | None
+    csv_path: Path | None
+    output: Path
+    image: Path | None
+    question: str | None
+
+
+def predict(request: Prediction, out: Console, err: Console) -> int:
+    """Answer a table or one question; the exit code: 1 if a picture could not be used.
+
+    Raises:
+        UserError: options that do not go together, files that are not there.
+    """
+    from vqa import predict as predicting
+
+    if request.weights is None and request.model not in PUBLISHED_WEIGHTS:
+        raise UserError(f"--model: {unknown(request.model, list(PUBLISHED_WEIGHTS), 'model')}")
+    model = ModelSettings(kind=request.model, weights=request.weights or PUBLISHED_WEIGHTS[request.model])
+    if request.image is not None or request.question is not None:
+        if request.image is None or request.question is None or request.csv_path is not None:
+            raise UserError("Give --image together with --question, or --csv_path together with --image_dir.")
+        found = predicting.predict_one(model, request.adapter, request.image, request.question)
+        out.print(found.answers[0], markup=False)
+    else:
+        if request.csv_path is None or request.image_dir is None:
+            raise UserError("Give --csv_path together with --image_dir, or --image together with --question.")
+        found = predicting.predict(
+            model,
+            request.adapter,
+            request.image_dir,
+            request.csv_path,
+            request.output,
+            warn=lambda words: err.print(f"warning: {words}", markup=False, style="yellow"),
+        )
+        out.print(f"{len(found.answers):,} answers in {request.output}", markup=False)
+    if found.problems:
+        err.print(f"{len(found.problems):,} questions have no answer: their pictures could not be used.", style="red")
+    return found.exit_code
+
+
+def score(
+    table: Path, truth: str, prediction: str, cluster: str | None, bertscore: str | None, as_json: bool, out: Console
+) -> None:
+    """Print every metric of a table of answers.
+
+    Raises:
+        UserError: unreadable file, wrong column, no rows.
+    """
+    from vqa import score as scoring
+    from vqa.metrics import MetricSettings
+
+    settings = MetricSettings(bertscore_model=bertscore) if bertscore else None
+    result = scoring.score_table(table, truth, prediction, cluster, settings)
+    _show(result, scoring.render(result), as_json, out)
+
+
+def compare(run_a: Path, run_b: Path, model: str | None, variant: str, as_json: bool, out: Console) -> None:
+    """Print how two runs differ on the questions that they share.
+
+    Raises:
+        UserError: not a run, no such model, no shared questions.
+    """
+    from vqa import compare as comparing
+
+    if variant not in VARIANTS:
+        raise UserError(f"--variant: {unknown(variant, VARIANTS, 'variant')}")
+    before, after = (_answers(path, model, variant) for path in (run_a, run_b))
+    result = comparing.compare(before, after, (str(run_a), str(run_b)))
+    _show(result, comparing.render(result), as_json, out)
+
+
+def _answers(path: Path, model: str | None, variant: str) -> list[AnsweredQuestion]:
+    run, config = load_run(path)
+    if model is None and len(config.models) > 1:
+        raise UserError(f"{path} has several models: name one with --model ({', '.join(config.models)}).")
+    name = model or next(iter(config.models))
+    if name not in config.models:
+        raise UserError(f"--model: {unknown(name, list(config.models), 'model')}")
+    answers, _ = read_predictions(run, name, variant)
+    if not answers:
+        raise UserError(f"{path} has no answers of {name}-{variant} yet: run its stage evaluate first.")
+    return answers
+
+
+def _show(result: dict[str, object], text: str, as_json: bool, out: Console) -> None:
+    if as_json:
+        print(orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode())
+    else:
+        out.print(text, markup=False)
+
+
+def fetch(config: Path | None, overrides: Sequence[str], out: Console) -> None:
+    """Download the weights of every model of a configuration into the cache.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    from vqa.models.base import missing_weights
+
+    for name, model in load_config(config or DEFAULT_CONFIG, overrides).models.items():
+        if model.weights == TINY:
+            out.print(f"{name}: tiny, made by the run itself")
+            continue
+        if Path(model.weights).is_dir():
+            out.print(f"{name}: {model.weights} is a folder", markup=False)
+            continue
+        try:
+            folder = snapshot_download(model.weights, allow_patterns=["*.json", "*.txt", "*.safetensors"])
+        except Exception as error:  # the hub's client has dozens of kinds, all with the same way out
+            raise missing_weights(model.weights, error) from error
+        out.print(f"{name}: {model.weights} is in {folder}", markup=False)
