@@ -33,6 +33,11 @@ class DataSettings(BaseModel):
     images: str = "images/small"
     """The folder that the paths of the index start from: ``images/small`` (256 px) or ``images/original``."""
 
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: Path) -> Path:
+        return root.expanduser().absolute()  # tasks may start in another folder
+
     @property
     def image_root(self) -> Path:
         """The image folder as a path; no picture outside it is ever opened."""

@@ -82,6 +82,11 @@ class StandInSettings(BaseModel):
     seed: int = 0
     """Another seed, other requests that go wrong."""
 
+    @field_validator("answers")
+    @classmethod
+    def _absolute(cls, answers: Path) -> Path:
+        return answers.expanduser().absolute()  # tasks may start in another folder
+
 
 class GenerateSettings(BaseModel):
     """How questions are generated."""

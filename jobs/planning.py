@@ -11,7 +11,7 @@ from rich.table import Table
 from data_prep import abo, cost
 from data_prep.records import Rejected
 from jobs.config import DEFAULT_CONFIG, Config, load_config
-from vqa.settings import ModelSettings
+from vqa.settings import TINY, ModelSettings
 
 GB = 1e9
 
@@ -75,21 +75,19 @@ def _show_generate(config: Config, products: int, console: Console) -> None:
 
 def _show_training(config: Config, console: Console) -> None:
     table = Table(title="train: memory by arithmetic, in GB", title_justify="left")
-    for name in ("model", "weights", "adapter and optimiser", "activations", "total", "fits in 16 GB"):
+    for name in ("model", "weights", "adapter and optimiser", "activations", "CUDA", "total", "fits in 16 GB"):
         table.add_column(name, justify="right")
     for name, model in config.models.items():
         parts = training_memory(model)
-        if parts is None:
-            table.add_row(name, *["unknown"] * 5)
+        if model.weights == TINY or parts is None:
+            table.add_row(name, *["tiny" if model.weights == TINY else "unknown"] * 6)
             continue
         total = sum(parts)
         table.add_row(
             name, *(f"{part / GB:.2f}" for part in parts), f"{total / GB:.2f}", "yes" if total < 14 * GB else "no"
         )
     console.print(table)
-    console.print(
-        "Weights stay fp32 under autocast; the CUDA context (about 0.6) is in the total. Batch sizes as configured."
-    )
+    console.print("Weights stay fp32 under autocast; Batch sizes as configured.")
 
 
 def training_memory(model: ModelSettings) -> tuple[float, float, float, float] | None:

@@ -185,24 +185,32 @@ def _queue(run: RunDir) -> dict[str, Any]:
 
 def status_table(run: RunDir, steps: Sequence[StepStatus], queue: dict[str, dict[str, int]] | None = None) -> Table:
     """The status as a table for people; ``queue`` is what SLURM says, by step and state."""
-    table = Table(title=f"{run.path}", title_justify="left")
-    for name in ("step", "state", "items", "done", "failed", "left", "shards", "queue", "rate", "time left", "cost"):
-        table.add_column(name, justify="left" if name in ("step", "state") else "right")
+    names = ("step", "state", "items", "done", "failed", "left", "shards", "queue", "rate", "time left", "cost")
+    rows = []
     for step in steps:
         items = step.items if step.items is not None else step.counts.get("listings")
-        table.add_row(
-            step.step,
-            step.state,
-            _count(items),
-            _count(step.done) if step.items is not None else "",
-            _count(step.failed) if step.items is not None else "",
-            _count(step.remaining),
-            f"{step.shards_done}/{step.shards}" if step.shards else "",
-            ", ".join(f"{count} {state.lower()}" for state, count in (queue or {}).get(step.step, {}).items()),
-            f"{step.per_second:.1f}/s" if step.per_second else "",
-            duration(step.seconds_left) if step.seconds_left is not None else "",
-            f"${step.dollars:.2f}" if step.dollars else "",
+        waiting = (queue or {}).get(step.step, {})
+        rows.append(
+            (
+                step.step,
+                step.state,
+                _count(items),
+                _count(step.done) if step.items is not None else "",
+                _count(step.failed) if step.items is not None else "",
+                _count(step.remaining),
+                f"{step.shards_done}/{step.shards}" if step.shards else "",
+                ", ".join(f"{count} {state.lower()}" for state, count in waiting.items()),
+                f"{step.per_second:.1f}/s" if step.per_second else "",
+                duration(step.seconds_left) if step.seconds_left is not None else "",
+                f"${step.dollars:.2f}" if step.dollars else "",
+            )
         )
+    shown = [column for column in range(len(names)) if any(row[column] for row in rows)]
+    table = Table(title=f"{run.path}", title_justify="left")
+    for column in shown:
+        table.add_column(names[column], justify="left" if column < 2 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[column] for column in shown))
     return table
 
 
