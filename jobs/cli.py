@@ -11,7 +11,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 
@@ -34,6 +33,9 @@ class ClusterName(StrEnum):
     local = "local"
     slurm = "slurm"
 
+
+# Wrong usage of any kind. Newer versions of typer carry their own click, so the class is reached through typer's.
+UsageError = typer.BadParameter.__mro__[1]
 
 RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder that was given as --run-dir.")]
 
@@ -67,7 +69,7 @@ def run(
     if context.invoked_subcommand is not None:
         return
     if cluster is None:
-        raise click.UsageError("Say where to run: --cluster local or --cluster slurm (or see --help for the verbs).")
+        raise typer.BadParameter("Say where to run: --cluster local or --cluster slurm (or see --help for the verbs).")
     from jobs import runner
 
     request = runner.Request(config, run_dir, stages, shards, workers, tuple(overrides or ()), dry_run, profile)
@@ -224,11 +226,11 @@ def main() -> int:
         return result if isinstance(result, int) else 0
     except typer.Exit as stop:
         return int(stop.exit_code)
-    except click.UsageError as error:
-        err.print(f"error: {error.format_message()}", style="red")
+    except UsageError as error:
+        err.print(f"error: {error.format_message()}", style="red", markup=False)  # type: ignore[attr-defined]
         return 2
     except UserError as error:
-        err.print(f"error: {error}", style="red")
+        err.print(f"error: {error}", style="red", markup=False)
         return 2
     except KeyboardInterrupt:
         err.print("interrupted; the same command again resumes")

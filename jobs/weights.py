@@ -1,7 +1,8 @@
 """Which weights a model starts from: those that the configuration names, or tiny ones that the run makes itself.
 
 ``weights: tiny`` is for the demo, for tests and for a first run on one's own data: a small model with a tokenizer made on the
-spot, trained from nothing on one half of the training pictures, so that "base" means something. LoRA then has the other half.
+spot, trained from nothing on the easy questions about one half of the training pictures, so that "base" means something. LoRA then
+has the other half, with all of its questions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from jobs.config import Config
 from jobs.loop import shard_of
 from jobs.rundir import RunDir
 from vqa.settings import TINY, ModelSettings
+
+# What the tiny base is taught: the easy questions (or all, where none has a category), so that LoRA has something to add.
+TAUGHT = ("easy", "")
 
 
 def model_settings(run: RunDir, config: Config, target: str) -> ModelSettings:
@@ -42,10 +46,11 @@ def make_tiny_base(run: RunDir, config: Config, target: str) -> Path:
     data = folder.parent / "lora-data"
     settings = config.models[target]
     base_half, lora_half = halves(list(read_jsonl(run.split("train"), Example)))
+    texts = [text for example in [*base_half, *lora_half] for text in (example.question, example.answer)]
+    base_half = [example for example in base_half if example.category in TAUGHT]
     if not (folder / "config.json").is_file():
         part = folder.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
-        texts = [text for example in [*base_half, *lora_half] for text in (example.question, example.answer)]
         make_tiny_model(settings.kind, part, texts)
         print(f"{target}: training a tiny base on {len(base_half):,} questions", flush=True)
         pretrain(

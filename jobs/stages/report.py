@@ -118,7 +118,8 @@ class Report(SingleStage):
         tiny = [name for name, model in self.config.models.items() if model.weights == TINY]
         if tiny:
             warnings.append(
-                f"{', '.join(tiny)}: a tiny model that this run made itself, not the published one. Its scores say whether "
+                f"{', '.join(tiny)}: a tiny model that this run made itself, not the published one. Its base was taught the "
+                f"easy questions of half of the training pictures, LoRA all questions of the other half. The scores say whether "
                 f"the pipeline works, nothing about the published model."
             )
         return summaries, warnings

@@ -85,7 +85,7 @@ def test_what_was_emitted_is_on_disk_when_the_process_is_killed_the_next_moment(
     assert keys(path) == [f"k{n}" for n in range(100)]
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_an_error_and_no_record_follows_the_torn_one(tmp_path: Path) -> None:
     writer = JournalWriter(tmp_path, "a", "f")
     writer.append("k0", Ok({}))

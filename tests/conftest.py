@@ -1,0 +1,78 @@
+"""What tests share: a small rendered catalogue, a configuration for it, and real processes of launch.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_prep import demo_catalogue
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT.parent / "shared" / "abo_sample"
+
+
+@pytest.fixture(scope="session")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty products and some dirt, in ABO's layout, with facts.jsonl for the stand-in."""
+    folder = tmp_path_factory.mktemp("catalogue")
+    demo_catalogue.render(folder, products=40, seed=3)
+    return folder
+
+
+def write_config(path: Path, catalogue: Path, **sections: dict[str, object]) -> Path:
+    """A configuration of the whole pipeline that takes seconds; sections are merged over it."""
+    tree: dict[str, dict[str, object]] = {
+        "data": {"root": str(catalogue)},
+        "validate": {"shards": 2},
+        "generate": {"shards": 2, "stand_in": {"answers": str(catalogue / "facts.jsonl")}},
+        "models": {
+            "blip": {"kind": "blip", "weights": "tiny", "tiny_epochs": 1, "batch_size": 10, "gradient_accumulation": 1}
+        },
+        "train": {"epochs": 1, "eval_steps": 4, "learning_rate": 0.001, "validation_questions": 10},
+        "evaluate": {"shards": 2, "bertscore_model": None},
+    }
+    for name, section in sections.items():
+        tree[name] = {**tree.get(name, {}), **section}
+    if "endpoint" in tree["generate"]:
+        del tree["generate"]["stand_in"]
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def launch_command(*arguments: str | Path) -> list[str]:
+    """launch.py with this interpreter."""
+    return [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment, with one thread for torch: several tests run at once on two cores."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **extra}
+
+
+def launch(*arguments: str | Path, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run launch.py to its end."""
+    return subprocess.run(
+        launch_command(*arguments),
+        cwd=cwd,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+def output(done: subprocess.CompletedProcess[str]) -> str:
+    """All that a process printed."""
+    return done.stdout + done.stderr
+
+
+def launch_args(config: Path, run_dir: Path, *more: str) -> Sequence[str | Path]:
+    """The options of a local launch."""
+    return ["--cluster", "local", "--config", config, "--run-dir", run_dir, "--workers", "2", *more]
