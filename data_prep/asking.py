@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def ask_all(
     settings: GenerateSettings,
     quota_folder: Path,
     previous: Mapping[str, list[dict[str, Any]]],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Ask about every item.
 
@@ -51,6 +52,8 @@ def ask_all(
         settings: how to ask.
         quota_folder: shared by all tasks of the run.
         previous: by item id, stored replies that break the rules: they count, and are not paid for again.
+        stopping: whether the task was asked to stop: nothing is waited for or sent any more; items whose request was not
+            sent yet stay to be done, and what is in flight is answered and emitted.
 
     Raises:
         UserError: no request can succeed now: a bad key, the daily quota or the budget is gone, no such model. Every reply
@@ -63,7 +66,7 @@ def ask_all(
                 stand_in.answers, latency=stand_in.latency, faults=dict(stand_in.faults), seed=stand_in.seed
             )
             endpoint = stack.enter_context(server).url
-        crew = _Crew(items, emit, image_root, settings, endpoint, quota_folder, previous)
+        crew = _Crew(items, emit, image_root, settings, endpoint, quota_folder, previous, stopping)
         crew.run()
 
 
@@ -79,13 +82,14 @@ class _Crew:
         endpoint: str | None,
         quota_folder: Path,
         previous: Mapping[str, list[dict[str, Any]]],
+        stopping: Callable[[], bool],
     ) -> None:
         self._items, self._emit, self._image_root = items, emit, image_root
-        self._settings, self._previous = settings, previous
+        self._settings, self._previous, self._stopping = settings, previous, stopping
         self._error: BaseException | None = None
         self._pull = threading.Lock()
         budget = Budget(quota_folder, None if settings.stand_in else settings.max_dollars, cost.dearest(settings))
-        self._sender = Sender(settings, endpoint, quota_folder, budget, lambda: self._error is not None)
+        self._sender = Sender(settings, endpoint, quota_folder, budget, self._over)
 
     def run(self) -> None:
         """Work until the items end."""
@@ -98,9 +102,13 @@ class _Crew:
         if self._error is not None:
             raise self._error
 
+    def _over(self) -> bool:
+        """Whether nothing more should be sent."""
+        return self._error is not None or self._stopping()
+
     def _work(self) -> None:
         try:
-            while self._error is None:
+            while not self._over():
                 with self._pull:
                     item = next(self._items, None)
                 if item is None:

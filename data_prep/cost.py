@@ -14,6 +14,7 @@ INPUT_TOKENS = 900  # a product: prompt, and a picture of at most 384 px (258 to
 OUTPUT_TOKENS = 150  # five pairs
 ASKED_AGAIN = 0.1  # share of replies that break the rules, so that they are asked for once more
 SECONDS_PER_REPLY = 3.0
+TOKENS_USED = 0.65  # share of tokens_per_minute that gets used, measured; see `data_prep.quota.TokenPermits`
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,11 @@ def dearest(settings: GenerateSettings) -> float:
     return dollars(settings.prices, 3 * INPUT_TOKENS, settings.max_output_tokens)
 
 
+def most_tokens(settings: GenerateSettings) -> int:
+    """The most tokens that one request is expected to take: half more than the usual input, and all the output allowed."""
+    return INPUT_TOKENS * 3 // 2 + settings.max_output_tokens
+
+
 def estimate(products: int, settings: GenerateSettings) -> Estimate:
     """What asking about ``products`` takes: requests, tokens, dollars, and hours under the quota of all projects."""
     requests = round(products * (1 + (ASKED_AGAIN if settings.max_asks > 1 else 0)))
@@ -49,7 +55,7 @@ def estimate(products: int, settings: GenerateSettings) -> Estimate:
     if quota.requests_per_minute:
         hours["requests_per_minute"] = requests / (quota.requests_per_minute * projects) / 60
     if quota.tokens_per_minute:
-        hours["tokens_per_minute"] = (tokens_in + tokens_out) / (quota.tokens_per_minute * projects) / 60
+        hours["tokens_per_minute"] = (tokens_in + tokens_out) / (quota.tokens_per_minute * TOKENS_USED * projects) / 60
     if quota.requests_per_day:
         hours["requests_per_day"] = (requests - 1) // (quota.requests_per_day * projects) * 24.0 if requests else 0.0
     limit = max(hours, key=lambda name: hours[name])

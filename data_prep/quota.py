@@ -13,6 +13,9 @@ Tasks come and go as they like: the permits are there for whoever asks next, and
 
 Why no minute ever has too many: requests leave within `LATE` seconds of their permit, and clocks of nodes are assumed to
 agree within `SKEW`. With permits ``(60 + LATE + 2 * SKEW) / quota`` seconds apart, no 60 seconds can hold more than the quota.
+Tokens are permits too, each worth the most that one request may take. What a request did not take goes to the task's next
+requests within `HOLD` seconds of the permit's time, and the distance between permits allows for that.
+
 A clock that jumps is noticed by comparing with the monotonic one: the task then sends nothing for a minute. Set back, it
 finds the permits of that time taken and waits until new ones come: slow, never over.
 """
@@ -33,6 +36,8 @@ from data_prep.settings_generate import QuotaSettings
 
 LATE = 0.6  # seconds after its time that a permit may still be used
 SKEW = 0.4  # seconds that the clocks of two nodes may differ
+HOLD = 12.0  # seconds after its time that tokens of a permit may still be used: some replies long
+_EARLIER = 2.0  # of those, how many may have passed when the permit is taken: else a request would wait for its tokens
 _FOLDER = 64  # permits in one folder
 _PIECE = (
     0.001  # dollars that are taken from the budget at once; the same for every cap, so that raising it forgets nothing
@@ -75,53 +80,25 @@ class Clock:
 
 
 class Permits:
-    """Requests per minute of one project.
+    """So many a minute, for all tasks together.
 
     Args:
         folder: of the project; every task of the run uses the same.
-        per_minute: what the quota allows.
-        cancelled: asked while waiting; the wait ends when it says so.
+        per_minute: how many.
+        cancelled: asked while looking for a free one.
+        late: seconds after its time that a permit may still be used.
     """
 
-    def __init__(self, folder: Path, per_minute: float, cancelled: Callable[[], bool]) -> None:
-        self._folder = folder / f"rate-{per_minute:g}"
-        self.spacing = (60 + LATE + 2 * SKEW) / per_minute  # seconds
-        self._clock = Clock()
+    def __init__(self, folder: Path, per_minute: int, cancelled: Callable[[], bool], late: float = LATE) -> None:
+        self._folder = folder
+        self.spacing = (60 + late + 2 * SKEW) / per_minute  # seconds
         self._cancelled = cancelled
-        self._lock = threading.Lock()
         self._last = -1
         self._tidied = 0.0
-        self._debt = 0.0
 
-    def wait(self) -> bool:
-        """Take the next permit and wait for its time; False when cancelled. One thread of a task waits at a time, so that
-        a task never holds permits that another could use earlier."""
-        with self._lock:
-            while self._debt >= 1:
-                self._debt -= 1
-                if self._next() is None:
-                    return False
-            while True:
-                due = self._next()
-                if due is None:
-                    return False
-                if self._clock.jumped():
-                    print("the clock was set: no requests for a minute, so that no minute has too many", flush=True)
-                    if not self._sleep_until(self._clock.now() + 60 + LATE + SKEW):
-                        return False
-                    continue
-                if not self._sleep_until(due):
-                    return False
-                if self._clock.now() <= due + LATE / 2 and not self._clock.jumped():
-                    return True
-
-    def owe(self, permits: float) -> None:
-        """Count a request as more than one (or as less), as its tokens were more than expected."""
-        with self._lock:
-            self._debt = max(0.0, self._debt + permits)
-
-    def _next(self) -> float | None:
-        number = max(self._last + 1, int(self._clock.now() / self.spacing) + 1)
+    def take(self, after: float) -> float | None:
+        """Take the first free permit of later than ``after``; its time, or None when cancelled."""
+        number = max(self._last + 1, int(after / self.spacing) + 1)
         while not take(self._folder / str(number // _FOLDER) / str(number % _FOLDER)):
             if self._cancelled():
                 return None
@@ -129,15 +106,6 @@ class Permits:
         self._last = number
         self._tidy(number)
         return number * self.spacing
-
-    def _sleep_until(self, due: float) -> bool:
-        """Sleep by the monotonic clock, waking to see whether it was cancelled."""
-        end = time.monotonic() + due - self._clock.now()
-        while (left := end - time.monotonic()) > 0:
-            if self._cancelled():
-                return False
-            time.sleep(min(left, 0.5))
-        return True
 
     def _tidy(self, number: int) -> None:
         """Now and then remove permits of long ago, a hundred folders back; several tasks may do so at once."""
@@ -148,6 +116,49 @@ class Permits:
         for folder in list(self._folder.iterdir()):
             if folder.name.isdigit() and int(folder.name) < oldest:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+class TokenPermits:
+    """Tokens per minute: a request sets the most aside that it may take, and gives back what it did not.
+
+    Args:
+        folder, cancelled: see `Permits`.
+        per_minute: the quota, in tokens.
+        most: tokens that one request may take.
+
+    Raises:
+        UserError: the quota is smaller than one request.
+    """
+
+    def __init__(self, folder: Path, per_minute: int, most: int, cancelled: Callable[[], bool]) -> None:
+        if per_minute < most:
+            raise UserError(
+                f"generate.quota.tokens_per_minute is {per_minute:,}, but one request may take {most:,}. Lower "
+                f"generate.max_output_tokens, or ask for a larger quota."
+            )
+        self._most = most
+        self._permits = Permits(folder, per_minute // most, cancelled, HOLD)
+        self._left: list[tuple[float, int]] = []  # (time of its permit, tokens), what earlier requests did not take
+        self._lock = threading.Lock()
+
+    def reserve(self, at: float) -> float | None:
+        """Set the most aside for a request that leaves at ``at`` or later; the time of the permit, or None when cancelled."""
+        with self._lock:
+            self._left = sorted(entry for entry in self._left if entry[0] + HOLD - LATE >= at)
+            if sum(tokens for _, tokens in self._left) >= self._most:
+                oldest, missing = self._left[0][0], self._most
+                while missing > 0:
+                    due, tokens = self._left.pop(0)
+                    missing -= tokens
+                if missing < 0:
+                    self._left.insert(0, (due, -missing))
+                return oldest
+        return self._permits.take(at - _EARLIER)
+
+    def settle(self, due: float, used: int) -> None:
+        """Give back what a request did not take of what was set aside; less than nothing, where it took more."""
+        with self._lock:
+            self._left.append((due, self._most - used))
 
 
 class Pieces:
@@ -208,39 +219,85 @@ class ProjectQuota:
         folder: ``3_generate/quota``.
         project: its name.
         settings: the limits.
-        cancelled: see `Permits`.
+        cancelled: asked while waiting; the wait ends when it says so.
+        most_tokens: what one request may take, in and out.
+
+    Raises:
+        UserError: one request may take more tokens than a minute has.
     """
 
-    def __init__(self, folder: Path, project: str, settings: QuotaSettings, cancelled: Callable[[], bool]) -> None:
+    def __init__(
+        self, folder: Path, project: str, settings: QuotaSettings, cancelled: Callable[[], bool], most_tokens: int = 1
+    ) -> None:
         self._folder, self._project, self._settings = folder / project, project, settings
-        rates: list[float] = [settings.requests_per_minute] if settings.requests_per_minute else []
-        if settings.tokens_per_minute:
-            rates.append(settings.tokens_per_minute / settings.expected_tokens)
-        self._permits = Permits(self._folder, min(rates), cancelled) if rates else None
+        self._cancelled = cancelled
+        self._requests: Permits | None = None
+        self._tokens: TokenPermits | None = None
+        if rate := settings.requests_per_minute:
+            self._requests = Permits(self._folder / f"rate-{rate}", rate, cancelled)
+        if rate := settings.tokens_per_minute:
+            self._tokens = TokenPermits(self._folder / f"tokens-{rate}-{most_tokens}", rate, most_tokens, cancelled)
         self._days: dict[datetime.date, Pieces] = {}
+        self._clock = Clock()
         self._lock = threading.Lock()
 
-    def wait(self) -> bool:
-        """Wait until one request may be sent; False when cancelled.
+    def wait(self) -> float | None:
+        """Wait until one request may be sent. One thread of a task waits at a time, so that a task never holds permits that
+        another could use earlier.
+
+        Returns:
+            What `used` wants back; None when cancelled.
 
         Raises:
             DailyQuotaGone: not today any more.
         """
-        if limit := self._settings.requests_per_day:
-            today = pacific_now().date()
-            with self._lock:
+        with self._lock:
+            if limit := self._settings.requests_per_day:
+                today = pacific_now().date()
                 day = self._days.setdefault(today, Pieces(self._folder / f"day-{today}", limit, 1))
-            if not day.draw(1):
-                raise DailyQuotaGone(f"project {self._project}: all {limit:,} requests of {today} are used")
-        return self._permits.wait() if self._permits else True
+                if not day.draw(1):
+                    raise DailyQuotaGone(f"project {self._project}: all {limit:,} requests of {today} are used")
+            if not self._requests and not self._tokens:
+                return 0.0
+            return self._wait()
 
-    def used(self, tokens: int) -> None:
-        """Tell how many tokens a request cost; one that cost more than expected delays those that follow."""
-        limit = self._settings
-        if self._permits and limit.tokens_per_minute:
-            by_requests = limit.requests_per_minute or float("inf")
-            if limit.tokens_per_minute / limit.expected_tokens <= by_requests or tokens > limit.expected_tokens:
-                self._permits.owe(tokens / limit.expected_tokens - 1)
+    def _wait(self) -> float | None:
+        at = self._clock.now()
+        while not self._cancelled():
+            request = self._requests.take(at) if self._requests else at
+            tokens = self._tokens.reserve(at if request is None else request) if self._tokens else request
+            if request is None or tokens is None:
+                return None
+            due = max(request, tokens)
+            jumped = self._clock.jumped()
+            if not jumped and (self._requests is None or due <= request + LATE / 2):
+                if not self._sleep_until(due):
+                    return None
+                jumped = self._clock.jumped()
+                if not jumped and self._clock.now() <= due + LATE / 2:
+                    return tokens
+            if jumped:
+                print("the clock was set: no requests for a minute, so that no minute has too many", flush=True)
+                if not self._sleep_until(self._clock.now() + 60 + HOLD + SKEW):
+                    return None
+            elif self._tokens:  # they are good for some seconds more; the other permit is not
+                self._tokens.settle(tokens, 0)
+            at = max(self._clock.now(), due if not jumped else 0.0)
+        return None
+
+    def used(self, permission: float, tokens: int) -> None:
+        """Tell how many tokens a request took, so that the next may have the rest. Not told, it counts as the most."""
+        if self._tokens:
+            self._tokens.settle(permission, tokens)
+
+    def _sleep_until(self, due: float) -> bool:
+        """Sleep by the monotonic clock, waking to see whether it was cancelled."""
+        end = time.monotonic() + due - self._clock.now()
+        while (left := end - time.monotonic()) > 0:
+            if self._cancelled():
+                return False
+            time.sleep(min(left, 0.5))
+        return True
 
 
 def pacific_now() -> datetime.datetime:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.cost import dearest, dollars
+from data_prep.cost import dearest, dollars, most_tokens
 from data_prep.generators.base import ClientProtocol, RawReply, Request, client_class
 from data_prep.generators.errors import DailyQuotaGone, GeneratorError, Hopeless, KeyRejected, TryAgain
 from data_prep.quota import Budget, ProjectQuota, next_day
@@ -25,7 +25,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds, doubled after every failure
 
 
 class Cancelled(Exception):
-    """Another request found that there is no sense in going on; this one was not sent, or its reply will not come."""
+    """There is no sense in going on, as another request found, or no time; this one was not sent."""
 
 
 class Project:
@@ -43,7 +43,7 @@ class Project:
         make = client_class(settings.generator)
         self.name = project.name
         self.clients: list[tuple[str, ClientProtocol]] = [(key, make(settings, key, endpoint)) for key in keys]
-        self.quota = ProjectQuota(quota_folder, project.name, settings.quota, cancelled)
+        self.quota = ProjectQuota(quota_folder, project.name, settings.quota, cancelled, most_tokens(settings))
         self.throttle = Throttle(settings.concurrency, cancelled)
         self._turn = 0
 
@@ -134,15 +134,16 @@ class Sender:
         return text
 
     def _try(self, project: Project, request: Request) -> RawReply:
-        if not project.quota.wait():
-            raise Cancelled
         chosen = project.client()
         if chosen is None:
             raise KeyRejected("")
         key, client = chosen
-        self._budget.reserve()
+        self._budget.reserve()  # first, as it may have to wait, and a permit goes stale
         paid = 0.0
         try:
+            permission = project.quota.wait()
+            if permission is None or self._cancelled():
+                raise Cancelled
             reply = with_deadline(lambda: client.ask(request), self._settings.timeout + 1)
             paid = self._price(reply.input_tokens, reply.output_tokens)
         except KeyRejected as error:
@@ -155,7 +156,7 @@ class Sender:
             raise
         finally:
             self._budget.settle(paid)
-        project.quota.used(reply.input_tokens + reply.output_tokens)
+        project.quota.used(permission, reply.input_tokens + reply.output_tokens)
         project.throttle.succeeded()
         return reply
 

@@ -48,8 +48,8 @@ class QuotaSettings(BaseModel):
 
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1)
-    expected_tokens: int = Field(default=1200, ge=1)
-    """Tokens of one request, in and out, by which tokens_per_minute becomes requests; dearer ones delay those that follow."""
+    """In and out together. So that no minute ever has more, about a third of it stays unused; less where
+    max_output_tokens is near what replies really need."""
 
     requests_per_day: int | None = Field(default=None, ge=1)
     """A day ends at midnight Pacific time, as Google counts."""

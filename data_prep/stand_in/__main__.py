@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
+import sys
 from pathlib import Path
 
+from data_prep.records import UserError
 from data_prep.stand_in.faults import KINDS
 from data_prep.stand_in.server import StandIn
 
@@ -21,26 +25,33 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each reply")
     parser.add_argument("--fault", action="append", default=[], metavar="KIND=SHARE", help="repeatable")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other requests that go wrong")
     parser.add_argument("--retry-delay", type=float, default=1.0, help="seconds that a 429 asks to wait")
-    parser.add_argument("--requests-per-minute", type=int)
-    parser.add_argument("--requests-per-day", type=int)
+    parser.add_argument("--requests-per-minute", type=int, help="0: as a model that is not for this project")
+    parser.add_argument("--tokens-per-minute", type=int, help="in and out together")
+    parser.add_argument("--requests-per-day", type=int, help="over the server's life")
+    parser.add_argument("--key", action="append", dest="keys", help="a valid API key, repeatable; default: any is")
+    parser.add_argument("--model", action="append", dest="models", help="a known model, repeatable; default: any is")
     parser.add_argument("--log", type=Path, help="file for one line a request")
     arguments = parser.parse_args()
-    faults = {kind: float(share) for kind, _, share in (fault.partition("=") for fault in arguments.fault)}
-    server = StandIn(
-        arguments.answers,
-        latency=arguments.latency,
-        faults=faults,
-        seed=arguments.seed,
-        retry_delay=arguments.retry_delay,
-        requests_per_minute=arguments.requests_per_minute,
-        requests_per_day=arguments.requests_per_day,
-        log=arguments.log,
-        port=arguments.port,
-    )
+    options = {name: value for name, value in vars(arguments).items() if name not in ("answers", "fault")}
+    try:
+        server = StandIn(arguments.answers, faults=dict(_share(fault) for fault in arguments.fault), **options)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    # A container or a test ends it with TERM.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     print(server.url, flush=True)
-    server.serve_forever()
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
+
+
+def _share(fault: str) -> tuple[str, float]:
+    kind, _, share = fault.partition("=")
+    try:
+        return kind, float(share)
+    except ValueError:
+        raise UserError(f"--fault {fault}: write KIND=SHARE, such as status_429=0.1") from None
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ It finds the answer by the SHA-256 of the picture in the request, so the picture
 
 Every request becomes a line of its log, from which tests prove what was paid for::
 
-    {"at": 1764073423.2, "picture": "d76f…", "ask": 1, "outcome": "ok", "key": "…0042"}
+    {"at": 1764073423.2, "picture": "d76f…", "ask": 1, "outcome": "ok", "key": "0042", "answered": 1764073425.2}
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class StandIn:
         seed: another seed, other requests.
         retry_delay: seconds that a 429 asks to wait.
         requests_per_minute: enforced over any 60 seconds with 429; None: no limit; 0: the model is not for this project.
+        tokens_per_minute: enforced likewise; a request counts with all its tokens, in and out, when it arrives.
         requests_per_day: enforced over the server's life, with a daily quota's 429.
         keys: valid API keys; None: any.
         models: known models; None: any.
@@ -61,6 +62,7 @@ class StandIn:
         seed: int = 0,
         retry_delay: float = 1.0,
         requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
         requests_per_day: int | None = None,
         keys: list[str] | None = None,
         models: list[str] | None = None,
@@ -73,6 +75,7 @@ class StandIn:
         self.answers = _read_answers(answers)
         self.latency, self.faults, self.seed, self.retry_delay = latency, faults or {}, seed, retry_delay
         self.requests_per_minute, self.requests_per_day = requests_per_minute, requests_per_day
+        self.tokens_per_minute = tokens_per_minute
         self.keys, self.models = keys, models
         self.entries: list[dict[str, Any]] = []
         self._asked: Counter[str] = Counter()
@@ -100,9 +103,10 @@ class StandIn:
         """Serve until interrupted."""
         self._server.serve_forever()
 
-    def note(self, picture: str, ask: int, outcome: str, key: str) -> None:
-        """Write one request into the log."""
-        entry = {"at": time.time(), "picture": picture, "ask": ask, "outcome": outcome, "key": key[-4:]}
+    def note(self, arrived: float, picture: str, ask: int, outcome: str, key: str) -> None:
+        """Write one request into the log: when it came, about what, and how it is about to be answered."""
+        entry = {"at": arrived, "picture": picture, "ask": ask, "outcome": outcome, "key": key[-4:]}
+        entry["answered"] = time.time()
         with self._lock:
             self.entries.append(entry)
             if self._log:
@@ -124,6 +128,9 @@ class StandIn:
                 return "day"
             if self.requests_per_minute is not None and len(self._recent) >= self.requests_per_minute:
                 return "minute"
+            tokens = (len(self._recent) + 1) * (INPUT_TOKENS + OUTPUT_TOKENS)
+            if self.tokens_per_minute is not None and tokens > self.tokens_per_minute:
+                return "tokens"
             self._recent.append(now)
             self._today += 1
             return ""
@@ -179,9 +186,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "NOT_FOUND", f"no such method: {self.path}")
 
     def _answer(self, image: bytes | None, model: str, key: str, shape: Any) -> None:
-        server = self.stand_in
+        server, arrived = self.stand_in, time.time()
         if server.keys is not None and key not in server.keys:
-            server.note("", 0, "bad_key", key)
+            server.note(arrived, "", 0, "bad_key", key)
             self._error(
                 400,
                 "INVALID_ARGUMENT",
@@ -190,38 +197,38 @@ class _Handler(BaseHTTPRequestHandler):
             )
             return
         if server.models is not None and model not in server.models:
-            server.note("", 0, "bad_model", key)
+            server.note(arrived, "", 0, "bad_model", key)
             self._error(404, "NOT_FOUND", f"models/{model} is not found for API version v1beta")
             return
         if image is None:
-            server.note("", 0, "no_picture", key)
+            server.note(arrived, "", 0, "no_picture", key)
             self._error(400, "INVALID_ARGUMENT", "the request has no inline picture")
             return
         picture = hashlib.sha256(image).hexdigest()
         if used_up := server.admit():
-            server.note(picture, 0, f"quota_{used_up}", key)
-            self._too_many(daily=used_up == "day")
+            server.note(arrived, picture, 0, f"quota_{used_up}", key)
+            self._too_many(used_up)
             return
         ask = server.next_ask(picture)
         fault = fault_kinds.choose(server.faults, server.seed, picture, ask)
         time.sleep(server.latency)
         if fault in fault_kinds.TRANSPORT:
-            server.note(picture, ask, fault, key)
+            server.note(arrived, picture, ask, fault, key)
             self._fail(fault)
             return
         pairs = server.answers.get(picture)
         if pairs is None:
-            server.note(picture, ask, "unknown_picture", key)
+            server.note(arrived, picture, ask, "unknown_picture", key)
             self._error(400, "INVALID_ARGUMENT", f"the stand-in has no answers for the picture {picture}")
             return
         text = None if fault == "safety" else fault_kinds.spoil(fault, pairs)
         finish = "MAX_TOKENS" if fault == "max_tokens" else "STOP"
-        server.note(picture, ask, fault or "ok", key)
+        server.note(arrived, picture, ask, fault or "ok", key)
         self._send(200, orjson.dumps(shape(text, finish, model)))
 
     def _fail(self, fault: str) -> None:
         if fault == "status_429":
-            self._too_many(daily=False)
+            self._too_many("minute")
         elif fault == "status_500":
             self._error(500, "INTERNAL", "An internal error has occurred.")
         elif fault == "status_503":
@@ -242,12 +249,16 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 time.sleep(DRIP_SECONDS)
 
-    def _too_many(self, *, daily: bool) -> None:
-        period = "PerDay" if daily else "PerMinute"
-        delay = 3600.0 if daily else self.stand_in.retry_delay
-        limit = self.stand_in.requests_per_day if daily else self.stand_in.requests_per_minute
+    def _too_many(self, which: str) -> None:
+        server = self.stand_in
+        name, limit = {
+            "minute": ("GenerateRequestsPerMinutePerProjectPerModel", server.requests_per_minute),
+            "tokens": ("GenerateContentInputTokensPerModelPerMinute", server.tokens_per_minute),
+            "day": ("GenerateRequestsPerDayPerProjectPerModel", server.requests_per_day),
+        }[which]
+        delay = 3600.0 if which == "day" else server.retry_delay
         value = 15 if limit is None else limit
-        violation = {"quotaId": f"GenerateRequests{period}PerProjectPerModel", "quotaValue": str(value)}
+        violation = {"quotaId": name, "quotaValue": str(value)}
         details: list[dict[str, Any]] = [
             {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]},
             {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{delay}s"},

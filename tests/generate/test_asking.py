@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import threading
 import time
 
 import pytest
@@ -180,6 +181,64 @@ def test_the_end_of_the_items_lets_what_is_in_flight_finish(shop: Shop) -> None:
     with StandIn(shop.answers, latency=0.2) as server:
         outcomes = ask(shop, settings_for(server.url), until_stopped())
     assert len(outcomes.ok) == 3
+
+
+@pytest.mark.parametrize(
+    ("what", "server_says", "quota"),
+    [
+        ("a permit", {}, {"requests_per_minute": 1}),
+        ("a retryDelay", {"faults": {"status_429": 1.0}, "retry_delay": 600.0}, {}),
+        ("a pause", {"faults": {"status_503": 1.0}}, {}),
+    ],
+)
+def test_a_signal_ends_every_wait_and_leaves_the_items_to_be_done(
+    shop: Shop, monkeypatch, what: str, server_says: dict, quota: dict
+) -> None:
+    monkeypatch.setattr("data_prep.sender._FIRST_PAUSE", 600.0)
+    monkeypatch.setattr("data_prep.sender._LONGEST_PAUSE", 600.0)
+    signalled = threading.Event()
+    outcomes = Outcomes()
+    with StandIn(shop.answers, **server_says) as server:
+        task = threading.Thread(
+            target=asking.ask_all,
+            args=(iter(shop.products), outcomes),
+            kwargs={
+                "image_root": shop.root,
+                "settings": settings_for(server.url, quota=quota),
+                "quota_folder": shop.quota,
+                "previous": {},
+                "stopping": signalled.is_set,
+            },
+            daemon=True,
+        )
+        task.start()
+        time.sleep(0.5)
+        signalled.set()
+        task.join(20)  # the waits last ten minutes
+        assert not task.is_alive(), what
+    assert not outcomes.failed and len(outcomes.ok) <= 1
+
+
+def test_a_signal_lets_what_is_in_flight_be_answered_and_kept(shop: Shop) -> None:
+    outcomes = Outcomes()
+    signalled = threading.Event()
+    with StandIn(shop.answers, latency=0.5) as server:
+
+        def until_asked():
+            yield from shop.products
+            raise AssertionError("the items were read on after the signal")
+
+        threading.Timer(0.25, signalled.set).start()
+        asking.ask_all(
+            until_asked(),
+            outcomes,
+            image_root=shop.root,
+            settings=settings_for(server.url),
+            quota_folder=shop.quota,
+            previous={},
+            stopping=signalled.is_set,
+        )
+        assert len(server.entries) == len(outcomes.ok) == 4 and not outcomes.failed
 
 
 def test_the_stand_in_of_the_settings_is_started_and_costs_nothing(shop: Shop, monkeypatch) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import time
 from pathlib import Path
 
 import pytest
 
 from data_prep import asking, quota
+from data_prep.records import UserError
 from data_prep.settings_generate import QuotaSettings
 from data_prep.stand_in import StandIn
 from tests.generate.conftest import Outcomes, make_shop, settings_for
@@ -80,7 +82,7 @@ def test_daily_requests_are_counted_over_restarts(tmp_path: Path) -> None:
         project = quota.ProjectQuota(tmp_path, "mine", QuotaSettings(requests_per_day=10), lambda: False)
         for _ in range(4):
             try:
-                sent += project.wait()
+                sent += project.wait() is not None
             except quota.DailyQuotaGone:
                 break
     assert sent == 10
@@ -102,10 +104,75 @@ def test_raising_the_cap_does_not_forget_what_was_spent(tmp_path: Path) -> None:
 
 
 def test_after_the_clock_was_set_nothing_is_sent_for_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    permits = quota.Permits(tmp_path, 6000, lambda: False)
+    project = quota.ProjectQuota(tmp_path, "mine", QuotaSettings(requests_per_minute=6000), lambda: False)
     slept: list[float] = []
-    monkeypatch.setattr(permits, "_sleep_until", lambda due: slept.append(due - time.time()) or True)
+    monkeypatch.setattr(project, "_sleep_until", lambda due: slept.append(due - time.time()) or True)
     true_time = time.time
     monkeypatch.setattr(quota.time, "time", lambda: true_time() + 3600)
-    permits.wait()
+    project.wait()
     assert max(slept) >= 60
+
+
+class _Simulated:
+    """Time that passes only where somebody sleeps, so that an hour of requests takes a second."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_000_000.0
+        monkeypatch.setattr(quota.time, "time", lambda: self.now)
+        monkeypatch.setattr(quota.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(quota.time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("cost", ["little", "most", "mixed"])
+@pytest.mark.parametrize("requests_per_minute", [None, 40, 400])
+def test_no_minute_has_more_tokens_than_its_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cost: str, requests_per_minute: int | None
+) -> None:
+    clock = _Simulated(monkeypatch)
+    limit, most, latency = 250_000, 2374, 2.0
+    settings = QuotaSettings(tokens_per_minute=limit, requests_per_minute=requests_per_minute)
+    tasks = [quota.ProjectQuota(tmp_path, "mine", settings, lambda: False, most) for _ in range(3)]
+    rng, sent, pending = random.Random(0), [], []
+    start = clock.now
+    while clock.now < start + 300:
+        for request in [p for p in pending if p[0] <= clock.now]:
+            pending.remove(request)
+            _, task, permission, tokens = request
+            task.used(permission, tokens)
+        task = rng.choice(tasks)
+        permission = task.wait()
+        assert permission is not None
+        tokens = {"little": 1050, "most": most, "mixed": rng.choice([300, 1050, most])}[cost]
+        sent.append((clock.now, tokens))
+        if rng.random() < 0.99:  # of the others nothing is ever heard: killed
+            pending.append((clock.now + latency, task, permission, tokens))
+    for begin, _ in sent:
+        assert sum(tokens for at, tokens in sent if begin <= at < begin + 60) <= limit
+        window = [at for at, _ in sent if begin <= at < begin + 60]
+        assert requests_per_minute is None or len(window) <= requests_per_minute
+    used = sum(tokens for at, tokens in sent if at >= start + 60) / 4  # tokens a minute, after the first
+    possible = min(limit, (requests_per_minute or 1e9) * (sum(tokens for _, tokens in sent) / len(sent)))
+    assert used >= 0.5 * possible  # what is set aside and not taken can be lent to a request in time, or not
+
+
+def test_a_request_larger_than_the_tokens_of_a_minute_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="max_output_tokens"):
+        quota.ProjectQuota(tmp_path, "mine", QuotaSettings(tokens_per_minute=1000), lambda: False, 3724)
+
+
+def test_the_stand_in_refuses_more_tokens_than_its_quota(tmp_path: Path) -> None:
+    shop = make_shop(tmp_path / "shop", 6)
+    with StandIn(shop.answers, tokens_per_minute=3 * 1050) as server:
+        outcomes = Outcomes()
+        asking.ask_all(
+            iter(shop.products),
+            outcomes,
+            image_root=shop.root,
+            settings=settings_for(server.url, max_retries=0),
+            quota_folder=shop.quota,
+            previous={},
+        )
+    assert len(outcomes.ok) == 3 and {f.reason for f in outcomes.failed.values()} == {"status_429"}
