@@ -35,7 +35,7 @@ class ClusterName(StrEnum):
 
 
 # Wrong usage of any kind. Newer versions of typer carry their own click, so the class is reached through typer's.
-UsageError = typer.BadParameter.__mro__[1]
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder that was given as --run-dir.")]
 

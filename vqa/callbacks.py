@@ -99,8 +99,12 @@ class ValidationCallback(TrainerCallback):
         better = best is None or share > best["exact_match"] or step <= best["step"]
         if better:
             self.trainer.save_model(str(self.out / f"best-{step}"), _internal_call=True)
+        elif self.patience and best is not None and step - best["step"] >= self.patience * self.every:
+            control.should_training_stop = True  # every process comes to the same decision
         if not self.trainer.is_world_process_zero():
             return
+        if control.should_training_stop:
+            print(f"step {step}: no better exact match for {self.patience} validations, stopping", flush=True)
         line = {"step": step, "epoch": state.epoch, "exact_match": share, "questions": len(rows), "at": time.time()}
         append(self.out / "validation.jsonl", line | {"answers": rows})
         print(f"step {step}: exact match {share:.3f} on {len(rows)} validation questions", flush=True)
@@ -108,9 +112,6 @@ class ValidationCallback(TrainerCallback):
             write_json(self.out / BEST, {"step": step, "exact_match": share, "folder": f"best-{step}"})
             if best is not None and best["step"] != step:
                 shutil.rmtree(self.out / best["folder"], ignore_errors=True)
-        elif self.patience and best is not None and step - best["step"] >= self.patience * self.every:
-            print(f"step {step}: no better exact match for {self.patience} validations, stopping", flush=True)
-            control.should_training_stop = True
 
     def best(self) -> dict[str, Any] | None:
         """The best validation so far."""

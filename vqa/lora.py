@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from torch import nn
 
 from data_prep.records import UserError
@@ -55,14 +56,35 @@ def load_adapter(model: Model, folder: Path, name: str = "default") -> Model:
     except (RuntimeError, ValueError, KeyError) as error:
         words = " ".join(str(error).split())[:300]
         raise UserError(f"The adapter in {folder} does not fit this {model.kind} model: {words}") from error
+    if missing := _not_loaded(model, folder, name):
+        raise UserError(
+            f"The adapter in {folder} was made for another base than this {model.kind} model: {missing}. Name the base that "
+            f"its adapter_config.json gives as base_model_name_or_path."
+        )
     model.net.eval()
     return model
+
+
+def _not_loaded(model: Model, folder: Path, name: str) -> str:
+    """What of an adapter's file and of the network's adapter layers does not match; "" where all does."""
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        saved = set(file.keys())
+    expected = set(get_peft_model_state_dict(model.net, adapter_name=name))
+    if saved == expected:
+        return ""
+    lacking, surplus = sorted(expected - saved), sorted(saved - expected)
+    parts = []
+    if lacking:
+        parts.append(f"{len(lacking)} of {len(expected)} layers are not in it (such as {lacking[0]})")
+    if surplus:
+        parts.append(f"{len(surplus)} of its {len(saved)} weights have no place (such as {surplus[0]})")
+    return "; ".join(parts)
 
 
 def parameter_table(model: Model) -> dict[str, Any]:
     """Measured parameter counts, with the published report's beside them.
 
-    ``shared`` counts weights once that two layers share; ``total`` is what the report's kind of count gives.
+    Weights that two layers share count once in ``total``.
     """
     seen: dict[int, int] = {}
     trainable = adapters = 0

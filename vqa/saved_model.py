@@ -60,10 +60,8 @@ def merge_adapter(model: ModelSettings, adapter: Path, out: Path) -> Path:
     """
     kind = model_class(model.kind)
     loaded = load_adapter(kind.load(model, kind.adapter_answers(adapter)), adapter)
-    merged = loaded.net.merge_and_unload()  # type: ignore[operator]
-    merged.save_pretrained(out)
-    loaded.net = merged
-    loaded.save_processor(model.weights, out)
+    loaded.net.merge_and_unload().save_pretrained(out)
+    loaded.processor.save(out)
     return out
 
 

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from torch import nn
 
 import vqa.models
 from data_prep.records import UserError
@@ -37,6 +36,14 @@ class Answer:
 
 class Processor(ABC):
     """Pictures and texts to tensors; holds no weights, so that worker processes can have a copy."""
+
+    tokenizer: Any
+    images: Any  # transformers' image processor, whose settings are saved beside merged weights
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer and the image processor, as a model's folder has them."""
+        self.tokenizer.save_pretrained(folder)
+        self.images.save_pretrained(folder)
 
     @abstractmethod
     def collate(
@@ -66,7 +73,7 @@ class Model(ABC):
     modules_to_save: ClassVar[tuple[str, ...]] = ()  # trained whole and saved with the adapter
     published: ClassVar[dict[str, str]]  # the report's parameter figures, and why ours differ
 
-    net: nn.Module  # transformers' network or a subclass, or peft's around it
+    net: Any  # an nn.Module: transformers' network or a subclass of it, or peft's around it
     processor: Processor
 
     @classmethod

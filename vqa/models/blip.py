@@ -34,8 +34,8 @@ IGNORED = -100
 class Processor(base.Processor):
     """Pinned to transformers' PIL image processor: the torchvision one gives slightly different pixels."""
 
-    def __init__(self, tokenizer: Any, size: int, dec_id: int, enc_id: int | None) -> None:
-        self.tokenizer, self.size, self.dec_id, self.enc_id = tokenizer, size, dec_id, enc_id
+    def __init__(self, tokenizer: Any, images: Any, size: int, dec_id: int, enc_id: int | None) -> None:
+        self.tokenizer, self.images, self.size, self.dec_id, self.enc_id = tokenizer, images, size, dec_id, enc_id
 
     def collate(
         self,
@@ -206,7 +206,7 @@ class Model(base.Model):
         net.image_std.copy_(torch.tensor(images.image_std).view(3, 1, 1))
         text = net.config.text_config
         enc_id = text.bos_token_id + 1 if settings.question_prefix == "enc" else None  # [ENC] follows [DEC]
-        processor = Processor(tokenizer, net.config.vision_config.image_size, text.bos_token_id, enc_id)
+        processor = Processor(tokenizer, images, net.config.vision_config.image_size, text.bos_token_id, enc_id)
         return cls(net.eval(), processor, text.sep_token_id)
 
     @property
