@@ -15,7 +15,7 @@ from data_prep import demo_catalogue
 from jobs import runner
 from jobs.config import CONFIGS
 
-PRODUCTS = 600
+PRODUCTS = 1200
 SEED = 7
 
 
