@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -193,25 +194,39 @@ def status_table(run: RunDir, steps: Sequence[StepStatus], queue: dict[str, dict
         rows.append(
             (
                 step.step,
-                step.state,
+                _state(step, waiting),
                 _count(items),
                 _count(step.done) if step.items is not None else "",
                 _count(step.failed) if step.items is not None else "",
                 _count(step.remaining),
                 f"{step.shards_done}/{step.shards}" if step.shards else "",
-                ", ".join(f"{count} {state.lower()}" for state, count in waiting.items()),
+                _in_queue(waiting),
                 f"{step.per_second:.1f}/s" if step.per_second else "",
                 duration(step.seconds_left) if step.seconds_left is not None else "",
                 f"${step.dollars:.2f}" if step.dollars else "",
             )
         )
     shown = [column for column in range(len(names)) if any(row[column] for row in rows)]
-    table = Table(title=f"{run.path}", title_justify="left")
+    table = Table(title=f"{run.path}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in shown:
         table.add_column(names[column], justify="left" if column < 2 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(row[column] for column in shown))
     return table
+
+
+def _state(step: StepStatus, queued: dict[str, int]) -> str:
+    """What the files say of a step, or the queue where that is ahead of them."""
+    tasks = {state: count for state, count in queued.items() if state != "GATE"}
+    if step.state == "done" or not tasks:
+        return step.state
+    return "running" if tasks.get("RUNNING") else "queued"
+
+
+def _in_queue(queued: dict[str, int]) -> str:
+    """A step's jobs by their state; its gate only while it is what is waited for."""
+    tasks = {state: count for state, count in queued.items() if state != "GATE"}
+    return ", ".join(f"{count} {state.lower()}" for state, count in (tasks or queued).items())
 
 
 def remarks(step: StepStatus) -> list[str]:

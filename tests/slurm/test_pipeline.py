@@ -19,11 +19,12 @@ from jobs.config import Config, validate_config
 from jobs.journal import Damage
 from jobs.logs import find_logs
 from jobs.loop import latest_outcomes, store_records
-from jobs.pipeline import open_run, steps_of
+from jobs.pipeline import load_run, open_run, steps_of
 from jobs.rundir import RunDir, Step
 from jobs.status import run_status
 from slurm.profile import Profile, build_profile
 from slurm.queue import live_jobs
+from tests.conftest import launch, output
 from tests.slurm_cluster.cluster import SlurmCluster, cmdline
 from vqa.tiny import make_tiny_model
 
@@ -185,9 +186,12 @@ def test_one_command_takes_all_seven_stages_to_a_report_though_training_is_reque
         "train": {"epochs": 6, "eval_steps": 20, "validation_questions": 8},
         "evaluate": {"shards": 2},
     }
-    config = validate_config(tree, "test")
-    run, _ = open_run(tmp_path / "run", config, ["test"])
-    slurm_backend.submit(run, config, steps_of(config), PROFILE, Console(quiet=True))
+    (tmp_path / "config.yaml").write_bytes(orjson.dumps(tree))  # JSON is YAML
+    (tmp_path / "site.yaml").write_text("defaults: {cpus: 1, memory: 900M, time: 30}\ngrace_seconds: 20\n")
+    command = ["--cluster", "slurm", "--profile", str(tmp_path / "site.yaml"), "--config", str(tmp_path / "config.yaml")]
+    queued = launch(*command, "--run-dir", str(tmp_path / "run"))
+    assert queued.returncode == 0, output(queued)
+    run, config = load_run(tmp_path / "run")
     token = slurm_backend.chain_folder(run).token()
     log = run.step_folder(Step("train", "blip")) / "log.jsonl"
     wait_until(lambda: log.exists() and log.stat().st_size)
@@ -197,6 +201,8 @@ def test_one_command_takes_all_seven_stages_to_a_report_though_training_is_reque
     assert slurm_backend.stopped_steps(run) == {}
     assert {status.state for status in run_status(run, config)} == {"done"}
     assert (run.report / "index.html").is_file()
+    again = launch(*command, "--run-dir", str(tmp_path / "run"))
+    assert again.returncode == 0 and "done already" in output(again)
     logs = sorted(run.logs(Step("train", "blip")).glob("task.*.log"))
     assert len(logs) == 2
     assert "training from the beginning" in logs[0].read_text()
