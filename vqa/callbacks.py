@@ -18,13 +18,15 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from data_prep.records import Example, UserError, write_json
+from vqa import processes
 from vqa.dataset import by_picture, open_picture
+from vqa.inference import autocast, cut
 from vqa.metrics import exact_match
 from vqa.models.base import Batch, Model
 from vqa.settings import EvaluateSettings
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from vqa.trainer import LoraTrainer
 
 BEST = "best.json"
 
@@ -32,41 +34,54 @@ BEST = "best.json"
 def evaluate_on_samples(
     model: Model, examples: Sequence[Example], image_root: Path, settings: EvaluateSettings, *, adapted: bool = True
 ) -> list[dict[str, Any]]:
-    """Answer some questions now: rows of id, question, truth, answer, confidence and whether it is right."""
-    rows: list[dict[str, Any]] = []
-    groups = list(by_picture(examples).items())
+    """Answer some questions now: rows of id, question, truth, answer, confidence and whether it is right.
+
+    Rows come picture by picture, in the order in which pictures appear first. Where the GPU's memory does not suffice, for
+    training holds much of it, batches are halved; answers do not depend on that.
+    """
+    ordered = [example for group in by_picture(examples).values() for example in group]
     training = model.net.training
     model.net.eval()
     try:
-        with torch.inference_mode():
-            for start in range(0, len(groups), settings.batch_size):
-                part = groups[start : start + settings.batch_size]
-                pictures = [open_picture(image_root, path) for path, _ in part]
-                batch = model.processor.collate(pictures, [[e.question for e in group] for _, group in part])
-                moved: Batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-                said = model.answer(moved, model.encode(moved), settings, adapted=adapted)
-                flat = [example for _, group in part for example in group]
-                for example, answer in zip(flat, said, strict=True):
-                    right = bool(exact_match(example.answer, answer.text))
-                    rows.append(
-                        {
-                            "id": example.id,
-                            "question": example.question,
-                            "truth": example.answer,
-                            **asdict(answer),
-                            "right": right,
-                        }
-                    )
+        size = settings.batch_size
+        while True:
+            try:
+                return [
+                    row
+                    for part in cut(iter(ordered), size)
+                    for row in _answered(model, part, image_root, settings, adapted)
+                ]
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            size //= 2  # outside of the handler, whose traceback keeps the tensors of the attempt alive
+            torch.cuda.empty_cache()
     finally:
         model.net.train(training)
-    return rows
+
+
+def _answered(
+    model: Model, examples: Sequence[Example], image_root: Path, settings: EvaluateSettings, adapted: bool
+) -> list[dict[str, Any]]:
+    groups = by_picture(examples)
+    pictures = [open_picture(image_root, path) for path in groups]
+    batch = model.processor.collate(pictures, [[e.question for e in group] for group in groups.values()])
+    moved: Batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    with torch.inference_mode(), autocast(model.device, settings.precision):
+        said = model.answer(moved, model.encode(moved), settings, adapted=adapted)
+    return [
+        {"id": example.id, "question": example.question, "truth": example.answer}
+        | asdict(answer)
+        | {"right": bool(exact_match(example.answer, answer.text))}
+        for example, answer in zip(examples, said, strict=True)
+    ]
 
 
 class ValidationCallback(TrainerCallback):
     """Answers a fixed sample of the validation split every few steps, logs it, keeps the best adapter, stops early.
 
     ``validation.jsonl`` has a line a validation; ``best.json`` names the best adapter's folder and its exact match. The
-    share is plain exact match after normalisation.
+    share is plain exact match after normalisation. Several processes answer a part of the sample each.
     """
 
     def __init__(
@@ -82,7 +97,12 @@ class ValidationCallback(TrainerCallback):
     ) -> None:
         self.model, self.sample, self.image_root, self.out = model, list(sample), image_root, out
         self.every, self.patience, self.answering = every, patience, answering
-        self.trainer: Trainer | None = None
+        self.trainer: LoraTrainer | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """End a training at once that had stopped early, but was killed before it was finished."""
+        if state.global_step and processes.decided(lambda: self._exhausted(state.global_step)):
+            control.should_training_stop = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Validate at every ``every``-th step and at the last one."""
@@ -90,28 +110,35 @@ class ValidationCallback(TrainerCallback):
             self.validate(state, control)
 
     def validate(self, state: TrainerState, control: TrainerControl) -> None:
-        """Answer the sample now."""
+        """Answer the sample now.
+
+        Raises:
+            UserError: the loss or the weights are no numbers any more.
+        """
         assert self.trainer is not None
-        rows = evaluate_on_samples(self.model, self.sample, self.image_root, self.answering)
+        self.trainer.require_finite()
+        step, rows = state.global_step, self._rows()
         share = sum(row["right"] for row in rows) / len(rows)
-        step = state.global_step
-        best = self.best()
+        best = processes.decided(self.best)
+        # A best of this step or a later one is from before a kill: this training has gone back to a checkpoint.
         better = best is None or share > best["exact_match"] or step <= best["step"]
         if better:
             self.trainer.save_model(str(self.out / f"best-{step}"), _internal_call=True)
-        elif self.patience and best is not None and step - best["step"] >= self.patience * self.every:
-            control.should_training_stop = True  # every process comes to the same decision
-        if not self.trainer.is_world_process_zero():
-            return
-        if control.should_training_stop:
-            print(f"step {step}: no better exact match for {self.patience} validations, stopping", flush=True)
-        line = {"step": step, "epoch": state.epoch, "exact_match": share, "questions": len(rows), "at": time.time()}
-        append(self.out / "validation.jsonl", line | {"answers": rows})
-        print(f"step {step}: exact match {share:.3f} on {len(rows)} validation questions", flush=True)
-        if better:
-            write_json(self.out / BEST, {"step": step, "exact_match": share, "folder": f"best-{step}"})
-            if best is not None and best["step"] != step:
-                shutil.rmtree(self.out / best["folder"], ignore_errors=True)
+        if self.trainer.is_world_process_zero():
+            line = {"step": step, "epoch": state.epoch, "exact_match": share, "questions": len(rows), "at": time.time()}
+            append(self.out / "validation.jsonl", line | {"answers": rows})
+            print(f"step {step}: exact match {share:.3f} on {len(rows)} validation questions", flush=True)
+            if better:
+                write_json(
+                    self.out / BEST,
+                    {"step": step, "exact_match": share, "questions": len(rows), "folder": f"best-{step}"},
+                )
+                if best is not None and best["step"] != step:
+                    shutil.rmtree(self.out / best["folder"], ignore_errors=True)
+        if processes.decided(lambda: self._exhausted(step)):
+            control.should_training_stop = True
+            if self.trainer.is_world_process_zero():
+                print(f"step {step}: no better exact match for {self.patience} validations, stopping", flush=True)
 
     def best(self) -> dict[str, Any] | None:
         """The best validation so far."""
@@ -120,6 +147,25 @@ class ValidationCallback(TrainerCallback):
         except FileNotFoundError:
             return None
         return found
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """The sample's answers, of which this process finds its part."""
+        assert self.trainer is not None
+        pictures = list(by_picture(self.sample).values())
+        mine = [example for group in pictures[processes.rank() :: processes.count()] for example in group]
+        rows: list[dict[str, Any]] = []
+        with (
+            processes.together(self.trainer.args.device, "answering the validation questions"),
+            processes.whole_weights(self.model.net),
+        ):
+            rows = evaluate_on_samples(self.model, mine, self.image_root, self.answering)
+        place = {example.id: number for number, example in enumerate(self.sample)}
+        return sorted(processes.everywhere(rows), key=lambda row: place[row["id"]])
+
+    def _exhausted(self, step: int) -> bool:
+        """Whether the best is so long ago that training is over."""
+        best = self.best()
+        return bool(self.patience and best and step - best["step"] >= self.patience * self.every)
 
 
 class LogCallback(TrainerCallback):
@@ -148,11 +194,8 @@ class LogCallback(TrainerCallback):
         """
         if not logs or "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]):
-            raise UserError(
-                f"The loss became {logs['loss']} at step {state.global_step}. The last good checkpoint is kept; lower "
-                f"train.learning_rate (now {args.learning_rate:g}) or set train.precision to fp32, in a new --run-dir."
-            )
+        if not math.isfinite(logs["loss"]):  # a mean over all processes: each one comes to this
+            raise diverged(state.global_step, args.learning_rate)
         if not state.is_world_process_zero:
             return
         now, before = time.monotonic(), self.last
@@ -173,6 +216,14 @@ class LogCallback(TrainerCallback):
         append(self.out / "log.jsonl", line)
 
 
+def diverged(step: int, learning_rate: float) -> UserError:
+    """The sentence for a training whose loss or weights are no numbers any more."""
+    return UserError(
+        f"The loss or a weight became infinite or not a number by step {step}. The last good checkpoint is kept; lower "
+        f"train.learning_rate (now {learning_rate:g}) or set train.precision to fp32, in a new --run-dir."
+    )
+
+
 class StopCallback(TrainerCallback):
     """Saves and ends when one of the processes was asked to stop."""
 
@@ -182,11 +233,7 @@ class StopCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Look at the flag of every process: they must all end at the same step."""
-        asked = self.stop()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            flag = torch.tensor(float(asked), device=args.device)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-            asked = bool(flag.item())
+        asked = processes.anywhere(self.stop(), args.device)
         if asked and state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
 

@@ -68,11 +68,19 @@ def newest_valid(out: Path, *, processes: int, strategy: str) -> Path | None:
         made = (manifest["processes"], manifest["strategy"])
         if made != (processes, strategy):
             raise UserError(
-                f"{folder} was made by {made[0]} processes with {made[1]}; now it is {processes} with {strategy}. Resume "
-                f"with the same, or delete {out}/checkpoint-* to train from the beginning."
+                f"{folder} was made by {_processes(made[0])} with {made[1]}; now it is {_processes(processes)} with "
+                f"{strategy}. Resume with the same, or delete {out}/checkpoint-* to train from the beginning."
             )
         return folder
     return None
+
+
+def discard_newer(out: Path, than: Path | None) -> None:
+    """Delete the checkpoints that were passed over for an older one: `prune` would take them for the newest."""
+    for folder in checkpoints(out):
+        if folder == than:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prune(out: Path, keep: int) -> None:
@@ -81,6 +89,10 @@ def prune(out: Path, keep: int) -> None:
     for folder in checkpoints(out):
         if folder not in whole[:keep]:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'' if count == 1 else 'es'}"
 
 
 def _digest(path: Path) -> str:

@@ -1,0 +1,156 @@
+"""What the tests of training share: a tiny BLIP, a few drawn pictures with questions that can be learnt, and settings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from PIL import Image, ImageDraw
+
+from data_prep.records import Example, write_json, write_jsonl
+from tests.conftest import ROOT
+from vqa.settings import LoraSettings, ModelSettings, TrainSettings
+from vqa.tiny import make_tiny_model
+
+COLORS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "yellow": (230, 210, 40)}
+SHAPES = ("circle", "square")
+
+# LoRA on every linear layer: a tiny base knows nothing, and query and value alone could not teach it.
+EVERYWHERE = LoraSettings(targets=["query", "key", "value", "dense", "qkv", "fc1", "fc2", "projection"])
+
+
+@dataclass(frozen=True)
+class Material:
+    """A folder of pictures, curated splits about them, and an untrained tiny model that knows their words."""
+
+    pictures: Path
+    data: Path
+    weights: Path
+    examples: list[Example]
+
+    def model(self, **fields: Any) -> ModelSettings:
+        """The tiny model, trained in batches of 4 x 1 unless said otherwise."""
+        return ModelSettings(
+            **{"weights": str(self.weights), "batch_size": 4, "gradient_accumulation": 1, "lora": EVERYWHERE} | fields
+        )
+
+
+def make_material(folder: Path, pictures: int = 8) -> Material:
+    """Draw pictures of a shape in a color, each with two questions; the validation split is the training split."""
+    images = folder / "images"
+    images.mkdir(parents=True)
+    examples = []
+    for number in range(pictures):
+        color, shape = list(COLORS)[number % len(COLORS)], SHAPES[number // len(COLORS) % len(SHAPES)]
+        picture = Image.new("RGB", (80, 60 + 2 * number), "white")
+        pen = ImageDraw.Draw(picture)
+        (pen.ellipse if shape == "circle" else pen.rectangle)((12, 12, 52, 52), COLORS[color])
+        picture.save(images / f"{number:02}.png")
+        for kind, answer in (("color", color), ("shape", shape)):
+            examples.append(
+                Example(
+                    id=f"q{number:02}-{kind}",
+                    item_id=f"I{number:02}",
+                    image_id=f"P{number:02}",
+                    image_path=f"{number:02}.png",
+                    question=f"What {kind} is the {'toy' if kind == 'color' else 'big wooden toy'}?",
+                    answer=answer,
+                    category="easy",
+                    question_type=kind,
+                    product_type="TOY",
+                )
+            )
+    data = folder / "data"
+    write_splits(data, examples, examples)
+    texts = [text for example in examples for text in (example.question, example.answer)]
+    return Material(images, data, make_tiny_model("blip", folder / "weights", texts), examples)
+
+
+def write_splits(folder: Path, train: Sequence[Example], val: Sequence[Example]) -> Path:
+    """A curated data set."""
+    folder.mkdir()
+    for split, rows in {"train": train, "val": val, "test": []}.items():
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    write_json(folder / "stats.json", {})
+    return folder
+
+
+def quick(**fields: Any) -> TrainSettings:
+    """Twelve steps of 4 questions over 16 of them, a checkpoint every third step, a log line every step."""
+    return TrainSettings(
+        **{"epochs": 3, "eval_steps": 3, "logging_steps": 1, "learning_rate": 2e-3, "validation_questions": 4} | fields
+    )
+
+
+def start_worker(
+    material: Material,
+    out: Path,
+    model: ModelSettings,
+    settings: TrainSettings,
+    *,
+    rank: int = 0,
+    processes: int = 1,
+    port: int = 0,
+    **options: Any,
+) -> subprocess.Popen[str]:
+    """Training in a process of its own (one of ``processes``), with the signal handling of a task."""
+    request = {
+        "model": model.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json"),
+        "data": str(material.data),
+        "image_root": str(material.pictures),
+        "out": str(out),
+        **options,
+    }
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    if processes > 1:
+        environment |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.vqa.training_worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    assert process.stdin is not None
+    process.stdin.write(orjson.dumps(request).decode() + "\n")
+    process.stdin.flush()
+    return process
+
+
+def ended(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str]:
+    """Wait for a worker: its exit code and all that it printed."""
+    said, _ = process.communicate(timeout=seconds)
+    return process.returncode, said
+
+
+def log(out: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
+    """The lines of a log, of which a killed process may have left the last one torn."""
+    path = out / name
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return [orjson.loads(line) for line in lines if line.endswith(b"}")]
+
+
+def adapter_bytes(out: Path) -> bytes:
+    """The weights of a finished training."""
+    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def checkpoint_steps(out: Path) -> Sequence[int]:
+    """The steps of the checkpoint folders that are there, whole or not."""
+    return sorted(int(path.name.rpartition("-")[2]) for path in out.glob("checkpoint-*"))
