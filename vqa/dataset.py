@@ -48,7 +48,7 @@ def locate_image_path(image_root: Path, image_path: str) -> Path:
     if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(image_root.resolve()):
         raise UserError(f"The picture {image_path!r} lies outside of {image_root}: it is not opened.")
     if not path.is_file():
-        raise UserError(f"There is no picture {path}. Is data.root the folder that the data set was made from?")
+        raise UserError(f"There is no picture {path}. Is {image_root} the folder that the pictures belong to?")
     return path
 
 

@@ -119,8 +119,8 @@ class Report(SingleStage):
         if tiny:
             warnings.append(
                 f"{', '.join(tiny)}: a tiny model that this run made itself, not the published one. Its base was taught the "
-                f"easy questions of half of the training pictures, LoRA all questions of the other half. The scores say whether "
-                f"the pipeline works, nothing about the published model."
+                f"easy questions (all, where they have no category) about half of the training pictures, LoRA all questions about "
+                f"the other half. The scores say whether the pipeline works, nothing about the published model."
             )
         return summaries, warnings
 
