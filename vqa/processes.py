@@ -104,9 +104,9 @@ def whole_weights(net: nn.Module) -> Iterator[None]:
     if not parts:
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters(parts):
+    with deepspeed.zero.GatheredParameters(parts):
         for parameter in parts:
             parameter.ds_active_sub_modules.add(_CLAIM)  # type: ignore[attr-defined]
         try:

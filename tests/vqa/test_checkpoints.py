@@ -19,7 +19,6 @@ from tests.vqa.training_data import (
     Material,
     adapter_bytes,
     checkpoint_steps,
-    ended,
     log,
     make_material,
     quick,
@@ -54,12 +53,12 @@ def resume(material: Material, out: Path) -> None:
 
 def disturb(material: Material, out: Path, number: signal.Signals, step: int) -> tuple[int, str]:
     """Train in a process that gets a signal once it has logged a step."""
-    process = start_worker(material, out, material.model(), quick())
+    worker = start_worker(material, out, material.model(), quick())
     while len(log(out)) < step:
-        assert process.poll() is None, ended(process)
+        assert worker.process.poll() is None, worker.ended()
         time.sleep(0.002)
-    os.kill(process.pid, number)
-    code, said = ended(process)
+    worker.process.send_signal(number)
+    code, said = worker.ended()
     assert not (out / "adapter").exists(), said
     return code, said
 
@@ -82,12 +81,12 @@ def test_training_killed_again_and_again_ends_with_the_same_adapter(
 ) -> None:
     for step in sorted(random.sample(range(1, 12), 4)):
         lines = len(log(tmp_path))
-        process = start_worker(material, tmp_path, material.model(), quick())
-        while process.poll() is None and max([0, *(line["step"] for line in log(tmp_path)[lines:])]) < step:
+        worker = start_worker(material, tmp_path, material.model(), quick())
+        while worker.process.poll() is None and max([0, *(line["step"] for line in log(tmp_path)[lines:])]) < step:
             time.sleep(0.002)
         time.sleep(random.random() * 0.1)  # within a step, or within a save
-        process.kill()
-        ended(process)
+        worker.process.kill()
+        worker.ended()
     resume(material, tmp_path)
     assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed)
 

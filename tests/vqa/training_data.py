@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -97,8 +98,7 @@ def start_worker(
     rank: int = 0,
     processes: int = 1,
     port: int = 0,
-    **options: Any,
-) -> subprocess.Popen[str]:
+) -> Worker:
     """Training in a process of its own (one of ``processes``), with the signal handling of a task."""
     request = {
         "model": model.model_dump(mode="json"),
@@ -106,7 +106,6 @@ def start_worker(
         "data": str(material.data),
         "image_root": str(material.pictures),
         "out": str(out),
-        **options,
     }
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     if processes > 1:
@@ -118,25 +117,47 @@ def start_worker(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.vqa.training_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-    )
-    assert process.stdin is not None
-    process.stdin.write(orjson.dumps(request).decode() + "\n")
-    process.stdin.flush()
-    return process
+    said = out.parent / f"{out.name}.{rank}.said"
+    with said.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.vqa.training_worker", orjson.dumps(request).decode()],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=environment,
+        )
+    return Worker(process, said)
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str]:
-    """Wait for a worker: its exit code and all that it printed."""
-    said, _ = process.communicate(timeout=seconds)
-    return process.returncode, said
+def start_workers(
+    processes: int, material: Material, out: Path, model: ModelSettings, settings: TrainSettings
+) -> list[Worker]:
+    """One training in several processes of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        start_worker(material, out, model, settings, rank=rank, processes=processes, port=port)
+        for rank in range(processes)
+    ]
+
+
+@dataclass
+class Worker:
+    """A process and the file that takes what it prints."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    def ended(self, seconds: float = 240) -> tuple[int, str]:
+        """Wait for it: its exit code and all that it (and processes before it with the same folder) printed."""
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"still running after {seconds} s:\n{self.output.read_text()}") from None
+        return code, self.output.read_text()
 
 
 def log(out: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:

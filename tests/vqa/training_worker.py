@@ -1,4 +1,4 @@
-"""One training in a process of its own, to be killed, signalled and starved by tests; the request is a line of JSON on stdin.
+"""One training in a process of its own, to be killed, signalled and starved by tests; it takes a request in JSON.
 
 Ends like a task: 0 done, 75 asked to stop, 1 with a line that starts with ``error:``.
 """
@@ -14,7 +14,7 @@ from jobs.stop import REQUEUE, StopFlag
 
 
 def main() -> int:
-    request = json.loads(sys.stdin.readline())
+    request = json.loads(sys.argv[1])
     stop = StopFlag().install()
     from vqa.settings import ModelSettings, TrainSettings
     from vqa.training import train
