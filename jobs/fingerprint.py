@@ -69,7 +69,7 @@ def freeze_settings(store: Store, settings: dict[str, Any]) -> str:
     elif changed := differences(known, settings):
         raise UserError(
             f"{store.folder} holds records that were made with other settings ({'; '.join(changed)}). "
-            f"They are never mixed. Set it back, or use another --run-dir (or delete {store.folder} to pay for it again)."
+            f"They are never mixed. Set it back, or use another --run-dir (or delete {store.folder} to do it again)."
         )
     return digest(settings)
 
