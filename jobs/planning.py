@@ -11,6 +11,7 @@ from rich.table import Table
 from data_prep import abo, cost
 from data_prep.records import Rejected
 from jobs.config import DEFAULT_CONFIG, Config, load_config
+from jobs.runner import duration
 from vqa.settings import TINY, ModelSettings
 
 GB = 1e9
@@ -53,20 +54,20 @@ def _show_generate(config: Config, products: int, console: Console) -> None:
         return
     estimate = cost.estimate(products, settings)
     table = Table(title=f"generate: {settings.model} through {settings.generator}", title_justify="left")
-    for name in ("requests", "tokens in", "tokens out", "dollars", "hours", "bound by"):
+    for name in ("requests", "tokens in", "tokens out", "dollars", "time", "bound by"):
         table.add_column(name, justify="right")
     table.add_row(
         f"{estimate.requests:,}",
         f"{estimate.input_tokens:,}",
         f"{estimate.output_tokens:,}",
         f"${estimate.dollars:,.2f}",
-        f"{estimate.hours:,.1f}",
+        duration(3600 * estimate.hours),
         estimate.limited_by,
     )
     console.print(table)
     console.print(
         f"Prices as read on {settings.prices.read_on}: ${settings.prices.input:g} and ${settings.prices.output:g} per million "
-        f"tokens in and out. Replies that break the rules are asked for again, at most {settings.max_asks - 1} times each."
+        f"tokens in and out. Replies that break the rules are asked for again, at most {settings.max_asks} times in all."
     )
     if settings.max_dollars is not None:
         enough = "above" if settings.max_dollars >= estimate.dollars else "BELOW"
@@ -79,15 +80,19 @@ def _show_training(config: Config, console: Console) -> None:
         table.add_column(name, justify="right")
     for name, model in config.models.items():
         parts = training_memory(model)
-        if model.weights == TINY or parts is None:
-            table.add_row(name, *["tiny" if model.weights == TINY else "unknown"] * 6)
+        if model.weights == TINY:
+            console.print(f"train: {name} is a tiny model; it fits anywhere.", markup=False)
+            continue
+        if parts is None:
+            table.add_row(name, *["unknown"] * 6)
             continue
         total = sum(parts)
         table.add_row(
             name, *(f"{part / GB:.2f}" for part in parts), f"{total / GB:.2f}", "yes" if total < 14 * GB else "no"
         )
-    console.print(table)
-    console.print("Weights stay fp32 under autocast; Batch sizes as configured.")
+    if table.row_count:
+        console.print(table)
+        console.print("Weights stay fp32 under autocast; batch sizes as configured.")
 
 
 def training_memory(model: ModelSettings) -> tuple[float, float, float, float] | None:
