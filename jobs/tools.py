@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +40,8 @@ def predict(request: Prediction, out: Console, err: Console) -> int:
     Raises:
         UserError: options that do not go together, files that are not there.
     """
-    from transformers.utils import logging as transformers_logging
-
     from vqa import predict as predicting
 
-    transformers_logging.disable_progress_bar()  # of reading weights, which takes a second
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # what peft calls, not the user
     if request.weights is None and request.model not in PUBLISHED_WEIGHTS:
         raise UserError(f"--model: {unknown(request.model, list(PUBLISHED_WEIGHTS), 'model')}")
     model = ModelSettings(kind=request.model, weights=request.weights or PUBLISHED_WEIGHTS[request.model])
