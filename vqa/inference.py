@@ -82,8 +82,8 @@ class Answerer:
                 if isinstance(problem, Exception):
                     for name in self.variants:
                         if wanted(name, example.id):
-                            words = f"{type(problem).__name__}: {problem}"[:300]
-                            emits[name](example.id, Failed("picture_unreadable", words))
+                            words = str(problem) if isinstance(problem, UserError) else repr(problem)
+                            emits[name](example.id, Failed("picture_unreadable", words[:300]))
             if good:
                 self._answer(good, pictures, emits, wanted)
 

@@ -66,7 +66,7 @@ def answer_all(
             found.answers[index] = outcome.value["answer"]
             found.confidence[index] = outcome.value.get("confidence")
         else:
-            problem = f"row {index + 1}, {asked[index][0]}: {outcome.reason} {outcome.detail}".rstrip()
+            problem = f"row {index + 1}, {asked[index][0]}: {outcome.detail or outcome.reason}"
             found.problems.append(problem)
             warn(problem)
 
