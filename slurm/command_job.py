@@ -18,7 +18,7 @@ from pathlib import Path
 from submitit import JobEnvironment
 from submitit.core.utils import DelayedSubmission
 
-from slurm.ends import write_end
+from slurm.ends import memory_kills, write_end
 from slurm.local import REQUEUE, dying_with_parent
 
 SIGNAL_SECONDS = 3.0  # in which the signal that ended a task must also have reached the process around it
@@ -47,6 +47,7 @@ class CommandJob:
         self.distributed = distributed
         self._child: subprocess.Popen[bytes] | None = None
         self._signalled = False
+        self._memory_kills: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_child": None, "_signalled": False}
@@ -77,6 +78,7 @@ class CommandJob:
         path = Path(self.log) / f"{self.name}.{stamp}.job{environment.job_id}{suffix}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         variables = {**os.environ, **(rendezvous(environment) if self.distributed else {})}
+        self._memory_kills = memory_kills()
         with path.open("ab") as log:
             attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0")) + 1
             node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
@@ -112,7 +114,10 @@ class CommandJob:
 
     def _note_end(self, code: int) -> None:
         if int(os.environ.get("SLURM_PROCID", "0")) == 0:
-            write_end(Path(self.end), code, os.environ.get("SLURM_JOB_ID", ""))
+            no_memory = code == -signal.SIGKILL and any(
+                count > self._memory_kills.get(counter, 0) for counter, count in memory_kills().items()
+            )
+            write_end(Path(self.end), code, os.environ.get("SLURM_JOB_ID", ""), out_of_memory=no_memory)
 
 
 def job_state(job_id: str) -> str:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
@@ -22,6 +23,7 @@ class End:
     code: int  # as in subprocess: negative for a signal
     job: str
     at: float
+    out_of_memory: bool = False  # its cgroup's counter of kills for memory went up
 
 
 class Why(StrEnum):
@@ -39,11 +41,11 @@ class Why(StrEnum):
         return self not in (Why.failed, Why.out_of_memory)
 
 
-def write_end(path: Path, code: int, job: str) -> None:
+def write_end(path: Path, code: int, job: str, *, out_of_memory: bool = False) -> None:
     """Record how an attempt ended; the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    part.write_text(json.dumps({"code": code, "job": job, "at": time.time()}))
+    part.write_text(json.dumps({"code": code, "job": job, "at": time.time(), "out_of_memory": out_of_memory}))
     part.replace(path)
 
 
@@ -68,7 +70,27 @@ def why(end: End | None, since: float, states: set[str]) -> Why:
     if end is None or end.at < since:
         return Why.interrupted if states & {"TIMEOUT", "CANCELLED"} else Why.killed
     if end.code < 0:
-        return Why.killed
+        return Why.out_of_memory if end.out_of_memory else Why.killed
     if end.code == 75:
         return Why.interrupted
     return Why.unfinished if end.code == 0 else Why.failed
+
+
+def memory_kills() -> dict[str, int]:
+    """Processes of this one's cgroup that the kernel killed for lack of memory, by the file that counts them.
+
+    SLURM's cgroup plugin puts each task into a cgroup of its own; then the reason is known on sites without sacct, too.
+    Empty where nothing counts.
+    """
+    counted = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers:  # cgroup v2
+            counter = Path(f"/sys/fs/cgroup{group}/memory.events")
+        elif "memory" in controllers.split(","):
+            counter = Path(f"/sys/fs/cgroup/memory{group}/memory.oom_control")
+        else:
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            counted[str(counter)] = int(dict(row.split() for row in counter.read_text().splitlines())["oom_kill"])
+    return counted

@@ -18,6 +18,7 @@ BEFORE, SUBMITTED, AFTER = 100.0, 200.0, 300.0
         (End(1, "7", AFTER), set(), Why.failed),
         (End(-9, "7", AFTER), set(), Why.killed),
         (End(-9, "7", AFTER), {"OUT_OF_MEMORY"}, Why.out_of_memory),
+        (End(-9, "7", AFTER, out_of_memory=True), set(), Why.out_of_memory),
         (End(75, "7", AFTER), {"CANCELLED"}, Why.interrupted),
         (End(0, "7", AFTER), {"COMPLETED"}, Why.unfinished),
         (None, set(), Why.killed),

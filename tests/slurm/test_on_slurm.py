@@ -1,5 +1,6 @@
 """Chains of arrays on a real SLURM: submission, gates, retries, cancelling, sites of several kinds."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -74,6 +75,51 @@ def test_a_task_that_is_killed_every_time_is_retried_as_often_as_the_profile_say
     assert (state.state, state.retries, state.reasons) == (STOPPED, 1, {"killed": [0]})
     assert len(run.attempts("validate", 0)) == 2
     assert not run.attempts("generate", 0)
+
+
+# Moves the task and the process around it into a cgroup with little memory, as SLURM's cgroup plugin does, and asks for more.
+EXHAUST = """#always
+import subprocess
+limited = Path({group!r})
+around = os.getppid()
+for process in (around, os.getpid()):
+    (limited / "cgroup.procs").write_text(str(process))
+bytearray(1_000_000_000)
+"""
+
+
+def memory_cgroup(name: str) -> Path:
+    """A cgroup of this machine that allows 100 MB; skips where none can be made."""
+    for folder, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        group = Path(folder) / name
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            (group / limit).write_text(str(100_000_000))
+        except OSError:
+            group.rmdir()
+            continue
+        return group
+    pytest.skip("no memory cgroup can be made here")
+
+
+def test_a_task_that_the_kernel_kills_for_its_memory_is_told_apart_without_sacct_and_not_retried(
+    plain_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    group = memory_cgroup(f"product-vqa-{os.getpid()}")
+    try:
+        run = SmallRun(tmp_path, retries=2)
+        run.step("validate", 2, [])
+        run.fault("validate", 0, EXHAUST.format(group=str(group)))
+        run.submit()
+        run.wait()
+    finally:
+        group.rmdir()
+    state = run.state("validate")
+    assert (state.state, state.retries, state.reasons) == (STOPPED, 0, {"out of memory": [0]})
+    assert len(run.attempts("validate", 0)) == 1
 
 
 def test_scontrol_requeue_of_running_elements_loses_and_repeats_nothing_that_was_written(

@@ -188,7 +188,14 @@ def test_one_command_takes_all_seven_stages_to_a_report_though_training_is_reque
     }
     (tmp_path / "config.yaml").write_bytes(orjson.dumps(tree))  # JSON is YAML
     (tmp_path / "site.yaml").write_text("defaults: {cpus: 1, memory: 900M, time: 30}\ngrace_seconds: 20\n")
-    command = ["--cluster", "slurm", "--profile", str(tmp_path / "site.yaml"), "--config", str(tmp_path / "config.yaml")]
+    command = [
+        "--cluster",
+        "slurm",
+        "--profile",
+        str(tmp_path / "site.yaml"),
+        "--config",
+        str(tmp_path / "config.yaml"),
+    ]
     queued = launch(*command, "--run-dir", str(tmp_path / "run"))
     assert queued.returncode == 0, output(queued)
     run, config = load_run(tmp_path / "run")
