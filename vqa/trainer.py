@@ -155,8 +155,8 @@ def training_arguments(
         logging_first_step=True,
         logging_nan_inf_filter=False,  # a loss that is no number must be seen
         eval_strategy="no",  # by logits it fills the memory; ValidationCallback answers instead
+        # Not persistent: those draw other random numbers in a second epoch than none, and after a resumption.
         dataloader_num_workers=settings.workers,
-        dataloader_persistent_workers=settings.workers > 0,
         dataloader_pin_memory=not cpu,
         remove_unused_columns=False,
         disable_tqdm=True,

@@ -17,10 +17,10 @@ from data_prep.records import Interrupted, UserError
 from jobs.stop import REQUEUE
 from tests.vqa.training_data import (
     Material,
-    adapter_bytes,
     checkpoint_steps,
     log,
     make_material,
+    outcome,
     quick,
     start_worker,
     write_splits,
@@ -72,7 +72,7 @@ def test_training_killed_at_a_random_step_ends_with_the_same_adapter(
     resume(material, tmp_path)
     said = capsys.readouterr().out
     assert "going on from checkpoint-" in said, said
-    assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed), f"killed at step {step}"
+    assert outcome(tmp_path) == outcome(undisturbed), f"killed at step {step}"
 
 
 @pytest.mark.slow
@@ -88,13 +88,13 @@ def test_training_killed_again_and_again_ends_with_the_same_adapter(
         worker.process.kill()
         worker.ended()
     resume(material, tmp_path)
-    assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed)
+    assert outcome(tmp_path) == outcome(undisturbed)
 
 
 def test_adapters_differ_where_the_seed_does(material: Material, undisturbed: Path, tmp_path: Path) -> None:
     """Else the comparisons above would say nothing."""
     train("tiny", material.model(), quick(seed=7), data=material.data, image_root=material.pictures, out=tmp_path)
-    assert adapter_bytes(tmp_path) != adapter_bytes(undisturbed)
+    assert outcome(tmp_path) != outcome(undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_signal_saves_and_ends_and_resuming_loses_no_step(
     assert newest is not None
     assert newest.name == f"checkpoint-{log(tmp_path)[-1]['step']}", "the step in hand is the one that was saved"
     resume(material, tmp_path)
-    assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed)
+    assert outcome(tmp_path) == outcome(undisturbed)
     steps = [line["step"] for line in log(tmp_path)]
     assert steps == list(range(1, 13)), "no step is done twice"
 
@@ -153,7 +153,7 @@ def test_damaged_checkpoint_is_passed_over_aloud_for_the_one_before(
     said = capsys.readouterr().out
     assert f"checkpoint-12 is not resumed from: {words}" in said
     assert "going on from checkpoint-9" in said
-    assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed)
+    assert outcome(tmp_path) == outcome(undisturbed)
     assert checkpoints.problem(tmp_path / "checkpoint-12") == "", "the damaged one was saved anew"
 
 
@@ -164,7 +164,7 @@ def test_training_without_a_whole_checkpoint_begins_anew(
     os.truncate(tmp_path / "checkpoint-9" / "rng_state.pth", 10)
     resume(material, tmp_path)
     assert "training from the beginning" in capsys.readouterr().out
-    assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed)
+    assert outcome(tmp_path) == outcome(undisturbed)
 
 
 def test_checkpoints_passed_over_do_not_crowd_out_the_ones_that_follow(

@@ -19,9 +19,9 @@ from tests.vqa.training_data import (
     EVERYWHERE,
     Material,
     Worker,
-    adapter_bytes,
     log,
     make_material,
+    outcome,
     quick,
     start_workers,
     write_splits,
@@ -110,7 +110,7 @@ def test_asking_one_process_to_stop_saves_and_ends_both_and_resuming_loses_nothi
     assert "going on from checkpoint-" in said
     assert [line["step"] for line in log(stopped)] == list(range(1, 13))
     assert [line["loss"] for line in log(stopped)] == [line["loss"] for line in log(whole)]
-    assert adapter_bytes(stopped) == adapter_bytes(whole)
+    assert outcome(stopped) == outcome(whole)
 
 
 @pytest.mark.slow

@@ -167,9 +167,11 @@ def log(out: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in lines if line.endswith(b"}")]
 
 
-def adapter_bytes(out: Path) -> bytes:
-    """The weights of a finished training."""
-    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
+def outcome(out: Path) -> tuple[bytes, bytes]:
+    """What a finished training made: the weights of its adapter (the best), and those after its last step."""
+    last = out / f"checkpoint-{checkpoint_steps(out)[-1]}"
+    adapter, final = ((folder / "adapter_model.safetensors").read_bytes() for folder in (out / "adapter", last))
+    return adapter, final
 
 
 def checkpoint_steps(out: Path) -> Sequence[int]:
