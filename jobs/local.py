@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,12 +78,15 @@ def _announced(run: RunDir) -> Iterator[None]:
 def _run_step(run: RunDir, config: Config, step: Step, workers: int, console: Console, stop: StopFlag) -> bool:
     """Bring one step to its end; whether it is there."""
     stage = make_stage(step, run, config)
-    tasks = _tasks(run, stage)
+    gpus = visible_gpus() if step.stage in GPU_STAGES else []
+    together = len(gpus) if step.stage == "train" and len(gpus) > 1 else 1
+    tasks = _tasks(run, stage, together)
     if not tasks:
         console.print(f"[green]✓[/] {step}: done already, skipped")
         return True
     started = time.monotonic()
-    gpus = visible_gpus() if step.stage in GPU_STAGES else []
+    if together > 1:  # one task, which has all of them
+        gpus = [",".join(gpus)]
     for retry in range(1 + KILLED_RETRIES):
         results = _watch(run, config, stage, tasks, workers, gpus, console, stop)
         failed = [result for result in results if result.returncode != 0]
@@ -90,7 +94,7 @@ def _run_step(run: RunDir, config: Config, step: Step, workers: int, console: Co
         if not failed or stop() or len(killed) < len(failed) or retry == KILLED_RETRIES:
             break
         console.print(f"  {len(killed)} tasks of {step} were killed; starting them again", style="yellow")
-        tasks = _tasks(run, stage)
+        tasks = _tasks(run, stage, together)
     if stop():
         return False
     if failed:
@@ -100,10 +104,10 @@ def _run_step(run: RunDir, config: Config, step: Step, workers: int, console: Co
     return not _nothing_came_of_it(run, config, step, console)
 
 
-def _tasks(run: RunDir, stage: Stage) -> list[Task]:
-    """What is left to do of a step, as commands."""
+def _tasks(run: RunDir, stage: Stage, processes: int) -> list[Task]:
+    """What is left to do of a step, as commands; a stage that is one job runs in ``processes`` of them."""
     if isinstance(stage, SingleStage):
-        return [] if stage.complete() else [_task(run, stage.step, None)]
+        return [] if stage.complete() else [_task(run, stage.step, None, processes)]
     assert isinstance(stage, ShardedStage)
     work, shards = stage.work(), stage.shards()
     pending = pending_shards(work, shards)
@@ -113,13 +117,14 @@ def _tasks(run: RunDir, stage: Stage) -> list[Task]:
     return [_task(run, stage.step, shard) for shard in pending]
 
 
-def _task(run: RunDir, step: Step, shard: int | None) -> Task:
+def _task(run: RunDir, step: Step, shard: int | None, processes: int = 1) -> Task:
     stamp = time.strftime("%Y%m%dT%H%M%S")
     name = "task" if shard is None else f"{shard:05d}"
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))}
+    command = task_command(run, step, shard)
     return Task(
         name=str(step) if shard is None else f"{step}[{shard}]",
-        command=task_command(run, step, shard),
+        command=[sys.executable, "-m", "slurm.ranks", str(processes), *command] if processes > 1 else command,
         log=run.logs(step) / f"{name}.{stamp}.log",
         env=environment,
     )

@@ -7,11 +7,15 @@ has the other half, with all of its questions.
 
 from __future__ import annotations
 
+import os
+import os
 import shutil
+import time
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.records import Example, read_jsonl, write_jsonl
+from data_prep.records import Example, read_jsonl, write_atomic, write_jsonl
 from jobs.config import Config
 from jobs.loop import shard_of
 from jobs.rundir import RunDir
@@ -38,34 +42,49 @@ def halves(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
 def make_tiny_base(run: RunDir, config: Config, target: str) -> Path:
     """Make the tiny base of a model if it is not there yet; the folder of splits that is left for LoRA.
 
-    It appears whole or not at all, so a kill in the middle only costs the time.
+    Both folders appear whole or not at all, so a kill in the middle only costs the time. Of the processes of a distributed
+    training the first makes them and the others wait.
     """
-    from vqa.tiny import make_tiny_model, pretrain  # torch
-
     folder = run.tiny_base(target)
     data = folder.parent / "lora-data"
-    settings = config.models[target]
+    if os.environ.get("RANK", "0") != "0":
+        while not (folder.is_dir() and data.is_dir()):
+            time.sleep(0.5)
+        return data
     base_half, lora_half = halves(list(read_jsonl(run.split("train"), Example)))
-    texts = [text for example in [*base_half, *lora_half] for text in (example.question, example.answer)]
-    base_half = [example for example in base_half if example.category in TAUGHT]
-    if not (folder / "config.json").is_file():
-        part = folder.with_suffix(".part")
+    if not folder.is_dir():
+        _teach(config, target, folder, base_half, lora_half)
+    if not data.is_dir():
+        part = data.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
-        make_tiny_model(settings.kind, part, texts)
-        print(f"{target}: training a tiny base on {len(base_half):,} questions", flush=True)
-        pretrain(
-            part,
-            settings.kind,
-            base_half,
-            config.data.image_root,
-            epochs=settings.tiny_epochs,
-            progress=lambda step, steps, loss: _say(step, steps, loss),
-        )
-        part.rename(folder)
-    write_jsonl(data / "train.jsonl", lora_half)
-    for name in ("val.jsonl", "test.jsonl", "stats.json"):
-        shutil.copyfile(run.dataset / name, data / name)
+        write_jsonl(part / "train.jsonl", lora_half)
+        for name in ("val.jsonl", "test.jsonl", "stats.json"):
+            shutil.copyfile(run.dataset / name, part / name)
+        part.rename(data)
     return data
+
+
+def _teach(
+    config: Config, target: str, folder: Path, base_half: Sequence[Example], lora_half: Sequence[Example]
+) -> None:
+    from vqa.tiny import make_tiny_model, pretrain  # torch
+
+    settings = config.models[target]
+    texts = [text for example in [*base_half, *lora_half] for text in (example.question, example.answer)]
+    taught = [example for example in base_half if example.category in TAUGHT]
+    part = folder.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    make_tiny_model(settings.kind, part, texts)
+    print(f"{target}: training a tiny base on {len(taught):,} questions", flush=True)
+    pretrain(
+        part,
+        settings.kind,
+        taught,
+        config.data.image_root,
+        epochs=settings.tiny_epochs,
+        progress=lambda step, steps, loss: _say(step, steps, loss),
+    )
+    part.rename(folder)
 
 
 def _say(step: int, steps: int, loss: float) -> None:

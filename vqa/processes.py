@@ -79,18 +79,19 @@ def together(device: torch.device, work: str) -> Iterator[None]:
     """Ends by an error in every process if it did so in one.
 
     Raises:
-        UserError: another process failed; ``work`` says at what.
+        UserError: another process failed; with that one's words, and at what ``work`` it was.
     """
     failed: Exception | None = None
     try:
         yield
     except Exception as error:
         failed = error
-    elsewhere = anywhere(failed is not None, device)
+    if not anywhere(failed is not None, device):
+        return
+    words = everywhere([f"{type(failed).__name__}: {failed}"] if failed is not None else [])
     if failed is not None:
         raise failed
-    if elsewhere:
-        raise UserError(f"Another process of this training failed at {work}; its log says why.")
+    raise UserError(f"Another process of this training failed at {work}: {words[0]}")
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
+import orjson
 import pytest
 import torch
 from peft import PeftModel
@@ -14,7 +16,9 @@ from safetensors.torch import load_file
 from transformers import BlipForQuestionAnswering
 
 from data_prep.records import Example
+from jobs.rundir import RunDir, Step
 from jobs.stop import REQUEUE
+from tests.conftest import ROOT, environment, launch, launch_args, launch_command, output, write_config
 from tests.vqa.training_data import (
     EVERYWHERE,
     Material,
@@ -124,4 +128,34 @@ def test_failure_in_one_process_ends_the_other_too(material: Material, tmp_path:
     codes, said = both_ended(workers)
     assert codes == [1, 1], said
     assert "There is no picture" in said
-    assert "Another process of this training failed at answering the validation questions" in said
+    assert (
+        "Another process of this training failed at answering the validation questions: UserError: There is no" in said
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two GPUs are named, and this machine has one")
+def test_launch_on_a_machine_with_two_gpus_trains_in_two_processes_and_resumes(catalogue: Path, tmp_path: Path) -> None:
+    """Where the named GPUs are not there, the processes train on the CPU: who starts them does not look."""
+    config = write_config(tmp_path / "c.yaml", catalogue, train={"eval_steps": 2, "epochs": 4, "logging_steps": 1})
+    command = launch_args(config, tmp_path / "run", "--stages", "prepare,validate,generate,curate,train")
+    run = RunDir(tmp_path / "run")
+    folder = run.step_folder(Step("train", "blip"))
+    process = subprocess.Popen(
+        launch_command(*command), stdout=subprocess.DEVNULL, env=environment(CUDA_VISIBLE_DEVICES="0,1"), cwd=ROOT
+    )
+    while not log(folder):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    stopped = max(folder.glob("checkpoint-*/complete.json"), key=lambda path: path.stat().st_mtime)
+    assert orjson.loads(stopped.read_bytes())["processes"] == 2
+    assert not run.adapter("blip").exists()
+
+    done = launch(*command, CUDA_VISIBLE_DEVICES="0,1")
+    assert done.returncode == 0, output(done)
+    logs = "".join(path.read_text() for path in run.logs(Step("train", "blip")).glob("*.log"))
+    assert logs.count(f"going on from {stopped.parent.name}") == 1
+    assert (run.adapter("blip") / "adapter_model.safetensors").is_file()
+    assert "2 processes (ddp)" in (run.adapter("blip") / "README.md").read_text()
