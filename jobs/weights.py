@@ -8,14 +8,12 @@ has the other half, with all of its questions.
 from __future__ import annotations
 
 import os
-import os
 import shutil
-import time
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.records import Example, read_jsonl, write_atomic, write_jsonl
+from data_prep.records import Example, read_jsonl, write_jsonl
 from jobs.config import Config
 from jobs.loop import shard_of
 from jobs.rundir import RunDir

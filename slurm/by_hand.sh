@@ -19,7 +19,7 @@ by_hand() {
   # srun passes signals on to the task, which writes what it has; this shell must live on to requeue the job.
   trap : TERM USR2
   # shellcheck disable=SC2016 # expanded in each of the job's tasks
-  srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+  srun --kill-on-bad-exit=0 --wait=120 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
     bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; exec "$@"' task "${task[@]}" &
   local srun=$! code=0
   while kill -0 "$srun" 2>/dev/null; do # a trapped signal ends `wait`, not srun

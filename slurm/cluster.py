@@ -18,6 +18,7 @@ from slurm.profile import GATE, Profile, Resources, SlurmError
 from slurm.queue import GATE_PREFIX, outside_of_jobs, run_command
 
 PROJECT = Path(__file__).resolve().parent.parent
+LAST_SECONDS = 120  # in which the other processes of a training end when the first has
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ def sbatch_parameters(profile: Profile, resources: Resources, distributed: bool)
         "signal_delay_s": profile.grace_seconds,
         "stderr_to_stdout": True,
         # Since SLURM 22.05 srun does not take this over from sbatch: tasks of one node would share CPUs.
-        "srun_args": [f"--cpus-per-task={resources.cpus}"],
+        # The processes of a training end together; where one failed, those that wait for it are ended.
+        "srun_args": [f"--cpus-per-task={resources.cpus}", *([f"--wait={LAST_SECONDS}"] if distributed else [])],
         "setup": [*profile.setup, *resources.setup, path],
         "additional_parameters": flags,
     }
