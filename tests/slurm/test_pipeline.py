@@ -169,7 +169,7 @@ def test_the_newest_log_of_every_task_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_one_command_takes_all_seven_stages_to_a_report_though_training_is_requeued_on_the_way(
+def test_one_command_takes_all_seven_stages_to_a_report_though_training_on_two_nodes_is_requeued_on_the_way(
     slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -187,7 +187,9 @@ def test_one_command_takes_all_seven_stages_to_a_report_though_training_is_reque
         "evaluate": {"shards": 2},
     }
     (tmp_path / "config.yaml").write_bytes(orjson.dumps(tree))  # JSON is YAML
-    (tmp_path / "site.yaml").write_text("defaults: {cpus: 1, memory: 900M, time: 30}\ngrace_seconds: 20\n")
+    (tmp_path / "site.yaml").write_text(
+        "defaults: {cpus: 1, memory: 900M, time: 30}\ngrace_seconds: 20\nstages: {train: {nodes: 2, gpus: 1}}\n"
+    )
     command = [
         "--cluster",
         "slurm",
@@ -210,7 +212,7 @@ def test_one_command_takes_all_seven_stages_to_a_report_though_training_is_reque
     assert (run.report / "index.html").is_file()
     again = launch(*command, "--run-dir", str(tmp_path / "run"))
     assert again.returncode == 0 and "done already" in output(again)
-    logs = sorted(run.logs(Step("train", "blip")).glob("task.*.log"))
+    logs = sorted(run.logs(Step("train", "blip")).glob("task.*.rank0.log"))
     assert len(logs) == 2
     assert "training from the beginning" in logs[0].read_text()
     assert "training from the beginning" not in logs[1].read_text(), "the checkpoint was not taken up"
