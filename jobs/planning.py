@@ -16,11 +16,26 @@ from vqa.settings import TINY, ModelSettings
 
 GB = 1e9
 
-# Counted once on the full-size models (see docs/models.md): parameters, and bytes of activations that one question and one
-# picture leave for the backward pass in half precision. The frozen vision tower keeps none.
+# Parameters, and bytes that a training step keeps for its backward pass, as `python -m benchmarks.training_memory KIND` counts
+# them at full size: what a question and what a picture adds in fp32 (a GPU's autocast needs less), and the 2-byte copies of the
+# frozen weights that autocast makes, whatever the batch is. "whole": parameters trained beside the adapter (ViLT's head).
 SIZES = {
-    "blip": {"parameters": 384.7e6, "lora_per_rank": 147_456, "per_question": 45e6, "per_picture": 60e6},
-    "vilt": {"parameters": 117.6e6, "lora_per_rank": 55_296, "per_question": 260e6, "per_picture": 0.0},
+    "blip": {
+        "parameters": 361.2e6,
+        "lora_per_rank": 147_456,
+        "whole": 0.0,
+        "per_question": 14.2e6,
+        "per_picture": 64.3e6,
+        "copies": 470e6,
+    },
+    "vilt": {
+        "parameters": 117.6e6,
+        "lora_per_rank": 55_296,
+        "whole": 6.0e6,
+        "per_question": 167e6,
+        "per_picture": 0.0,
+        "copies": 181e6,
+    },
 }
 
 
@@ -101,6 +116,8 @@ def training_memory(model: ModelSettings) -> tuple[float, float, float, float] |
     if size is None:
         return None
     weights = 4 * size["parameters"]
-    adapter = 16 * size["lora_per_rank"] * model.lora.r  # weight, gradient, two moments, each fp32
-    activations = model.batch_size * (size["per_question"] + size["per_picture"])  # at worst a picture a question
+    trained = size["lora_per_rank"] * model.lora.r + size["whole"]
+    adapter = 16 * trained  # weight, gradient, two moments, each fp32
+    at_worst = size["per_question"] + size["per_picture"]  # each question about a picture of its own
+    activations = model.batch_size * at_worst + size["copies"]
     return weights, adapter, activations, 0.6e9

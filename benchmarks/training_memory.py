@@ -1,0 +1,98 @@
+"""What a training step keeps in memory for its backward pass, counted at full size (the weights are random: sizes are all that
+matters).
+
+    python -m benchmarks.training_memory [blip|vilt] [--out FILE]
+
+Every tensor that autograd saves is counted once by its storage, weights themselves left out. Three batches of different numbers
+of questions and pictures tell three parts apart: what one question adds, what one picture adds, and what is there whatever
+the batch is. Counted twice: in fp32, and under a CPU's autocast to a 2-byte type. A GPU's autocast is between the two in what a
+question or picture adds (it keeps the inputs of layer norm and softmax in fp32, a CPU's does not), and has the fixed part of
+the latter: 2-byte copies of the frozen weights, since the backward pass goes through those layers too. `launch.py plan`
+computes with the higher of both; see SIZES in jobs/planning.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks.full_size import ANSWER, QUESTION, make_full_size
+from benchmarks.measure import report
+from vqa.lora import apply_lora_to_model, parameter_table
+from vqa.models.base import Model, model_class
+from vqa.settings import ModelSettings
+
+BATCHES = ((2, 2), (4, 2), (4, 4))  # questions, pictures
+CHECK = (8, 2)
+PICTURE = (256, 154)  # ViLT keeps sides up to 5 : 3, and has more patches then; BLIP makes a square of all
+
+
+def saved_bytes(model: Model, questions: int, pictures: int, mixed: bool) -> int:
+    """Bytes that one step of ``questions`` about ``pictures`` saves for its backward pass; ``mixed`` is under autocast."""
+    each = questions // pictures
+    images = [Image.new("RGB", PICTURE, "grey")] * pictures
+    batch = model.processor.collate(images, [[QUESTION] * each] * pictures, [[ANSWER] * each] * pictures)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.net.parameters()}
+    kept: dict[
+        int, tuple[int, torch.Tensor]
+    ] = {}  # the tensor too, so that no storage is freed and its address used again
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    model.net.train()
+    casting = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), casting:
+        loss = model.net(**batch)["loss"]
+    count = sum(size for size, _ in kept.values())
+    del loss
+    return count
+
+
+def measure(kind: str) -> dict[str, Any]:
+    """The parts in bytes in both precisions, and the parameters."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = ModelSettings(kind=kind, weights=str(make_full_size(kind, Path(folder))))
+        model = model_class(kind).load(settings, [ANSWER])
+    apply_lora_to_model(model, settings.lora)
+    return {
+        "model": kind,
+        "fp32": parts(model, mixed=False),
+        "autocast": parts(model, mixed=True),
+        "parameters": parameter_table(model),
+    }
+
+
+def parts(model: Model, *, mixed: bool) -> dict[str, float]:
+    """Bytes a question, a picture and always; and how well they predict a batch that they were not taken from."""
+    first, more_questions, more_pictures, check = (saved_bytes(model, *batch, mixed) for batch in (*BATCHES, CHECK))
+    question = (more_questions - first) / 2
+    picture = (more_pictures - more_questions) / 2
+    always = first - 2 * question - 2 * picture
+    return {
+        "bytes_per_question": round(question),
+        "bytes_per_picture": round(picture),
+        "bytes_always": round(always),
+        "prediction_over_count": (always + CHECK[0] * question + CHECK[1] * picture) / check,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("kind", nargs="?", default="blip", choices=["blip", "vilt"])
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    report("training_memory", measure(arguments.kind), arguments.out)
+
+
+if __name__ == "__main__":
+    main()
