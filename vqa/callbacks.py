@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import shutil
 import time
@@ -17,7 +16,7 @@ import orjson
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from data_prep.records import Example, UserError, write_json
+from data_prep.records import Example, UserError, write_atomic, write_json
 from vqa import processes
 from vqa.dataset import by_picture, open_picture
 from vqa.inference import autocast, cut
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
     from vqa.trainer import LoraTrainer
 
 BEST = "best.json"
+STEPS = "log.jsonl"
+VALIDATIONS = "validation.jsonl"
+LOGS = (STEPS, VALIDATIONS)
 
 
 def evaluate_on_samples(
@@ -126,7 +128,7 @@ class ValidationCallback(TrainerCallback):
             self.trainer.save_model(str(self.out / f"best-{step}"), _internal_call=True)
         if self.trainer.is_world_process_zero():
             line = {"step": step, "epoch": state.epoch, "exact_match": share, "questions": len(rows), "at": time.time()}
-            append(self.out / "validation.jsonl", line | {"answers": rows})
+            append(self.out / VALIDATIONS, line | {"answers": rows})
             print(f"step {step}: exact match {share:.3f} on {len(rows)} validation questions", flush=True)
             if better:
                 write_json(
@@ -213,7 +215,7 @@ class LogCallback(TrainerCallback):
             "memory_bytes": memory_bytes(),
             "at": time.time(),
         }
-        append(self.out / "log.jsonl", line)
+        append(self.out / STEPS, line)
 
 
 def diverged(step: int, learning_rate: float) -> UserError:
@@ -239,14 +241,19 @@ class StopCallback(TrainerCallback):
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """Add a line to a log; a torn last line of a killed process is ended first."""
-    with path.open("ab+") as file:
-        file.seek(0, os.SEEK_END)
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+    """Add a line to a log."""
+    with path.open("ab") as file:
         file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of a log that a resumed training writes again, and what a kill left of a last one."""
+    if not path.is_file():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and orjson.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        write_atomic(path, b"".join(kept))
 
 
 def memory_bytes() -> int:

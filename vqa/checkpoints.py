@@ -34,7 +34,12 @@ def seal(folder: Path, **facts: Any) -> None:
 def checkpoints(out: Path) -> list[Path]:
     """The checkpoint folders of a training, whole or not, newest (by step) first."""
     found = [path for path in out.glob("checkpoint-*") if path.is_dir() and path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """The step after which a checkpoint was saved."""
+    return int(folder.name.rpartition("-")[2])
 
 
 def problem(folder: Path) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from transformers.trainer_utils import set_seed
 
 from data_prep.records import Example, Interrupted, UserError, write_atomic, write_json
 from vqa import checkpoints, processes
-from vqa.callbacks import LogCallback, StopCallback, ValidationCallback
+from vqa.callbacks import LOGS, LogCallback, StopCallback, ValidationCallback, forget_after
 from vqa.dataset import VQADataset, load_dataset_and_metadata
 from vqa.lora import apply_lora_to_model, parameter_table
 from vqa.model_card import model_card
@@ -159,6 +158,8 @@ class _Training:
         write_json(self.out / "parameters.json", self.parameters)
         resumed = checkpoints.newest_valid(self.out, processes=processes.count(), strategy=self.settings.strategy)
         checkpoints.discard_newer(self.out, than=resumed)
+        for name in LOGS:
+            forget_after(self.out / name, checkpoints.step_of(resumed) if resumed else 0)
         print(
             f"{self.name}: {'going on from ' + resumed.name if resumed else 'training from the beginning'}", flush=True
         )
@@ -199,8 +200,8 @@ def _tensorboard(out: Path, resumed: Path | None) -> list[TrainerCallback]:
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    step = json.loads((resumed / checkpoints.MANIFEST).read_text(encoding="utf-8"))["step"] if resumed else None
-    return [TensorBoardCallback(SummaryWriter(str(out / "tensorboard"), purge_step=step and step + 1))]
+    purge_step = checkpoints.step_of(resumed) + 1 if resumed else None
+    return [TensorBoardCallback(SummaryWriter(str(out / "tensorboard"), purge_step=purge_step))]
 
 
 def fixed_sample(examples: Sequence[Example], size: int, seed: int) -> list[Example]:

@@ -73,6 +73,8 @@ def test_training_killed_at_a_random_step_ends_with_the_same_adapter(
     said = capsys.readouterr().out
     assert "going on from checkpoint-" in said, said
     assert outcome(tmp_path) == outcome(undisturbed), f"killed at step {step}"
+    same = [(line["step"], line["loss"], line["learning_rate"], line["grad_norm"]) for line in log(undisturbed)]
+    assert [(line["step"], line["loss"], line["learning_rate"], line["grad_norm"]) for line in log(tmp_path)] == same
 
 
 @pytest.mark.slow

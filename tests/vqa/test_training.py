@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import orjson
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data_prep.records import UserError
 from tests.vqa.training_data import (
@@ -28,6 +30,7 @@ from tests.vqa.training_data import (
 from vqa import checkpoints, processes, training
 from vqa.callbacks import evaluate_on_samples
 from vqa.dataset import PictureOrder, VQADataset
+from vqa.inference import precision_of
 from vqa.lora import load_adapter
 from vqa.models.base import model_class
 from vqa.models.blip import ImageOnceBlip
@@ -132,6 +135,32 @@ def test_log_has_loss_rate_gradient_speed_and_memory_of_every_step(trained: Path
     assert lines[-1]["epoch"] == 3
 
 
+def test_learning_rate_rises_for_the_share_that_was_set_and_then_follows_the_schedule(
+    material: Material, tmp_path: Path
+) -> None:
+    train(material, tmp_path, quick(schedule="cosine", warmup_share=0.25))
+    shares = [line["learning_rate"] / 2e-3 for line in log(tmp_path)]
+    falling = [0.5 * (1 + math.cos(math.pi * step / 9)) for step in range(9)]
+    assert shares == pytest.approx([0, 1 / 3, 2 / 3, *falling])
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_precision_is_what_the_card_can_do(
+    capability: tuple[int, int], chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A T4 is 7.5; a CPU computes in fp32 unless it is told otherwise."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert precision_of(torch.device("cuda"), "auto") == chosen
+    assert precision_of(torch.device("cpu"), "auto") == torch.float32
+
+
+def test_training_in_half_precision_keeps_what_it_trains_in_fp32(material: Material, tmp_path: Path) -> None:
+    train(material, tmp_path, quick(precision="bf16", epochs=0.75))
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert all(bool(torch.isfinite(weight).all()) for weight in weights.values())
+
+
 def test_validation_logs_questions_answers_and_truths_of_one_fixed_sample(material: Material, trained: Path) -> None:
     lines = log(trained, "validation.jsonl")
     assert [line["step"] for line in lines] == [3, 6, 9, 12]
@@ -233,12 +262,17 @@ def nan_gradient(net: Any, loss: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda net, loss: loss * float("nan"), lambda net, loss: loss * float("inf"), nan_gradient]
+    ("logging_steps", "spoil"),
+    [
+        pytest.param(100, lambda net, loss: loss * float("nan"), id="NaN between log lines"),
+        pytest.param(1, lambda net, loss: loss * float("inf"), id="infinite", marks=pytest.mark.slow),
+        pytest.param(1, lambda net, loss: loss * float("nan"), id="NaN in a log line", marks=pytest.mark.slow),
+        pytest.param(1, nan_gradient, id="NaN in the gradient alone"),
+    ],
 )
-@pytest.mark.parametrize("logging_steps", [1, 100])
 def test_loss_that_is_no_number_stops_before_a_checkpoint_is_made_of_it(
-    spoil: Any,
     logging_steps: int,
+    spoil: Any,
     material: Material,
     trained: Path,
     tmp_path: Path,

@@ -1,0 +1,84 @@
+"""Pictures and splits as training reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_prep.records import UserError
+from tests.vqa.training_data import Material, make_material, write_splits
+from vqa.dataset import VQADataset, load_dataset_and_metadata, locate_image_path, open_picture, verify_dataset
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return make_material(tmp_path_factory.mktemp("material"))
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../secret.png", "link.png"])
+def test_picture_outside_of_the_image_folder_is_not_opened(path: str, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(UserError, match="lies outside of"):
+        locate_image_path(root, path)
+
+
+def test_missing_picture_is_named_with_what_to_check(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"There is no picture .*mug\.jpg\. Is .* the folder that"):
+        open_picture(tmp_path, "mug.jpg")
+
+
+def test_transparent_parts_are_white_and_the_camera_is_held_upright(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert open_picture(tmp_path, "clear.png").getpixel((1, 1)) == (255, 255, 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turned by a quarter
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "turned.jpg", exif=exif)
+    turned = open_picture(tmp_path, "turned.jpg")
+    assert (turned.size, turned.mode) == ((10, 20), "RGB")
+
+
+def test_dataset_finds_its_examples_and_their_pictures(material: Material) -> None:
+    splits, statistics = load_dataset_and_metadata(material.data)
+    dataset = VQADataset(splits["train"], material.pictures)
+    assert len(dataset) == len(material.examples)
+    assert dataset[3] == material.examples[3]
+    assert dataset.locate_image_path(3) == material.pictures / material.examples[3].image_path
+    assert statistics == {}
+
+
+def test_folder_that_is_no_data_set_is_named_with_what_it_lacks(material: Material, tmp_path: Path) -> None:
+    folder = write_splits(tmp_path / "data", material.examples, [])
+    (folder / "val.jsonl").unlink()
+    with pytest.raises(UserError, match=r"lacks val\.jsonl\. Run the stage curate first"):
+        load_dataset_and_metadata(folder)
+
+
+def test_sound_data_set_has_no_problems(material: Material) -> None:
+    half = len(material.examples) // 2
+    splits = {"train": material.examples[:half], "val": material.examples[half:]}
+    assert verify_dataset(splits, material.pictures) == []
+
+
+def test_every_problem_of_a_data_set_is_told(material: Material) -> None:
+    first, second, *_, last = material.examples
+    wrong = {
+        "train": [first, dataclasses.replace(second, answer=" "), dataclasses.replace(first, picture_group="g")],
+        "val": [dataclasses.replace(last, id="v", item_id=first.item_id, image_path="lost.png", picture_group="g")],
+        "test": [],
+    }
+    told = "\n".join(verify_dataset(wrong, material.pictures))
+    for words in (
+        f"{second.id} has no question or no answer",
+        f"the id {first.id} comes twice",
+        f"item {first.item_id} is in train and in val",
+        "picture group g is in train and in val",
+        "There is no picture",
+        "test is empty",
+    ):
+        assert words in told, told
