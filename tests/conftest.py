@@ -14,7 +14,8 @@ import yaml
 from data_prep import demo_catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLE = ROOT.parent / "shared" / "abo_sample"
+SHARED = ROOT.parent / "shared"
+SAMPLE = SHARED / "abo_sample"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,267 @@
+"""ViLT with pictures prepared once gives what transformers' own code gives, whatever batch a question is in."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessorPil
+
+from data_prep.records import UserError
+from tests.conftest import SHARED
+from tests.vqa.tiny_models import ANSWERS, QUESTIONS, make_model, pictures
+from vqa.lora import apply_lora_to_model, load_adapter, parameter_table
+from vqa.models.vilt import ANSWERS as ANSWERS_FILE
+from vqa.models.vilt import Model
+from vqa.saved_model import merge_adapter
+from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings
+
+GREEDY = EvaluateSettings()
+FLAT = [answer for group in ANSWERS for answer in group]
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("vilt") / "weights"
+
+
+@pytest.fixture
+def model(folder: Path) -> Model:
+    made = make_model("vilt", folder, FLAT)
+    assert isinstance(made, Model)
+    torch.manual_seed(4)
+    torch.nn.init.normal_(made.net.classifier[3].weight)  # a new row would be as good as any other
+    return made
+
+
+def transformers_scores(model: Model, picture: Image.Image, question: str) -> torch.Tensor:
+    """The scores of transformers' own network with the same weights, for one question alone."""
+    theirs = ViltForQuestionAnswering(model.net.config).eval()
+    theirs.load_state_dict(model.net.state_dict())
+    text = model.processor.tokenizer(question, return_tensors="pt")
+    pixels = model.processor.images(picture, return_tensors="pt")
+    with torch.no_grad():
+        scores: torch.Tensor = theirs(
+            input_ids=text["input_ids"], attention_mask=text["attention_mask"], **pixels
+        ).logits
+    return scores[0]
+
+
+def scores(model: Model, images: list[Image.Image], questions: list[list[str]]) -> torch.Tensor:
+    batch = model.processor.collate(images, questions)
+    with torch.no_grad():
+        return model.vilt.logits(
+            model.encode(batch), batch["input_ids"], batch["attention_mask"], batch["picture_of_question"]
+        )
+
+
+def test_scores_are_those_of_transformers_for_pictures_of_any_shape(model: Model) -> None:
+    ours = scores(model, pictures(), QUESTIONS)
+    theirs = [
+        transformers_scores(model, picture, question)
+        for picture, group in zip(pictures(), QUESTIONS, strict=True)
+        for question in group
+    ]
+    torch.testing.assert_close(ours, torch.stack(theirs), atol=1e-4, rtol=0)
+    assert ours.std() > 0.1, "scores that hardly differ would show no mistake"
+
+
+def test_the_scores_of_a_question_are_the_same_in_whatever_batch_it_is(model: Model) -> None:
+    together = scores(model, pictures(), QUESTIONS)
+    alone = [
+        scores(model, [picture], [[question]])
+        for picture, group in zip(pictures(), QUESTIONS, strict=True)
+        for question in group
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_answering_draws_no_random_numbers(model: Model) -> None:
+    before = torch.get_rng_state()
+    scores(model, pictures(), QUESTIONS)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+def test_pixels_are_those_of_the_pinned_image_processor(model: Model, mode: str) -> None:
+    for picture in pictures(((90, 61), (61, 90), (160, 20), (64, 64))):
+        picture = picture.convert(mode).convert("RGB")
+        batch = model.processor.collate([picture], [["What?"]])
+        ours = (batch["pixels"].float() / 255 - model.net.image_mean) / model.net.image_std
+        theirs = ViltImageProcessorPil.from_pretrained(model.net.name_or_path)(picture, return_tensors="pt")
+        torch.testing.assert_close(ours, theirs["pixel_values"], atol=1e-6, rtol=0)
+
+
+def test_a_strip_is_answered_although_hardly_anything_of_it_is_left(model: Model) -> None:
+    assert scores(model, pictures(((400, 4), (4, 400))), [["What?"], ["What?"]]).isfinite().all()
+
+
+def test_gradients_of_the_adapter_are_those_of_transformers(model: Model) -> None:
+    model.modules_to_save = ()  # type: ignore[misc]  # so that one network's gradients have the names of the other's
+    apply_lora_to_model(model, LoraSettings(r=4, dropout=0.0))
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.net.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    images = pictures()
+    model.net(**model.processor.collate(images, QUESTIONS, ANSWERS))["loss"].backward()
+    ours = {name: p.grad.clone() for name, p in model.net.named_parameters() if p.grad is not None}
+    model.net.zero_grad()
+    total = 0.0
+    for picture, group, truths in zip(images, QUESTIONS, ANSWERS, strict=True):
+        for question, truth in zip(group, truths, strict=True):
+            text = model.processor.tokenizer(question, return_tensors="pt")
+            target = torch.zeros(1, len(model.texts))
+            target[0, model.texts.index(truth)] = 1
+            out = ViltForQuestionAnswering.forward(
+                model.vilt,
+                input_ids=text["input_ids"],
+                attention_mask=text["attention_mask"],
+                labels=target,
+                **model.processor.images(picture, return_tensors="pt"),
+            )
+            (out.loss / len(FLAT)).backward()
+            total += out.loss.item() / len(FLAT)
+    theirs = {name: p.grad for name, p in model.net.named_parameters() if p.grad is not None}
+    assert ours.keys() == theirs.keys() and len(ours) == 2 * 3 * 3
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], atol=1e-4, rtol=1e-4)
+    assert total > 0
+
+
+def test_new_answers_get_a_row_each_and_the_labels_of_the_weights_keep_theirs(folder: Path) -> None:
+    before = make_model("vilt", folder)
+    after = make_model("vilt", folder, ["yes", "red", "blue", "red"])
+    assert after.texts == ["yes", "no", "blue", "red"]
+    assert after.net.config.num_labels == after.net.classifier[3].out_features == 4
+    torch.testing.assert_close(after.net.classifier[3].weight[:2], before.net.classifier[3].weight)
+    torch.testing.assert_close(after.net.classifier[3].weight[2], before.net.classifier[3].weight.mean(0))
+    assert after.net.classifier[3].bias[2:].max() <= before.net.classifier[3].bias.min()
+
+
+def test_an_answer_that_is_a_label_written_otherwise_begins_with_that_labels_weights(folder: Path) -> None:
+    merged = make_model("vilt", folder, ["2"])
+    merged.net.save_pretrained(folder)
+    model = make_model("vilt", folder, ["two"])
+    rows = model.net.classifier[3]
+    torch.testing.assert_close(rows.weight[model.texts.index("two")], rows.weight[model.texts.index("2")])
+
+
+def test_without_its_adapter_it_chooses_among_the_labels_it_came_with(model: Model) -> None:
+    batch = model.processor.collate(pictures(), QUESTIONS)
+    with torch.no_grad():
+        model.net.classifier[3].bias[model.known :] = 100.0
+    base = model.answer(batch, model.encode(batch), GREEDY, adapted=False)
+    adapted = model.answer(batch, model.encode(batch), GREEDY, adapted=True)
+    assert {answer.text for answer in base} <= {"yes", "no"}
+    assert {answer.text for answer in adapted} <= set(FLAT) - {"yes", "no"}
+    assert all(0 <= answer.confidence <= 1 for answer in [*base, *adapted])
+
+
+def test_candidates_bound_the_choice(model: Model) -> None:
+    batch = model.processor.collate(pictures(), QUESTIONS)
+    model.set_candidates(["wood", "round", "never heard of"])
+    said = model.answer(batch, model.encode(batch), EvaluateSettings(decoding="ranking"), adapted=True)
+    assert {answer.text for answer in said} <= {"wood", "round"}
+
+
+def test_beam_search_is_refused_in_words(model: Model) -> None:
+    batch = model.processor.collate(pictures(), QUESTIONS)
+    with pytest.raises(UserError, match="no beam"):
+        model.answer(batch, model.encode(batch), EvaluateSettings(decoding="beam"), adapted=True)
+
+
+def trained(model: Model, out: Path) -> Path:
+    """An adapter that changes the answers, saved as training saves it."""
+    apply_lora_to_model(model, LoraSettings(r=4))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.net.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.3)
+    model.net.eval().save_pretrained(out)
+    model.save_extra(out)
+    return out
+
+
+def test_head_and_answers_are_saved_with_the_adapter_and_come_back(model: Model, folder: Path, tmp_path: Path) -> None:
+    batch = model.processor.collate(pictures(), QUESTIONS)
+    adapter = trained(model, tmp_path / "adapter")
+    expected = model.answer(batch, model.encode(batch), GREEDY, adapted=True)
+    assert (adapter / ANSWERS_FILE).is_file()
+    settings = ModelSettings(kind="vilt", weights=str(folder))
+    again = load_adapter(Model.load(settings, Model.adapter_answers(adapter)), adapter)
+    assert again.answer(batch, again.encode(batch), GREEDY, adapted=True) == expected
+    merged = merge_adapter(settings, adapter, tmp_path / "merged")
+    alone = Model.load(ModelSettings(kind="vilt", weights=str(merged)))
+    said = alone.answer(batch, alone.encode(batch), GREEDY, adapted=False)
+    assert [answer.text for answer in said] == [answer.text for answer in expected]
+
+
+def test_an_adapter_for_other_answers_is_refused(model: Model, folder: Path, tmp_path: Path) -> None:
+    adapter = trained(model, tmp_path / "adapter")
+    (adapter / ANSWERS_FILE).write_text('["red"]')
+    settings = ModelSettings(kind="vilt", weights=str(folder))
+    with pytest.raises(UserError, match="does not fit"):
+        load_adapter(Model.load(settings, Model.adapter_answers(adapter)), adapter)
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ViLT-B/32 with its 3,129 answers; random weights."""
+    made = make_model("vilt", tmp_path_factory.mktemp("full") / "tiny")
+    folder = tmp_path_factory.mktemp("full") / "vilt"
+    labels = {number: f"answer {number}" for number in range(3129)}
+    config = ViltConfig(
+        num_labels=3129,
+        id2label=labels,
+        label2id={text: number for number, text in labels.items()},
+        max_image_length=-1,
+    )
+    ViltForQuestionAnswering(config).save_pretrained(folder)
+    made.processor.tokenizer.save_pretrained(folder)
+    ViltImageProcessorPil().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_an_adapter_from_elsewhere_loads_onto_a_vilt_of_its_size_and_changes_its_scores(full_size: Path) -> None:
+    adapter = SHARED / "vilt_lora_adapter"
+    if not adapter.is_dir():
+        pytest.skip(f"{adapter} is not there")
+    settings = ModelSettings(kind="vilt", weights=str(full_size))
+    model = load_adapter(Model.load(settings, Model.adapter_answers(adapter)), adapter)
+    assert isinstance(model, Model)
+    with_adapter = scores(model, pictures(), QUESTIONS)
+    with model.net.disable_adapter():
+        without = scores(model, pictures(), QUESTIONS)
+    assert (with_adapter - without).abs().max() > 1e-3
+    plain: Any = PeftModel.from_pretrained(ViltForQuestionAnswering.from_pretrained(full_size), str(adapter)).eval()
+    text = model.processor.tokenizer(QUESTIONS[0][0], return_tensors="pt")
+    with torch.no_grad():
+        theirs = plain(
+            input_ids=text["input_ids"],
+            attention_mask=text["attention_mask"],
+            **model.processor.images(pictures()[0], return_tensors="pt"),
+        ).logits[0]
+    torch.testing.assert_close(with_adapter[0], theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_published_adapter_has_884_736_parameters_and_the_head_is_counted_apart(full_size: Path) -> None:
+    model = Model.load(ModelSettings(kind="vilt", weights=str(full_size)))
+    apply_lora_to_model(model, LoraSettings())
+    table = parameter_table(model)
+    assert table["lora"] == 884_736
+    assert table["trainable"] > table["lora"]
+
+
+def test_an_adapter_of_another_size_is_refused(model: Model) -> None:
+    adapter = SHARED / "vilt_lora_adapter"
+    if not adapter.is_dir():
+        pytest.skip(f"{adapter} is not there")
+    with pytest.raises(UserError, match="does not fit"):
+        load_adapter(model, adapter)
