@@ -89,6 +89,8 @@ def parameter_table(model: Model) -> dict[str, Any]:
     seen: dict[int, int] = {}
     trainable = adapters = 0
     for name, parameter in model.net.named_parameters():
+        if "original_module." in name:  # peft's copy of a layer that is trained whole, for when the adapter is off
+            continue
         count = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 keeps a part only
         seen[id(parameter)] = count
         if parameter.requires_grad:

@@ -99,13 +99,15 @@ def _vilt(folder: Path, vocabulary: Sequence[str]) -> Path:
         attention_probs_dropout_prob=0.0,
         max_position_embeddings=64,
         image_size=IMAGE_SIZE,
-        patch_size=8,
+        patch_size=16,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: number for number, label in enumerate(labels)},
     )
-    ViltForQuestionAnswering(config).save_pretrained(folder)
-    ViltImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, size_divisor=8).save_pretrained(folder)
+    net = ViltForQuestionAnswering(config)
+    torch.nn.init.trunc_normal_(net.vilt.embeddings.position_embeddings, std=0.02)  # zeros tell no place from another
+    net.save_pretrained(folder)
+    ViltImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, size_divisor=16).save_pretrained(folder)
     return folder
 
 

@@ -42,7 +42,7 @@ def make_model(kind: str, folder: Path, answers: Sequence[str] = (), **settings:
         with torch.no_grad():
             for name, parameter in fresh.net.named_parameters():
                 if parameter.dim() > 1:
-                    parameter.normal_(0, 0.25)
+                    parameter.normal_(0, 0.15)
                 elif "norm" not in name.lower():
                     parameter.normal_(0, 0.05)
         fresh.net.save_pretrained(folder)

@@ -68,7 +68,7 @@ class Processor(base.Processor):
         return {"decoder_input_ids": ids, "labels": text["input_ids"].masked_fill(text["attention_mask"] == 0, IGNORED)}
 
     def _pixels(self, picture: Image.Image) -> Tensor:
-        side = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        side = picture.resize((self.size, self.size), self.images.resample)
         return (
             torch.frombuffer(bytearray(side.tobytes()), dtype=torch.uint8)
             .view(self.size, self.size, 3)
@@ -253,22 +253,34 @@ class Model(base.Model):
         return self._texts(torch.stack(written, 1), certainty.exp())
 
     def _beam(self, states: Tensor, mask: Tensor, settings: EvaluateSettings) -> list[Answer]:
-        """transformers' beam search, given the question's mask."""
-        start = torch.full((len(states), 1), self.processor_dec(), device=states.device)
-        found = self.blip.text_decoder.generate(
-            input_ids=start,
-            eos_token_id=self.stop_id,
-            pad_token_id=self.blip.config.text_config.pad_token_id,
-            encoder_hidden_states=states,
-            encoder_attention_mask=mask,
-            num_beams=settings.beams,
-            max_new_tokens=settings.max_new_tokens,
-            do_sample=False,
-            length_penalty=0.0,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        return self._texts(found.sequences[:, 1:], found.sequences_scores.float().exp())
+        """The likeliest answer that beam search finds; confidence is the product of its tokens' probabilities.
+
+        Own code, since transformers' ``generate`` lets the decoder look at the padding of the questions in a batch. Likelihood is
+        not divided by length: answers are one word. So the search ends when the best beam has ended, no other can overtake it.
+        """
+        blip, count, beams = self.blip, len(states), settings.beams
+        mask = mask.repeat_interleave(beams, 0)
+        memory = [
+            (k.repeat_interleave(beams, 0), v.repeat_interleave(beams, 0)) for k, v in blip.question_memory(states)
+        ]
+        past = list[tuple[Tensor, Tensor]]()
+        written = torch.full((count * beams, 1), self.processor_dec(), device=states.device)
+        scores = torch.full((count, beams), -torch.inf, device=states.device)
+        scores[:, 0] = 0  # all beams begin alike: only one of them counts
+        for _ in range(settings.max_new_tokens):
+            chances = blip.decoder_step(memory, mask, written[:, -1:], past)[:, -1].float().log_softmax(-1)
+            ended = (written == self.stop_id).any(1)
+            chances = chances.masked_fill(ended[:, None], -torch.inf)
+            chances[ended, self.stop_id] = 0
+            words = chances.shape[1]
+            best = (scores[:, :, None] + chances.view(count, beams, words)).flatten(1).topk(beams)
+            scores = best.values
+            parents = (best.indices // words + torch.arange(count, device=states.device)[:, None] * beams).flatten()
+            past[:] = [(key[parents], value[parents]) for key, value in past]
+            written = torch.cat([written[parents], (best.indices % words).view(-1, 1)], 1)
+            if bool((written.view(count, beams, -1)[:, 0] == self.stop_id).any(1).all()):
+                break
+        return self._texts(written.view(count, beams, -1)[:, 0, 1:], scores[:, 0].exp())
 
     def set_candidates(self, answers: Sequence[str]) -> None:
         """Answers to choose from under ``decoding: ranking``."""
