@@ -32,7 +32,7 @@ SIZES = {
         "parameters": 117.6e6,
         "lora_per_rank": 55_296,
         "whole": 6.0e6,
-        "per_question": 167e6,
+        "per_question": 142e6,
         "per_picture": 0.0,
         "copies": 181e6,
     },
