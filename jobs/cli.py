@@ -177,6 +177,19 @@ def predict(
 
 
 @app.command()
+def merge(
+    adapter: Annotated[Path, typer.Option(help="Folder of a LoRA adapter.")],
+    output: Annotated[Path, typer.Option(help="Takes the model; must not be there yet.")],
+    model: Annotated[str, typer.Option(help="blip, vilt.")] = "blip",
+    weights: Annotated[str | None, typer.Option(help="Hub name or folder; without it the published ones.")] = None,
+) -> None:
+    """Fold an adapter into its base: one folder that transformers loads, without peft."""
+    from jobs import tools
+
+    tools.merge(model, weights, adapter, output, out)
+
+
+@app.command()
 def score(
     table: Annotated[Path, typer.Argument(metavar="FILE", help="CSV or JSONL.")],
     truth: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the true answers.")] = "answer",

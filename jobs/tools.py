@@ -42,9 +42,7 @@ def predict(request: Prediction, out: Console, err: Console) -> int:
     """
     from vqa import predict as predicting
 
-    if request.weights is None and request.model not in PUBLISHED_WEIGHTS:
-        raise UserError(f"--model: {unknown(request.model, list(PUBLISHED_WEIGHTS), 'model')}")
-    model = ModelSettings(kind=request.model, weights=request.weights or PUBLISHED_WEIGHTS[request.model])
+    model = _named_model(request.model, request.weights)
     if request.image is not None or request.question is not None:
         if request.image is None or request.question is None or request.csv_path is not None:
             raise UserError("Give --image together with --question, or --csv_path together with --image_dir.")
@@ -65,6 +63,26 @@ def predict(request: Prediction, out: Console, err: Console) -> int:
     if found.problems:
         err.print(f"{len(found.problems):,} of them without an answer: their pictures could not be used.", style="red")
     return found.exit_code
+
+
+def _named_model(kind: str, weights: str | None) -> ModelSettings:
+    if kind not in PUBLISHED_WEIGHTS:
+        raise UserError(f"--model: {unknown(kind, list(PUBLISHED_WEIGHTS), 'model')}")
+    return ModelSettings(kind=kind, weights=weights or PUBLISHED_WEIGHTS[kind])
+
+
+def merge(kind: str, weights: str | None, adapter: Path, output: Path, out: Console) -> None:
+    """Write base and adapter as one model.
+
+    Raises:
+        UserError: base or adapter are missing or do not fit, or the folder is there already.
+    """
+    from vqa.saved_model import merge_adapter
+
+    if output.exists():
+        raise UserError(f"{output} is there already: name a new folder.")
+    merge_adapter(_named_model(kind, weights), adapter, output)
+    out.print(f"The merged model is in {output}", markup=False)
 
 
 def score(
