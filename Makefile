@@ -30,6 +30,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# kill -9 in every stage, compared with an undisturbed run; about 20 minutes. See docs/reliability.md.
+chaos: install
+	$(BIN)/python -m tests.chaos --kills 200 --seed 1
+
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,1 @@
+"""The pipeline under faults: what is lost, what is done twice, against an undisturbed run."""

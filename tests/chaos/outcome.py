@@ -1,0 +1,87 @@
+"""What a run came to, item by item, without the times, attempts and machines that no two runs share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.journal import Damage
+from jobs.loop import store_records
+from jobs.rundir import RunDir, Store
+
+# Measured anew by every run; everything else in a record must come out equal.
+MEASURED = {"seconds", "at"}
+
+
+def stores(run: RunDir) -> Iterator[tuple[str, Store]]:
+    """The sharded stages of a run, by name; evaluation has one a model and variant."""
+    yield "validate", run.store("validate")
+    yield "generate", run.store("generate")
+    folder = run.stage_folder("evaluate")
+    for child in sorted(folder.iterdir()) if folder.is_dir() else ():
+        yield f"evaluate {child.name}", Store(child)
+
+
+def records(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """Every item's outcome, by store and key: the record's value, or its reason."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, store in stores(RunDir(run_dir)):
+        outcomes = found.setdefault(name, {})
+        for record in store_records(store, Damage()):
+            value = {k: v for k, v in (record.get("value") or {}).items() if k not in MEASURED}
+            outcomes.setdefault(record["key"], {"ok": record["ok"], "reason": record.get("reason"), "value": value})
+    return found
+
+
+def files(run_dir: Path) -> dict[str, str]:
+    """SHA-256 of every file that must come out byte for byte: the data set and the adapters."""
+    run = RunDir(run_dir)
+    paths = [run.products, run.rejected("prepare"), run.rejected("curate")]
+    paths += [run.split(name) for name in ("train", "val", "test")]
+    paths += sorted(run.stage_folder("train").glob("*/adapter/adapter_model.safetensors"))
+    paths += sorted(run.stage_folder("generate").glob("shards/*/dataset_*.csv"))
+    return {str(p.relative_to(run_dir)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()}
+
+
+def metrics(run_dir: Path) -> dict[str, Any]:
+    """The report's numbers: metrics, intervals, breakdowns and the data set's statistics."""
+    path = RunDir(run_dir).report / "report.json"
+    if not path.is_file():
+        return {}
+    report = json.loads(path.read_text())
+    return {name: _unmeasured(report[name]) for name in ("dataset", "models", "definitions")}
+
+
+def _unmeasured(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _unmeasured(v) for k, v in value.items() if "second" not in k}
+    return [_unmeasured(v) for v in value] if isinstance(value, list) else value
+
+
+def repeated(run_dir: Path) -> int:
+    """Successes that were recorded for items which had one already."""
+    total = 0
+    for _, store in stores(RunDir(run_dir)):
+        counts = Counter(record["key"] for record in store_records(store, Damage()) if record["ok"])
+        total += sum(count - 1 for count in counts.values())
+    return total
+
+
+def lost(expected: Path, found: Path) -> list[str]:
+    """Whatever a run lacks or has otherwise than the undisturbed one; empty where they came to the same."""
+    missing: list[str] = []
+    before, after = records(expected), records(found)
+    for name in sorted(before.keys() | after.keys()):
+        first, second = before.get(name, {}), after.get(name, {})
+        for key in sorted(first.keys() | second.keys()):
+            if first.get(key) != second.get(key):
+                missing.append(f"{name} {key}: {first.get(key)} → {second.get(key)}")
+    digests, others = files(expected), files(found)
+    missing += [n for n in sorted(digests.keys() | others.keys()) if digests.get(n) != others.get(n)]
+    if metrics(expected) != metrics(found):
+        missing.append("the report's metrics")
+    return missing
