@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,30 @@ def journal_files(shard_folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     return [shard_folder / name for name in names if name.endswith(".jsonl")]
+
+
+def extents(shard_folder: Path) -> dict[str, list[int]]:
+    """Of each record file of a shard its length in bytes and the CRC-32 of them: what a marker vouches for."""
+    sizes = {path: path.stat().st_size for path in journal_files(shard_folder)}  # once: another attempt may be writing
+    return {path.name: [size, _crc(path, size) or 0] for path, size in sizes.items()}
+
+
+def changed_files(shard_folder: Path, known: Mapping[str, Sequence[int]]) -> list[Path]:
+    """The record files that no longer begin with the bytes of `extents`. What another attempt appended does not count."""
+    return [shard_folder / name for name, (size, crc) in known.items() if _crc(shard_folder / name, size) != crc]
+
+
+def _crc(path: Path, size: int) -> int | None:
+    """CRC-32 of the first ``size`` bytes of a file; None where there are fewer."""
+    crc = 0
+    try:
+        with path.open("rb") as file:
+            while size > 0 and (piece := file.read(min(size, 1 << 20))):
+                crc = zlib.crc32(piece, crc)
+                size -= len(piece)
+    except FileNotFoundError:
+        return None
+    return crc if size == 0 else None
 
 
 def read_journal(path: Path, damage: Damage, *, expect: str | None = None) -> Iterator[dict[str, Any]]:

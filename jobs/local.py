@@ -26,6 +26,7 @@ from rich.progress import (
 
 from data_prep.records import UserError, write_json
 from jobs.config import Config
+from jobs.fingerprint import read_json
 from jobs.loop import freeze_shards, pending_shards
 from jobs.pipeline import PROJECT, make_stage, task_command
 from jobs.rundir import RunDir, Step
@@ -217,10 +218,15 @@ def _death(code: int) -> str:
 
 
 def _conclude(run: RunDir, config: Config, steps: Sequence[Step], console: Console) -> None:
-    """The last lines: where to look, and what was not as it should be."""
+    """The last lines: where to look, and what was not as it should be, which the report says at its top too."""
     report = run.report / "index.html"
     if steps and steps[-1].stage == "report" and report.is_file():
         console.print(f"Report: {escape(str(report))}", style="bold")
+        warnings = (read_json(run.report / "report.json") or {}).get("warnings", [])
+    else:
+        warnings = [warning for step in steps for warning in step_status(run, config, step).warnings()]
+    for warning in warnings:
+        console.print(f"note: {escape(warning)}", style="yellow", soft_wrap=True)
 
 
 def visible_gpus() -> list[str]:

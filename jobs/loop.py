@@ -15,11 +15,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from data_prep.records import Emit, Failed, Ok, UserError, write_json
 from jobs.fingerprint import differences, digest, freeze_settings, keys_digest, read_json
-from jobs.journal import Damage, JournalWriter, WrongFingerprint, journal_files, new_attempt, read_journal
+from jobs.journal import (
+    Damage,
+    JournalWriter,
+    WrongFingerprint,
+    changed_files,
+    extents,
+    journal_files,
+    new_attempt,
+    read_journal,
+)
 from jobs.rundir import Store
 
 T = TypeVar("T")
@@ -153,6 +163,14 @@ def shard_items(work: Work[T], shard: int, shards: int) -> Iterator[T]:
     return (item for item in work.items() if shard_of(group(item), shards) == shard)
 
 
+def read_marker(store: Store, shard: int) -> dict[str, Any] | None:
+    """The marker of a shard, or None where there is none, or one that is not as it was written."""
+    marker = read_json(store.done(shard))
+    if marker is None or marker.pop("digest", None) != digest(marker):
+        return None
+    return marker
+
+
 def shard_marker_valid(marker: dict[str, Any] | None, fingerprint: str, shards: int, items: int, keys: str) -> bool:
     """Whether a done.json speaks of just these items, made with just these settings, and left nothing over."""
     return bool(
@@ -166,7 +184,7 @@ def shard_marker_valid(marker: dict[str, Any] | None, fingerprint: str, shards: 
 
 
 def pending_shards(work: Work[T], shards: int) -> list[int]:
-    """The shards that have something left to do, from their markers.
+    """The shards that have something left to do: those without a valid marker, or whose records were damaged since.
 
     Raises:
         UserError: a store holds records made with other settings.
@@ -182,12 +200,25 @@ def pending_shards(work: Work[T], shards: int) -> list[int]:
         if known is not None and differences(known, work.settings[name]):
             freeze_settings(store, work.settings[name])  # raises, and says which setting
         fingerprint = digest(work.settings[name])
+        finished = []
         for shard in range(shards):
-            if not shard_marker_valid(
-                read_json(store.done(shard)), fingerprint, shards, len(keys[shard]), digests[shard]
+            marker = read_marker(store, shard)
+            if not shard_marker_valid(marker, fingerprint, shards, len(keys[shard]), digests[shard]) or changed_since(
+                store, shard, marker
             ):
                 pending.add(shard)
+            else:
+                finished.append(shard)
+        if finished and (read_json(store.shards_file) or {}).get("earlier"):
+            # Records lie in the folders of earlier shards too, for which the markers do not vouch: they are counted.
+            progress = load_progress(store, work, None, fingerprint, Damage())
+            pending.update(s for s in finished if not all(map(progress.settled, keys[s])))
     return sorted(pending)
+
+
+def changed_since(store: Store, shard: int, marker: dict[str, Any] | None) -> list[Path]:
+    """The record files of a shard that were damaged, cut or deleted since its marker was written."""
+    return changed_files(store.shard(shard), (marker or {}).get("records", {}))
 
 
 @dataclass(slots=True)
@@ -223,6 +254,9 @@ def run_shard(work: Work[T], shard: int, shards: int, stopping: Callable[[], boo
     }
     for line in damage.broken:
         print(f"damaged record passed over, its item is done again: {line}", flush=True)
+    changed = {name: changed_since(store, shard, read_marker(store, shard)) for name, store in work.stores.items()}
+    for path in (path for paths in changed.values() for path in paths):
+        print(f"changed since the shard was finished, what it lost is done again: {path}", flush=True)
     writers = {
         name: JournalWriter(store.shard(shard), attempt, fingerprints[name]) for name, store in work.stores.items()
     }
@@ -259,7 +293,7 @@ def run_shard(work: Work[T], shard: int, shards: int, stopping: Callable[[], boo
             before = moved
             work.process(todo(), emits, wanted, _previous(progress))
 
-    return _conclude(work, shard, shards, progress, fingerprints, damage, started, stopping())
+    return _conclude(work, shard, shards, progress, fingerprints, damage, changed, started, stopping())
 
 
 def _previous(progress: Mapping[str, Progress]) -> Previous:
@@ -277,6 +311,7 @@ def _conclude(
     progress: Mapping[str, Progress],
     fingerprints: Mapping[str, str],
     damage: Damage,
+    changed: Mapping[str, list[Path]],
     started: float,
     stopped: bool,
 ) -> ShardResult:
@@ -306,11 +341,13 @@ def _conclude(
                 "attempts": len(files),
                 "repeated": state.repeated,
                 "damaged_lines": len(damage.broken),
+                "changed_files": len(changed[name]) + (read_marker(store, shard) or {}).get("changed_files", 0),
+                "records": extents(store.shard(shard)),
                 "seconds": round(time.time() - started, 3),
                 "finished_at": time.time(),
                 **extra,
             }
-            write_json(store.done(shard), marker)
+            write_json(store.done(shard), marker | {"digest": digest(marker)})
     return worst
 
 

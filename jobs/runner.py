@@ -234,12 +234,8 @@ def remarks(step: StepStatus) -> list[str]:
     lines = []
     if step.counts:
         lines.append(f"{step.step}: " + ", ".join(f"{count:,} {escape(name)}" for name, count in step.counts.items()))
-    if step.reasons:
-        lines.append(f"  {step.step} dropped: " + ", ".join(f"{escape(r)} {n:,}" for r, n in step.reasons.items()))
-    if step.damaged_lines:
-        lines.append(
-            f"  {step.step}: {step.damaged_lines} damaged records were found by their checksums and done again"
-        )
+    if step.state != "waiting":
+        lines += [f"  {escape(warning)}" for warning in step.warnings()]
     if step.last_error:
         lines.append(f"  {step.step} last error: {escape(step.last_error)} ({escape(step.last_log)})")
     return lines

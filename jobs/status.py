@@ -17,7 +17,7 @@ from typing import Any
 from jobs.config import Config
 from jobs.fingerprint import digest, last_json_line, read_json
 from jobs.journal import Damage
-from jobs.loop import Progress, Work, outcome_of, store_records
+from jobs.loop import Progress, Work, outcome_of, read_marker, store_records
 from jobs.pipeline import make_stage, steps_of
 from jobs.rundir import RunDir, Step, Store
 from jobs.stages.base import ShardedStage, SingleStage
@@ -45,6 +45,7 @@ class StepStatus:
     dollars: float = 0.0
     seconds: float = 0.0  # summed over the tasks that finished
     damaged_lines: int = 0
+    changed_files: int = 0  # record files that were damaged after their shard was finished
     counts: dict[str, int] = field(default_factory=dict)  # what a stage that is one job reports of itself
     last_error: str = ""
     last_log: str = ""
@@ -61,9 +62,17 @@ class StepStatus:
             said.append(f"{self.step} was not run.")
         if self.damaged_lines:
             said.append(f"{self.step}: {self.damaged_lines:,} damaged records were found by checksum and done again.")
+        if self.changed_files:
+            said.append(
+                f"{self.step}: {self.changed_files:,} record files were found changed, cut or deleted after they were finished; "
+                f"what they had lost was done again."
+            )
         capped = {name: count for name, count in self.reasons.items() if name.startswith("over_max")}
         if capped:
             said.append(f"{self.step}: " + ", ".join(f"{n} left out {c:,} listings" for n, c in capped.items()) + ".")
+        if self.counts and (dropped := {name: count for name, count in self.reasons.items() if name not in capped}):
+            what = ", ".join(f"{name} {count:,}" for name, count in dropped.items())
+            said.append(f"{self.step}: {sum(dropped.values()):,} were dropped by its rules ({what}).")
         return said
 
 
@@ -124,7 +133,7 @@ def _marker_totals(store: Store) -> tuple[Counter[str], bool]:
     totals: Counter[str] = Counter()
     if known is None:
         return totals, False
-    markers = [read_json(store.done(shard)) for shard in range(known["shards"])]
+    markers = [read_marker(store, shard) for shard in range(known["shards"])]
     for marker in markers:
         for name in ("items", "done", "failed"):
             totals[name] += (marker or {}).get(name, 0)
@@ -145,6 +154,7 @@ def _sharded_status(run: RunDir, stage: ShardedStage) -> StepStatus:
         status.dollars += part.dollars
         status.seconds = max(status.seconds, part.seconds)
         status.damaged_lines += part.damaged_lines
+        status.changed_files += part.changed_files
         for reason, count in part.reasons.items():
             status.reasons[reason] = max(count, status.reasons.get(reason, 0))
     rates = [p.per_second for p in parts if p.per_second]
@@ -167,7 +177,7 @@ def store_status(store: Store, work: Work[Any], fingerprint: str) -> StepStatus:
     if known is None:
         return status
     status.shards = known["shards"]
-    markers = {shard: read_json(store.done(shard)) for shard in range(known["shards"])}
+    markers = {shard: read_marker(store, shard) for shard in range(known["shards"])}
     valid = {
         shard: marker
         for shard, marker in markers.items()
@@ -186,6 +196,7 @@ def store_status(store: Store, work: Work[Any], fingerprint: str) -> StepStatus:
             status.output_tokens += marker.get("output_tokens", 0)
             status.dollars += marker.get("dollars", 0.0)
             status.damaged_lines += marker["damaged_lines"]
+            status.changed_files += marker.get("changed_files", 0)
             reasons.update(marker["reasons"])
     times: list[float] = []
     # After a change of the number of shards, records lie in any folder: all of them are read.
