@@ -198,7 +198,7 @@ def _explain(step: Step, failed: Sequence[TaskResult], console: Console) -> None
     """Name each failure once, with its log."""
     said: dict[str, tuple[int, Path]] = {}
     for result in failed:
-        reason = error_in_log(result.task.log) or _death(result.returncode)
+        reason = error_in_log(result.task.log) or _death(result.returncode) + _full_disk(result.task.log.parent)
         count, log = said.get(reason, (0, result.task.log))
         said[reason] = (count + 1, log)
     for reason, (count, log) in said.items():
@@ -215,6 +215,12 @@ def _death(code: int) -> str:
         if code < 0
         else f"exit code {code}" + (" (asked to stop)" if code == REQUEUE else "")
     )
+
+
+def _full_disk(folder: Path) -> str:
+    """What a task could not write into its log, because the disk that holds the log is full."""
+    free = shutil.disk_usage(folder).free
+    return f"; No space left on device: {free // 1024:,} KB are free at {folder}" if free < 1 << 20 else ""
 
 
 def _conclude(run: RunDir, config: Config, steps: Sequence[Step], console: Console) -> None:

@@ -123,6 +123,7 @@ def test_lines_that_another_attempt_appends_after_the_marker_are_no_damage(tmp_p
     assert pending_shards(make_work(tmp_path, ITEMS), 1) == []
 
 
+@pytest.mark.slow
 def test_random_damage_anywhere_in_the_sharded_stages_of_a_finished_run_is_mended(
     tmp_path: Path, catalogue: Path
 ) -> None:
