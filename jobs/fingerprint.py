@@ -64,9 +64,10 @@ def freeze_settings(store: Store, settings: dict[str, Any]) -> str:
         UserError: the store holds records that were made with other settings; names each that changed.
     """
     known = read_json(store.settings)
-    if known is None:
-        write_json(store.settings, settings)
-    elif changed := differences(known, settings):
+    changed = [] if known is None else differences(known, settings)
+    if known is None or (changed and not any(store.folder.glob("shards/*/records.*"))):
+        write_json(store.settings, settings)  # nothing was made with the others: the attempt that froze them failed
+    elif changed:
         raise UserError(
             f"{store.folder} holds records that were made with other settings ({'; '.join(changed)}). "
             f"They are never mixed. Set it back, or use another --run-dir (or delete {store.folder} to do it again)."

@@ -1,0 +1,92 @@
+"""Two views of one folder, as two nodes have of a network file system: what one writes, the other sees later, in any order.
+
+A view is an ordinary folder; a thread carries changes from each to the other every so many seconds. So in one view, for a
+while, files are missing that exist, files are shorter than they are (a record may be cut anywhere), markers are those of
+before, and files are replaced while somebody reads them. Where both changed a file, either may win. No lock reaches the
+other view.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+State = tuple[int, int]  # size, time of change in nanoseconds
+
+
+class LaggingViews:
+    """``with LaggingViews(folder, lag=0.5) as (first, second): ...``; both views agree when it is left.
+
+    Args:
+        folder: takes the views ``a`` and ``b``.
+        lag: seconds between two exchanges.
+        leave: files that stay in their view, by name below it.
+        seed: of the order in which changes arrive.
+    """
+
+    def __init__(self, folder: Path, lag: float, leave: Callable[[Path], bool] = lambda path: False, seed: int = 0):
+        self.views = (folder / "a", folder / "b")
+        self.lag, self.leave = lag, leave
+        self.carried = 0
+        self._rng = random.Random(seed)
+        self._known: dict[Path, State] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        for view in self.views:
+            view.mkdir(parents=True)
+
+    def __enter__(self) -> LaggingViews:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._stop.set()
+        self._thread.join()
+        self.exchange()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.lag):
+            self.exchange()
+
+    def exchange(self) -> None:
+        """Carry every change of both views to the other."""
+        changes = [
+            (here, there, path) for here, there in (self.views, self.views[::-1]) for path in self._changed(here)
+        ]
+        self._rng.shuffle(changes)
+        for here, there, path in changes:
+            with suppress(FileNotFoundError):  # it was a temporary file
+                self._carry(here / path, there / path)
+
+    def _changed(self, view: Path) -> list[Path]:
+        found = []
+        for path in view.rglob("*"):
+            with suppress(FileNotFoundError):
+                if path.is_file() and self._known.get(path) != _state(path) and not self.leave(path.relative_to(view)):
+                    found.append(path.relative_to(view))
+        gone = [path for path in self._known if path.is_relative_to(view) and not path.exists()]
+        return found + [path.relative_to(view) for path in gone]
+
+    def _carry(self, source: Path, target: Path) -> None:
+        if not source.exists():
+            self._known.pop(source, None)
+            self._known.pop(target, None)
+            target.unlink(missing_ok=True)
+            return
+        state = _state(source)
+        data = source.read_bytes()[: state[0]]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".nfs-{target.name}")
+        part.write_bytes(data)
+        part.replace(target)
+        self._known[source], self._known[target] = state, _state(target)
+        self.carried += 1
+
+
+def _state(path: Path) -> State:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,125 @@
+"""Two nodes that see each other's files late, at work on the same shards at once."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data_prep.records import Ok, UserError
+from jobs.fingerprint import freeze_settings
+from jobs.journal import Damage, JournalWriter, journal_files
+from jobs.loop import latest_outcomes, pending_shards, store_records
+from jobs.pipeline import load_run, make_stage, task_command
+from jobs.rundir import RunDir, Step, Store
+from jobs.stages.base import ShardedStage
+from tests.chaos.lagging import LaggingViews
+from tests.chaos.outcome import lost
+from tests.conftest import ROOT, environment, launch, launch_args, output, write_config
+from tests.jobs.loop_worker import make_work
+from tests.jobs.test_loop import ITEMS, expected, results, run_all
+
+
+def keeps_to_itself(path: Path) -> bool:
+    return path.parts[0] == "tried" or path.name.startswith(".nfs-")
+
+
+@pytest.mark.parametrize("lag", [0.05, 0.5, 5.0])
+def test_two_attempts_at_one_shard_that_see_each_other_late_end_with_every_item_once(
+    tmp_path: Path, lag: float
+) -> None:
+    with LaggingViews(tmp_path, lag, keeps_to_itself, seed=1) as nodes:
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.jobs.loop_worker", str(view), str(ITEMS), "0", "1", "0.01"], cwd=ROOT
+            )
+            for view in nodes.views
+        ]
+        assert [process.wait(timeout=60) for process in both] == [0, 0]
+    for view in nodes.views:
+        store = Store(view / "stage")
+        assert len(journal_files(store.shard(0))) == 2
+        assert results(view) == expected()
+        assert pending_shards(make_work(view, ITEMS), 1) == []
+        recorded = Counter(r["key"] for r in store_records(store, Damage()) if r["ok"])
+        assert set(recorded.values()) <= {1, 2}
+        assert len(latest_outcomes(store, Damage())) == ITEMS
+
+
+def test_an_attempt_on_one_node_takes_up_what_another_node_left(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.jobs.loop_worker"]
+    with LaggingViews(tmp_path, 0.1, keeps_to_itself) as nodes:
+        first = subprocess.Popen([*command, str(nodes.views[0]), "500", "0", "1", "0.01"], cwd=ROOT)
+        while not any(store_records(Store(nodes.views[1] / "stage"), Damage())):
+            pass
+        first.kill()
+        first.wait()
+    left = {r["key"] for r in store_records(Store(nodes.views[1] / "stage"), Damage()) if r["ok"]}
+    assert left
+    subprocess.run([*command, str(nodes.views[1]), "500", "0", "1", "0"], cwd=ROOT, check=True)
+    again = {p.name for p in (nodes.views[1] / "tried").iterdir()}
+    assert not left & again
+    assert len(left | again) == 500
+
+
+def test_records_that_a_marker_names_are_found_where_the_listing_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing that a node keeps for a minute: the one thing about it that a copy of the folder cannot show."""
+    run_all(tmp_path, 2)
+    monkeypatch.setattr("jobs.loop.journal_files", lambda folder: [])
+    assert results(tmp_path) == expected()
+
+
+def test_settings_that_nothing_was_made_with_do_not_bind_a_run(tmp_path: Path) -> None:
+    """A task that failed before its first record, say because it did not see yet what it builds on."""
+    assert freeze_settings(Store(tmp_path), {"adapter": {}}) != freeze_settings(Store(tmp_path), {"adapter": "d1f0"})
+    writer = JournalWriter(Store(tmp_path).shard(0), "a", "f")
+    writer.append("k", Ok({}))
+    writer.close()
+    with pytest.raises(UserError, match="adapter: 'd1f0' → 'beef'"):
+        freeze_settings(Store(tmp_path), {"adapter": "beef"})
+
+
+@pytest.mark.slow
+def test_the_sharded_stages_on_two_nodes_at_once_come_to_the_same_records(tmp_path: Path, catalogue: Path) -> None:
+    """Each task on one node or on both, no waiting for the other's files; whatever is then left is started again."""
+    rng = random.Random(12)
+    config = write_config(tmp_path / "c.yaml", catalogue, validate={"shards": 3}, generate={"shards": 3})
+    stages = "prepare,validate,generate,curate"
+    assert launch(*launch_args(config, tmp_path / "undisturbed", "--stages", stages)).returncode == 0
+    attempts = 0
+    with LaggingViews(tmp_path / "nodes", 0.7, keeps_to_itself, seed=2) as nodes:
+        runs = [view / "run" for view in nodes.views]
+        assert launch(*launch_args(config, runs[0], "--stages", "prepare")).returncode == 0
+        nodes.exchange()
+        for stage in ("validate", "generate"):
+            for _ in range(8):
+                left = {run: pending(run, stage) for run in runs}
+                if not any(left.values()):
+                    break
+                tasks = []
+                for shard in sorted({shard for shards in left.values() for shard in shards}):
+                    for run in rng.sample(runs, rng.choice((1, 2))):
+                        command = task_command(RunDir(run), Step(stage), shard)
+                        tasks.append(subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL))
+                attempts += len(tasks)
+                assert [task.wait(timeout=60) for task in tasks] == [0] * len(tasks)
+            else:
+                pytest.fail(f"{stage} never came to an end")
+    assert attempts > 6, "no shard was worked on twice"
+    for run in runs:
+        done = launch(*launch_args(config, run, "--stages", stages))
+        assert done.returncode == 0, output(done)
+        assert lost(tmp_path / "undisturbed", run) == []
+
+
+def pending(run: Path, stage: str) -> list[int]:
+    """What is left to do of a stage, as a node sees it."""
+    made = make_stage(Step(stage), *load_run(run))
+    assert isinstance(made, ShardedStage)
+    return list(pending_shards(made.work(), made.shards()))
