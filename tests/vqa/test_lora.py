@@ -138,7 +138,7 @@ def test_the_command_merges_an_adapter_into_a_folder_that_answers_by_itself(fold
     done = launch("merge", "--weights", folder, "--adapter", tmp_path / "adapter", "--output", out)
     assert done.returncode == 0, output(done)
     pictures()[0].save(tmp_path / "p.png")
-    asked = ["--image", tmp_path / "p.png", "--question", QUESTIONS[0][0]]
+    asked: list[str | Path] = ["--image", tmp_path / "p.png", "--question", QUESTIONS[0][0]]
     alone = launch("predict", "--weights", out, *asked)
     both = launch("predict", "--weights", folder, "--adapter", tmp_path / "adapter", *asked)
     assert alone.stdout == both.stdout and alone.stdout.strip(), output(alone)
