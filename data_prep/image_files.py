@@ -11,6 +11,7 @@ image_empty_file        zero bytes
 image_file_too_large    more bytes than ``max_file_bytes``
 image_not_an_image      an HTML page, a text, a format that is not accepted
 image_too_many_pixels   more than ``max_pixels`` by its header: a decompression bomb
+image_too_many_scans    a JPEG of more than 100 scans, each of which costs a pass over the whole picture: a time bomb
 image_too_small         its shorter side has fewer pixels than ``min_side``
 image_animated          several frames: which one is asked about?
 image_mode_unsupported  16-bit or floating-point greys, whose white has no agreed value
@@ -34,6 +35,10 @@ from PIL import Image, UnidentifiedImageError
 
 # Pillow knows some forty formats, one of which runs a program to decode. These are what shops and browsers use.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# Encoders make ten or so. A scan can be a hundred bytes, and takes 40 ms in a picture of 64 megapixels: a file of a few
+# megabytes would keep a task busy for hours.
+_MOST_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"
 # How to undo each value of EXIF's orientation
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -128,6 +133,8 @@ def decode(
             size, kind = image.size, image.format or ""
             if size[0] * size[1] > max_pixels:
                 raise ImageProblem("image_too_many_pixels", f"{size[0]} x {size[1]}")
+            if kind in ("JPEG", "MPO") and data.count(_START_OF_SCAN) > _MOST_SCANS:
+                raise ImageProblem("image_too_many_scans", f"{data.count(_START_OF_SCAN)} scans")
             if min(size) < min_side:
                 raise ImageProblem("image_too_small", f"{size[0]} x {size[1]} pixels")
             if kind != "MPO" and getattr(image, "is_animated", False):
