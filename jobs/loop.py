@@ -285,17 +285,19 @@ def run_shard(work: Work[T], shard: int, shards: int, stopping: Callable[[], boo
     with contextlib.ExitStack() as stack:
         for writer in writers.values():
             stack.callback(writer.close)
+        # The items themselves are streamed again for each pass; what is kept of them is their keys.
+        keys = [work.key(item) for item in shard_items(work, shard, shards)]
         before = None
         # Another pass gives items that failed, and may pass, their next try; it ends when nothing moves any more.
         while not stopping():
-            left = sum(1 for _ in todo())
+            left = sum(any(wanted(name, key) for name in work.stores) for key in keys)
             moved = {name: (len(p.done), len(p.failed), p.tries.total()) for name, p in progress.items()}
             if left == 0 or moved == before:
                 break
             before = moved
             work.process(todo(), emits, wanted, _previous(progress))
 
-    return _conclude(work, shard, shards, progress, fingerprints, damage, changed, started, stopping())
+    return _conclude(work, keys, shard, shards, progress, fingerprints, damage, changed, started, stopping())
 
 
 def _previous(progress: Mapping[str, Progress]) -> Previous:
@@ -308,6 +310,7 @@ def _previous(progress: Mapping[str, Progress]) -> Previous:
 
 def _conclude(
     work: Work[Any],
+    keys: list[str],
     shard: int,
     shards: int,
     progress: Mapping[str, Progress],
@@ -318,7 +321,6 @@ def _conclude(
     stopped: bool,
 ) -> ShardResult:
     """Count, and write the marker of every store that has nothing left."""
-    keys = [work.key(item) for item in shard_items(work, shard, shards)]
     worst = ShardResult(len(keys), len(keys), 0, 0, stopped)
     for name, store in work.stores.items():
         state = progress[name]
