@@ -142,7 +142,9 @@ def _one_per_picture(
             first_seen[item_id] = where
             image_id = product["image_id"]
             kind = types.setdefault(product["product_type"], product["product_type"])
-            candidate = Candidate(item_id, kind, where, orjson.dumps(product))
+            # A copy: what orjson returns keeps the four kilobytes that it was written into.
+            packed = bytes(memoryview(orjson.dumps(product)))
+            candidate = Candidate(item_id, kind, where, packed)
             other = by_image.get(image_id)
             if other is not None:
                 kept, loser = sorted((candidate, other), key=lambda c: c.item_id)

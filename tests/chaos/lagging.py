@@ -28,7 +28,9 @@ class LaggingViews:
         seed: of the order in which changes arrive.
     """
 
-    def __init__(self, folder: Path, lag: float, leave: Callable[[Path], bool] = lambda path: False, seed: int = 0):
+    def __init__(
+        self, folder: Path, lag: float, leave: Callable[[Path], bool] = lambda path: False, seed: int = 0
+    ) -> None:
         self.views = (folder / "a", folder / "b")
         self.lag, self.leave = lag, leave
         self.carried = 0
@@ -43,7 +45,9 @@ class LaggingViews:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join()
         self.exchange()

@@ -172,7 +172,8 @@ def test_attempts_whose_clocks_were_years_off_are_read_like_any_other(tmp_path: 
 def test_a_success_counts_over_failures_whatever_the_clocks_said(tmp_path: Path) -> None:
     for order in (("2099", "1971"), ("1971", "2099")):
         store = Store(tmp_path / "-".join(order))
-        for year, outcome in zip(order, (Ok({"n": 1}), Failed("x")), strict=True):
+        outcomes: list[Ok | Failed] = [Ok({"n": 1}), Failed("x")]
+        for year, outcome in zip(order, outcomes, strict=True):
             writer = JournalWriter(store.shard(0), f"{year}0101T000000-a", "f")
             writer.append("k", outcome)
             writer.close()

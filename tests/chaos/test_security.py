@@ -32,7 +32,7 @@ class Evil:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
 
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, (str(self.mark),)
 
 
