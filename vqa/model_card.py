@@ -19,6 +19,7 @@ def model_card(
     best: Mapping[str, Any] | None,
     batch: str,
     data: Path,
+    added_answers: int,
 ) -> str:
     """The card, in the hub's format.
 
@@ -30,6 +31,7 @@ def model_card(
         best: step and exact match of the validation that chose this adapter; None without a validation split.
         batch: how the effective batch was made, in words.
         data: the curated splits, whose digests say what it was trained on.
+        added_answers: answers that the base did not know and the adapter's own output layer does.
     """
     scored = (
         f"Exact match on {best['questions']} validation questions: {best['exact_match']:.3f} (step {best['step']}, the "
@@ -40,6 +42,14 @@ def model_card(
     lora = model.lora
     variants = [word for word, on in (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora)) if on]
     kind = " with ".join(["LoRA", *variants])
+    command = f"--model {model.kind} --weights {model.weights} --adapter this_folder"
+    loading = f"Answer with `launch.py predict {command}`, or load it with `peft.PeftModel.from_pretrained(base, this_folder)`."
+    if added_answers:
+        loading = (
+            f"It knows {added_answers:,} answers that its base does not (answers.json), so its output layer has another shape than "
+            f"the base's, which peft alone does not load. Answer with `launch.py predict {command}`, or make one model of both, "
+            f"which transformers loads, with `launch.py merge {command} --output FOLDER`."
+        )
     return f"""---
 base_model: {model.weights}
 library_name: peft
@@ -57,7 +67,7 @@ tags: [visual-question-answering, lora]
 | training | {settings.epochs:g} epochs, batch {batch}, learning rate {settings.learning_rate:g} ({settings.schedule}), weight decay {settings.weight_decay:g}, seed {settings.seed} |
 | data | train.jsonl sha256 `{_digest(data / "train.jsonl")}`, val.jsonl sha256 `{_digest(data / "val.jsonl")}` |
 
-Load it with `peft.PeftModel.from_pretrained(base, this_folder)`, or answer with `launch.py predict --adapter this_folder`.
+{loading}
 """
 
 

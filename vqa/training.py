@@ -186,6 +186,7 @@ class _Training:
                 best=best,
                 batch=self.batch,
                 data=self.data,
+                added_answers=len(self.model.adapter_answers(part)),
             )
             write_atomic(part / "README.md", card.encode())
             shutil.rmtree(adapter, ignore_errors=True)

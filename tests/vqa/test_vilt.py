@@ -1,23 +1,32 @@
 """ViLT with pictures prepared once gives what transformers' own code gives, whatever batch a question is in."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessorPil
 
-from data_prep.records import UserError
-from tests.conftest import SHARED
+from data_prep.records import Example, Interrupted, UserError, read_jsonl
+from jobs.rundir import RunDir
+from tests.conftest import SHARED, launch, launch_args, output, write_config
 from tests.vqa.tiny_models import ANSWERS, QUESTIONS, make_model, pictures
+from tests.vqa.training_data import Material, log, make_material, outcome, quick, start_workers
+from vqa import saved_model
 from vqa.lora import apply_lora_to_model, load_adapter, parameter_table
 from vqa.models.vilt import ANSWERS as ANSWERS_FILE
 from vqa.models.vilt import Model
-from vqa.saved_model import merge_adapter
 from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings
+from vqa.tiny import make_tiny_model
+from vqa.training import train
 
 GREEDY = EvaluateSettings()
 FLAT = [answer for group in ANSWERS for answer in group]
@@ -202,11 +211,35 @@ def test_head_and_answers_are_saved_with_the_adapter_and_come_back(model: Model,
     assert (adapter / ANSWERS_FILE).is_file()
     settings = ModelSettings(kind="vilt", weights=str(folder))
     again = load_adapter(Model.load(settings, Model.adapter_answers(adapter)), adapter)
+    assert isinstance(again, Model)
     assert again.answer(batch, again.encode(batch), GREEDY, adapted=True) == expected
-    merged = merge_adapter(settings, adapter, tmp_path / "merged")
+    merged = saved_model.merge_adapter(settings, adapter, tmp_path / "merged")
     alone = Model.load(ModelSettings(kind="vilt", weights=str(merged)))
     said = alone.answer(batch, alone.encode(batch), GREEDY, adapted=False)
     assert [answer.text for answer in said] == [answer.text for answer in expected]
+    torch.testing.assert_close(scores(alone, pictures(), QUESTIONS), scores(again, pictures(), QUESTIONS))
+    theirs = ViltForQuestionAnswering.from_pretrained(merged).eval()
+    text = again.processor.tokenizer(QUESTIONS[0][0], return_tensors="pt")
+    pixels = again.processor.images(pictures()[0], return_tensors="pt")
+    with torch.no_grad():
+        label = int(
+            theirs(input_ids=text["input_ids"], attention_mask=text["attention_mask"], **pixels).logits.argmax()
+        )
+    assert theirs.config.id2label[label] == expected[0].text
+
+
+@pytest.mark.slow
+def test_a_saved_model_answers_in_a_fresh_process_as_it_did_here(model: Model, folder: Path, tmp_path: Path) -> None:
+    adapter = trained(model, tmp_path / "adapter")
+    (tmp_path / "images").mkdir()
+    examples = []
+    for number, (picture, group) in enumerate(zip(pictures(), QUESTIONS, strict=True)):
+        picture.save(tmp_path / "images" / f"{number}.png")
+        examples += [Example(q, f"I{number}", f"P{number}", f"{number}.png", q, "red", "", "", "") for q in group]
+    here = saved_model.evaluate_on_samples(model, examples, tmp_path / "images", GREEDY)
+    settings = ModelSettings(kind="vilt", weights=str(folder))
+    there = saved_model.test_saved_model(settings, adapter, examples, tmp_path / "images")
+    assert [(row["id"], row["text"]) for row in there] == [(row["id"], row["text"]) for row in here]
 
 
 def test_an_adapter_for_other_answers_is_refused(model: Model, folder: Path, tmp_path: Path) -> None:
@@ -215,6 +248,79 @@ def test_an_adapter_for_other_answers_is_refused(model: Model, folder: Path, tmp
     settings = ModelSettings(kind="vilt", weights=str(folder))
     with pytest.raises(UserError, match="does not fit"):
         load_adapter(Model.load(settings, Model.adapter_answers(adapter)), adapter)
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    """Questions and pictures to train on, and an untrained tiny ViLT, which knows two of their answers at most."""
+    torch.set_num_threads(1)  # as in the processes that are compared with this one: sums depend on it
+    made = make_material(tmp_path_factory.mktemp("material"))
+    texts = [text for example in made.examples for text in (example.question, example.answer)]
+    return replace(made, weights=make_tiny_model("vilt", made.weights.parent / "vilt", texts))
+
+
+def settings_of(material: Material, accumulation: int = 1) -> ModelSettings:
+    lora = LoraSettings(targets=["query", "key", "value", "dense"], dropout=0.0)
+    return material.model(kind="vilt", lora=lora, gradient_accumulation=accumulation)
+
+
+def train_here(material: Material, out: Path, accumulation: int = 1, stop: Callable[[], bool] = lambda: False) -> None:
+    model = settings_of(material, accumulation)
+    train("tiny", model, quick(), data=material.data, image_root=material.pictures, out=out, stop=stop)
+
+
+def test_a_training_that_was_stopped_ends_with_the_same_adapter_and_head(material: Material, tmp_path: Path) -> None:
+    train_here(material, tmp_path / "whole")
+    out = tmp_path / "stopped"
+    with pytest.raises(Interrupted):
+        train_here(material, out, stop=lambda: len(log(out)) >= 5)
+    train_here(material, out)
+    assert outcome(out) == outcome(tmp_path / "whole")
+    weights = load_file(out / "adapter" / "adapter_model.safetensors")
+    assert any("classifier" in name for name in weights), "the head is saved with the adapter"
+    added = sorted({example.answer for example in material.examples})
+    assert Model.adapter_answers(out / "adapter") == added
+    assert f"It knows {len(added)} answers that its base does not" in (out / "adapter" / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+def test_two_processes_train_adapter_and_head_as_one_does(strategy: str, material: Material, tmp_path: Path) -> None:
+    if strategy != "ddp" and shutil.which("g++") is None:
+        pytest.skip("DeepSpeed builds its CPU communication with g++, which is not here")
+    train_here(material, tmp_path / "alone", accumulation=2)
+    workers = start_workers(2, material, tmp_path / "two", settings_of(material), quick(strategy=strategy))
+    ends = [worker.ended() for worker in workers]
+    assert [code for code, _ in ends] == [0, 0], "\n".join(said for _, said in ends)
+    assert [row["loss"] for row in log(tmp_path / "two")] == pytest.approx(
+        [row["loss"] for row in log(tmp_path / "alone")], rel=1e-4
+    )
+    files = [tmp_path / out / "adapter" / "adapter_model.safetensors" for out in ("alone", "two")]
+    alone, two = (load_file(file) for file in files)
+    assert alone.keys() == two.keys()
+    for name, weight in alone.items():
+        torch.testing.assert_close(two[name], weight, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_run_with_vilt_goes_from_listings_to_report(catalogue: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", catalogue)
+    tree = yaml.safe_load(config.read_text())
+    tree["models"] = {"patches": {**tree["models"]["blip"], "kind": "vilt"}}
+    config.write_text(yaml.safe_dump(tree))
+    done = launch(*launch_args(config, tmp_path / "run"))
+    assert done.returncode == 0, output(done)
+    run = RunDir(tmp_path / "run")
+    asked = {example.id for example in read_jsonl(run.split("test"), Example)}
+    report = orjson.loads((tmp_path / "run" / "7_report" / "report.json").read_bytes())["models"]["patches"]
+    assert report["questions"] == len(asked) and set(report["variants"]) == {"base", "lora"}
+    assert (run.adapter("patches") / ANSWERS_FILE).is_file()
+
+
+# The published sizes, and an adapter from elsewhere
 
 
 @pytest.fixture(scope="module")

@@ -257,7 +257,7 @@ class Model(base.Model):
         ]
 
     def set_candidates(self, answers: Sequence[str]) -> None:
-        """Labels to choose from under ``decoding: ranking``."""
+        """Labels to choose from under ``decoding: ranking``; where none of them is known, all labels remain."""
         wanted = set(answers)
         self.allowed = torch.tensor([text in wanted for text in self.texts])
 
