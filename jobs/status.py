@@ -47,6 +47,7 @@ class StepStatus:
     damaged_lines: int = 0
     changed_files: int = 0  # record files that were damaged after their shard was finished
     counts: dict[str, int] = field(default_factory=dict)  # what a stage that is one job reports of itself
+    notes: list[str] = field(default_factory=list)  # what the report says at its top and no other step knows
     last_error: str = ""
     last_log: str = ""
 
@@ -73,12 +74,18 @@ class StepStatus:
         if self.counts and (dropped := {name: count for name, count in self.reasons.items() if name not in capped}):
             what = ", ".join(f"{name} {count:,}" for name, count in dropped.items())
             said.append(f"{self.step}: {sum(dropped.values()):,} were dropped by its rules ({what}).")
-        return said
+        return said + self.notes
 
 
 def run_status(run: RunDir, config: Config) -> list[StepStatus]:
     """The state of every step, in order."""
-    return [step_status(run, config, step) for step in steps_of(config)]
+    steps = [step_status(run, config, step) for step in steps_of(config)]
+    report = steps[-1]
+    if report.state == "done":
+        known = {warning for step in steps for warning in step.warnings()}
+        page = read_json(run.report / "report.json") or {}
+        report.notes = [warning for warning in page.get("warnings", []) if warning not in known]
+    return steps
 
 
 def step_status(run: RunDir, config: Config, step: Step) -> StepStatus:
@@ -269,4 +276,8 @@ def process_started(pid: int) -> str | None:
 
 def as_dict(run: RunDir, steps: list[StepStatus]) -> dict[str, Any]:
     """The status as JSON values, for ``--json``."""
-    return {"run": str(run.path), "at": time.time(), "steps": [asdict(step) for step in steps]}
+    return {
+        "run": str(run.path),
+        "at": time.time(),
+        "steps": [{**asdict(step), "warnings": step.warnings()} for step in steps],
+    }

@@ -1,0 +1,70 @@
+"""Whatever was skipped, capped, failed or approximated is said three times: at the end of the command, by status, by the report."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from data_prep import demo_catalogue
+from jobs.rundir import RunDir
+from tests.conftest import launch, launch_args, output, write_config
+
+
+@pytest.fixture(scope="module")
+def imperfect(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of all stages in which something went wrong everywhere, and what the command printed."""
+    folder = tmp_path_factory.mktemp("imperfect")
+    catalogue = folder / "catalogue"
+    demo_catalogue.render(catalogue, products=60, seed=4)
+    for number, picture in enumerate(sorted((catalogue / "images").rglob("*.jpg"))):
+        if number % 12 == 0:
+            picture.write_bytes(b"<html>404</html>")
+        elif number % 12 == 1:
+            picture.write_bytes(picture.read_bytes()[:300])
+    facts = catalogue / "facts.jsonl"
+    stand_in = {"answers": str(facts), "faults": {"safety": 0.2}}
+    config = write_config(
+        folder / "c.yaml",
+        catalogue,
+        prepare={"max_items": 50},
+        generate={"stand_in": stand_in, "max_tries": 1},
+        evaluate={"shards": 2, "bertscore_model": "nobody/no-such-model"},
+    )
+    done = launch(*launch_args(config, folder / "run"))
+    assert done.returncode == 0, output(done)
+    return folder / "run", done.stdout
+
+
+PROMISES = {
+    "stand-in": r"came from the stand-in",
+    "cap": r"over_max_items left out \d+ listings",
+    "unreadable pictures": r"validate: \d+ of 50 items failed \(.*image_not_an_image \d+.*image_truncated \d+",
+    "failed items": r"generate: \d+ of \d+ items failed \(",
+    "missing metric": r"no BERTScore.*nobody/no-such-model",
+    "tiny model": r"a tiny model that this run made itself",
+}
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("promise", PROMISES)
+def test_it_is_said_at_the_end_of_the_command_by_status_and_by_the_report(
+    imperfect: tuple[Path, str], promise: str
+) -> None:
+    run_dir, said = imperfect
+    pattern = PROMISES[promise]
+    assert re.search(pattern, words(said[said.index("Report:") :])), said
+    assert re.search(pattern, words(launch("status", run_dir).stdout))
+    shown = json.loads(launch("status", run_dir, "--json").stdout)
+    assert re.search(pattern, words(" ".join(w for step in shown["steps"] for w in step["warnings"])))
+    run = RunDir(run_dir)
+    warnings = json.loads((run.report / "report.json").read_text())["warnings"]
+    assert any(re.search(pattern, words(warning)) for warning in warnings)
+    page = words((run.report / "index.html").read_text())
+    assert re.search(pattern, page[page.index("<body") :])
