@@ -6,6 +6,7 @@ the setting, its old value and its new one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,11 +51,17 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A small JSON file, or None where it is absent or damaged (such a marker counts as not written)."""
-    try:
-        value = orjson.loads(path.read_bytes())
-    except (FileNotFoundError, orjson.JSONDecodeError):
-        return None
-    return value if isinstance(value, dict) else None
+    for attempt in range(3):
+        try:
+            value = orjson.loads(path.read_bytes())
+            return value if isinstance(value, dict) else None
+        except (FileNotFoundError, orjson.JSONDecodeError):
+            return None
+        except OSError as error:
+            # A network file system may lose a file that another node replaces between opening and reading it.
+            if error.errno != errno.ESTALE or attempt == 2:
+                raise
+    raise AssertionError
 
 
 def freeze_settings(store: Store, settings: dict[str, Any]) -> str:

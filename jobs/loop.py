@@ -99,17 +99,26 @@ def shard_of(group: str, shards: int) -> int:
 
 def freeze_shards(store: Store, shards: int) -> None:
     """Fix the number of shards before anything starts. A change is remembered: records then lie in any shard's folder."""
-    known = read_json(store.shards_file)
+    known = known_shards(store)
     if known is None:
-        write_json(store.shards_file, {"shards": shards, "earlier": []})
+        # Where the file was lost, records may lie in any folder, as after a change.
+        earlier = [shards] if (store.folder / "shards").is_dir() else []
+        write_json(store.shards_file, {"shards": shards, "earlier": earlier})
     elif known["shards"] != shards:
         earlier = sorted({*known["earlier"], known["shards"]})
         write_json(store.shards_file, {"shards": shards, "earlier": earlier})
 
 
+def known_shards(store: Store) -> dict[str, Any] | None:
+    """What `freeze_shards` wrote, unless it was damaged."""
+    known = read_json(store.shards_file)
+    whole = known is not None and isinstance(known.get("shards"), int) and isinstance(known.get("earlier"), list)
+    return known if whole else None
+
+
 def frozen_shards(store: Store) -> int | None:
     """The number of shards that was fixed for a store, if it was."""
-    known = read_json(store.shards_file)
+    known = known_shards(store)
     return known["shards"] if known else None
 
 
@@ -146,7 +155,7 @@ def load_progress(store: Store, work: Work[Any], shard: int | None, fingerprint:
     Raises:
         UserError: records were made under another fingerprint.
     """
-    known = read_json(store.shards_file) or {"earlier": []}
+    known = known_shards(store) or {"earlier": []}
     progress = Progress()
     try:
         for record in store_records(store, damage, shard=None if known["earlier"] else shard, expect=fingerprint):
@@ -202,16 +211,15 @@ def pending_shards(work: Work[T], shards: int) -> list[int]:
         if known is not None and differences(known, work.settings[name]):
             freeze_settings(store, work.settings[name])  # raises, and says which setting
         fingerprint = digest(work.settings[name])
-        finished = []
+        finished, frozen = [], known_shards(store)
         for shard in range(shards):
             marker = read_marker(store, shard)
-            if not shard_marker_valid(marker, fingerprint, shards, len(keys[shard]), digests[shard]) or changed_since(
-                store, shard, marker
-            ):
+            valid = shard_marker_valid(marker, fingerprint, shards, len(keys[shard]), digests[shard])
+            if frozen is None or not valid or changed_since(store, shard, marker):
                 pending.add(shard)
             else:
                 finished.append(shard)
-        if finished and (read_json(store.shards_file) or {}).get("earlier"):
+        if finished and frozen and frozen["earlier"]:
             # Records lie in the folders of earlier shards too, for which the markers do not vouch: they are counted.
             progress = load_progress(store, work, None, fingerprint, Damage())
             pending.update(s for s in finished if not all(map(progress.settled, keys[s])))

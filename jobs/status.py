@@ -17,7 +17,7 @@ from typing import Any
 from jobs.config import Config
 from jobs.fingerprint import digest, last_json_line, read_json
 from jobs.journal import Damage
-from jobs.loop import Progress, Work, outcome_of, read_marker, store_records
+from jobs.loop import Progress, Work, known_shards, outcome_of, read_marker, store_records
 from jobs.pipeline import make_stage, steps_of
 from jobs.rundir import RunDir, Step, Store
 from jobs.stages.base import ShardedStage, SingleStage
@@ -136,7 +136,7 @@ def expected_items(run: RunDir, stage: ShardedStage) -> int | None:
 
 def _marker_totals(store: Store) -> tuple[Counter[str], bool]:
     """Sums over the markers of a store's shards, and whether all of them are there."""
-    known = read_json(store.shards_file)
+    known = known_shards(store)
     totals: Counter[str] = Counter()
     if known is None:
         return totals, False
@@ -180,7 +180,7 @@ def _sharded_status(run: RunDir, stage: ShardedStage) -> StepStatus:
 def store_status(store: Store, work: Work[Any], fingerprint: str) -> StepStatus:
     """Counts of one store: finished shards from their markers, the others from their records."""
     status = StepStatus(store.folder.name, "partial")
-    known = read_json(store.shards_file)
+    known = known_shards(store)
     if known is None:
         return status
     status.shards = known["shards"]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from data_prep.records import UserError, write_json
 from jobs.config import Config
 from jobs.fingerprint import differences, digest, file_digest, read_json
-from jobs.loop import Work
+from jobs.loop import Work, known_shards
 from jobs.rundir import RunDir, Step, Store
 
 
@@ -136,7 +136,7 @@ def outputs_digest(stage_marker: dict[str, Any] | None) -> str:
 
 def store_digest(store: Store) -> str:
     """One digest of a store's markers, which change when its records do."""
-    known = read_json(store.shards_file)
+    known = known_shards(store)
     if known is None:
         return ""
     markers = [read_json(store.done(shard)) for shard in range(known["shards"])]

@@ -123,6 +123,35 @@ def test_lines_that_another_attempt_appends_after_the_marker_are_no_damage(tmp_p
     assert pending_shards(make_work(tmp_path, ITEMS), 1) == []
 
 
+def test_of_a_hundred_finished_stages_damaged_at_random_each_is_mended(tmp_path: Path) -> None:
+    """Two faults each, in records, markers and the number of shards: flipped, cut, emptied, deleted."""
+    rng = random.Random(7)
+    run_all(tmp_path / "good", 4)
+    run_all(tmp_path / "good", SHARDS)
+    for trial in range(100):
+        folder = tmp_path / str(trial)
+        shutil.copytree(tmp_path / "good", folder)
+        paths = [*(folder / "stage").glob("shards/*/*"), folder / "stage" / "shards.json"]
+        for path in rng.sample(sorted(paths), 2):
+            data = bytearray(path.read_bytes())
+            kind = rng.choice(("flip", "cut", "empty", "delete"))
+            if kind == "flip":
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            elif kind == "cut":
+                del data[rng.randrange(len(data)) :]
+            path.write_bytes(b"" if kind == "empty" else data)
+            if kind == "delete":
+                path.unlink()
+        work = make_work(folder, ITEMS)
+        pending = pending_shards(work, SHARDS)
+        if pending:
+            freeze_shards(work.stores["only"], SHARDS)
+        for shard in pending:
+            assert run_shard(work, shard, SHARDS, lambda: False).remaining == 0
+        assert results(folder) == expected(), trial
+        assert pending_shards(work, SHARDS) == [], trial
+
+
 @pytest.mark.slow
 def test_random_damage_anywhere_in_the_sharded_stages_of_a_finished_run_is_mended(
     tmp_path: Path, catalogue: Path

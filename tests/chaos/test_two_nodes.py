@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.records import Ok, UserError
-from jobs.fingerprint import freeze_settings
+from jobs.fingerprint import freeze_settings, read_json
 from jobs.journal import Damage, JournalWriter, journal_files
 from jobs.loop import latest_outcomes, pending_shards, store_records
 from jobs.pipeline import load_run, make_stage, task_command
@@ -74,6 +76,21 @@ def test_records_that_a_marker_names_are_found_where_the_listing_is_old(
     run_all(tmp_path, 2)
     monkeypatch.setattr("jobs.loop.journal_files", lambda folder: [])
     assert results(tmp_path) == expected()
+
+
+def test_a_marker_that_another_node_replaces_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "done.json").write_text('{"items": 3}')
+    read, failures = Path.read_bytes, iter((True, True, False))
+
+    def stale(path: Path) -> bytes:
+        if next(failures):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    assert read_json(tmp_path / "done.json") == {"items": 3}
 
 
 def test_settings_that_nothing_was_made_with_do_not_bind_a_run(tmp_path: Path) -> None:
