@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from data_prep.records import Emit, Example, Prediction, from_dict, read_jsonl
+from data_prep.records import Emit, Example, Prediction, UserError, from_dict, read_jsonl
 from jobs.fingerprint import read_json
 from jobs.journal import Damage
 from jobs.loop import Previous, Work, latest_outcomes
@@ -49,6 +49,10 @@ class Evaluate(ShardedStage):
         ) -> None:
             from vqa.inference import Answerer  # torch takes seconds to import; launch and status never need it
 
+            if train is None:
+                raise UserError(
+                    f"{self.target} is not trained yet, so there is nothing to compare: run --stages train first."
+                )
             candidates = sorted({e.answer for e in read_jsonl(self.run_dir.split("train"), Example)})
             answerer = Answerer(model, {BASE: None, LORA: adapter}, settings, self.config.data.image_root, candidates)
             answerer.process(items, emits, wanted)
