@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from data_prep.records import UserError
 from vqa.models.base import Model
 from vqa.settings import LoraSettings
+
+WEIGHTS = "adapter_model.safetensors"  # peft's name
 
 
 def apply_lora_to_model(model: Model, settings: LoraSettings) -> Model:
@@ -44,16 +46,24 @@ def apply_lora_to_model(model: Model, settings: LoraSettings) -> Model:
 
 
 def load_adapter(model: Model, folder: Path, name: str = "default") -> Model:
-    """Put a trained adapter on a model whose network has none.
+    """Put a trained adapter on a model, beside others that it may have under other names.
 
     Raises:
         UserError: the folder holds no adapter, or one for another base or shape.
     """
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds no adapter (no adapter_config.json). Train one, or name its folder.")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"{folder} holds no adapter's weights (no {WEIGHTS}): a copy of it may not be complete. An adapter_model.bin is not "
+            f"read, since reading it could run any code; whoever made it can save it again as {WEIGHTS}."
+        )
     try:
-        model.net = PeftModel.from_pretrained(model.net, str(folder), adapter_name=name)  # type: ignore[arg-type]
-    except (RuntimeError, ValueError, KeyError) as error:
+        if isinstance(model.net, PeftModel):
+            model.net.load_adapter(str(folder), adapter_name=name)
+        else:
+            model.net = PeftModel.from_pretrained(model.net, str(folder), adapter_name=name)
+    except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         words = " ".join(str(error).split())[:300]
         raise UserError(f"The adapter in {folder} does not fit this {model.kind} model: {words}") from error
     if missing := _not_loaded(model, folder, name):
@@ -67,7 +77,7 @@ def load_adapter(model: Model, folder: Path, name: str = "default") -> Model:
 
 def _not_loaded(model: Model, folder: Path, name: str) -> str:
     """What of an adapter's file and of the network's adapter layers does not match; "" where all does."""
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+    with safe_open(folder / WEIGHTS, "pt") as file:
         saved = set(file.keys())
     expected = set(get_peft_model_state_dict(model.net, adapter_name=name))
     if saved == expected:

@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
 
 import vqa.models
 from data_prep.records import UserError
@@ -133,6 +135,41 @@ def model_class(kind: str) -> type[Model]:
         raise UserError(f"There is no kind of model {kind!r}.{hint} Known: {', '.join(known)}.")
     found: type[Model] = importlib.import_module(f"vqa.models.{kind}").Model
     return found
+
+
+def load_parts(weights: str, network: Any, images: Any) -> tuple[Any, Any, Any]:
+    """Network, tokenizer and image processor from one folder or from the hub.
+
+    transformers fills up what it does not find: another model's weights become random ones, a tokenizer that is not there one
+    without words. Here both are errors.
+
+    Args:
+        weights: hub name or folder.
+        network: transformers' class of the network, or a subclass of it.
+        images: transformers' class of the image processor.
+
+    Raises:
+        UserError: something is missing or unreadable, or belongs to another model.
+    """
+    try:
+        net, told = network.from_pretrained(weights, output_loading_info=True, ignore_mismatched_sizes=True)
+        tokenizer = AutoTokenizer.from_pretrained(weights)
+        processor = images.from_pretrained(weights)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise missing_weights(weights, error) from error
+    reshaped = {key[0] if isinstance(key, tuple) else key for key in told["mismatched_keys"]}
+    if lacking := sorted({*told["missing_keys"], *reshaped}):
+        raise UserError(
+            f"{weights} holds the weights of another model or another size: {len(lacking)} of the weights that "
+            f"{network.__mro__[1].__name__} has are not there in its shape (such as {lacking[0]})."
+        )
+    words, places = len(tokenizer), net.get_input_embeddings().num_embeddings
+    if not len(tokenizer.all_special_tokens) < words <= places:
+        raise UserError(
+            f"{weights} has no tokenizer for its weights: it knows {words} words, the weights {places}. The files "
+            f"tokenizer.json and tokenizer_config.json (or vocab.txt) belong beside them."
+        )
+    return net, tokenizer, processor
 
 
 def missing_weights(weights: str, error: Exception) -> UserError:

@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoTokenizer, BlipForQuestionAnswering, BlipImageProcessorPil
+from transformers import BlipForQuestionAnswering, BlipImageProcessorPil
 
 from vqa.models import base
 from vqa.models.attention import Fold, attend, keys_values
-from vqa.models.base import Answer, Batch, missing_weights
+from vqa.models.base import Answer, Batch, load_parts
 from vqa.settings import EvaluateSettings, ModelSettings
 
 MAX_QUESTION_TOKENS = 40
@@ -196,12 +196,7 @@ class Model(base.Model):
     @classmethod
     def load(cls, settings: ModelSettings, answers: Iterable[str] = ()) -> Model:
         """See `vqa.models.base.Model`; the answers do not matter, BLIP writes its own."""
-        try:
-            net = ImageOnceBlip.from_pretrained(settings.weights)
-            tokenizer = AutoTokenizer.from_pretrained(settings.weights)
-            images = BlipImageProcessorPil.from_pretrained(settings.weights)
-        except (OSError, ValueError) as error:
-            raise missing_weights(settings.weights, error) from error
+        net, tokenizer, images = load_parts(settings.weights, ImageOnceBlip, BlipImageProcessorPil)
         net.image_mean.copy_(torch.tensor(images.image_mean).view(3, 1, 1))
         net.image_std.copy_(torch.tensor(images.image_std).view(3, 1, 1))
         text = net.config.text_config

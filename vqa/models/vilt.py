@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, ViltForQuestionAnswering, ViltImageProcessorPil
+from transformers import ViltForQuestionAnswering, ViltImageProcessorPil
 from transformers.models.vilt.image_processing_pil_vilt import (
     MAX_LONGER_EDGE,
     MAX_SHORTER_EDGE,
@@ -33,7 +33,7 @@ from transformers.models.vilt.image_processing_pil_vilt import (
 from data_prep.records import UserError, write_json
 from vqa.models import base
 from vqa.models.attention import attend, keys_values
-from vqa.models.base import Answer, Batch, missing_weights
+from vqa.models.base import Answer, Batch, load_parts
 from vqa.normalize import normalize
 from vqa.settings import EvaluateSettings, ModelSettings
 
@@ -194,12 +194,7 @@ class Model(base.Model):
     @classmethod
     def load(cls, settings: ModelSettings, answers: Iterable[str] = ()) -> Model:
         """See `vqa.models.base.Model`; ``answers`` that are no labels yet get a row of the classifier each."""
-        try:
-            net = ImageOnceVilt.from_pretrained(settings.weights)
-            tokenizer = AutoTokenizer.from_pretrained(settings.weights)
-            images = ViltImageProcessorPil.from_pretrained(settings.weights)
-        except (OSError, ValueError) as error:
-            raise missing_weights(settings.weights, error) from error
+        net, tokenizer, images = load_parts(settings.weights, ImageOnceVilt, ViltImageProcessorPil)
         known = net.config.num_labels
         extend(net, sorted(set(answers) - set(net.config.label2id)))
         net.image_mean.copy_(torch.tensor(images.image_mean).view(3, 1, 1))
