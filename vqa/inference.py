@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
@@ -23,16 +25,26 @@ from vqa.lora import load_adapter
 from vqa.models.base import Answer, Batch, model_class
 from vqa.settings import EvaluateSettings, ModelSettings
 
-AHEAD = 3  # batches whose pictures are decoded while one is answered
-DECODERS = 2
+AHEAD = 3  # batches that are made ready while one is answered
+DECODERS = max(2, min(8, len(os.sched_getaffinity(0)) // 2))
+PER_PICTURE = ("pixels", "patches")  # tensors of a batch with a row a picture; the others have a row a question
+
+
+@dataclasses.dataclass(slots=True)
+class _Ready:
+    """Questions whose pictures are decoded: a batch of those that can be answered, and what is wrong with the others."""
+
+    examples: list[Example]
+    batch: Batch | None
+    unreadable: dict[str, str]  # by question id
 
 
 class Answerer:
-    """A model, with and without its adapter, ready to answer.
+    """A model, with and without adapters, ready to answer.
 
     Args:
         model: which weights.
-        adapters: by variant the adapter's folder; None is the model as it is. At most one is not None.
+        adapters: by variant the adapter's folder; None is the model as it is.
         settings: how answers are written.
         image_root: the folder of the pictures.
         candidates: answers to choose from under ``decoding: ranking``.
@@ -49,15 +61,17 @@ class Answerer:
         image_root: Path,
         candidates: Sequence[str] = (),
     ) -> None:
-        folders = [folder for folder in adapters.values() if folder is not None]
-        assert len(folders) <= 1, "one adapter at a time"
-        self.variants = {name: folder is not None for name, folder in adapters.items()}
-        self.settings, self.image_root = settings, image_root
+        self.adapters, self.settings, self.image_root = dict(adapters), settings, image_root
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.seconds = self.waited = 0.0
         kind = model_class(model.kind)
-        self.model = kind.load(model, kind.adapter_answers(folders[0]) if folders else ())
-        if folders:
-            load_adapter(self.model, folders[0])
+        folders = {name: folder for name, folder in adapters.items() if folder is not None}
+        extended = {name: kind.adapter_answers(folder) for name, folder in folders.items()}
+        if len({tuple(answers) for answers in extended.values()}) > 1:
+            raise UserError(f"The adapters {', '.join(folders)} choose among different answers: evaluate them apart.")
+        self.model = kind.load(model, next(iter(extended.values()), ()))
+        for name, folder in folders.items():
+            load_adapter(self.model, folder, name)
         if settings.decoding == "ranking":
             self.model.set_candidates(candidates)
         self.model.net.to(self.device).eval()
@@ -75,74 +89,117 @@ class Answerer:
             emits: by variant, takes a `Prediction` or a failure for every question.
             wanted: whether a variant still lacks the answer to a question.
         """
-        for examples, pictures in self._batches(items):
-            good = [e for e in examples if not isinstance(pictures[e.image_path], Exception)]
-            for example in examples:
-                problem = pictures[example.image_path]
-                if isinstance(problem, Exception):
-                    for name in self.variants:
-                        if wanted(name, example.id):
-                            words = str(problem) if isinstance(problem, UserError) else repr(problem)
-                            emits[name](example.id, Failed("picture_unreadable", words[:300]))
-            if good:
-                self._answer(good, pictures, emits, wanted)
+        began = time.perf_counter()
+        for ready in self._batches(items):
+            for key, words in ready.unreadable.items():
+                for name in self.adapters:
+                    if wanted(name, key):
+                        emits[name](key, Failed("picture_unreadable", words))
+            names = [name for name in self.adapters if any(wanted(name, e.id) for e in ready.examples)]
+            if ready.batch is None or not names:
+                continue
+            started = time.perf_counter()
+            answers = self._within_memory(ready.batch, names)
+            seconds = (time.perf_counter() - started) / (len(ready.examples) * len(names))
+            for name, said in answers.items():
+                for example, answer in zip(ready.examples, said, strict=True):
+                    if wanted(name, example.id):
+                        emits[name](example.id, Ok(dataclasses.asdict(_prediction(example, answer, seconds))))
+        self.seconds += time.perf_counter() - began
 
     def answer(self, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> dict[str, list[Answer]]:
         """By variant, one answer a question, picture by picture."""
         if not pictures:
-            return {name: [] for name in self.variants}
-        batch = self.model.processor.collate(pictures, questions)
+            return {name: [] for name in self.adapters}
+        return self.answer_batch(self.model.processor.collate(pictures, questions))
+
+    def answer_batch(self, batch: Batch, variants: Sequence[str] | None = None) -> dict[str, list[Answer]]:
+        """By variant (without ``variants`` all), one answer a question of a collated batch; its pictures are encoded once."""
         moved: Batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         answers = {}
         with torch.inference_mode(), autocast(self.device, self.settings.precision):
             encoded = self.model.encode(moved)
-            for name, adapted in self.variants.items():
-                with self._adapter(adapted):
+            for name in self.adapters if variants is None else variants:
+                with self._adapter(name):
+                    adapted = self.adapters[name] is not None
                     answers[name] = self.model.answer(moved, encoded, self.settings, adapted=adapted)
         return answers
 
-    def _adapter(self, active: bool) -> contextlib.AbstractContextManager[object]:
-        """The network with or without its adapter."""
-        if active or not hasattr(self.model.net, "disable_adapter"):
-            return contextlib.nullcontext()
-        context: contextlib.AbstractContextManager[object] = self.model.net.disable_adapter()
-        return context
+    def _within_memory(self, batch: Batch, variants: Sequence[str]) -> dict[str, list[Answer]]:
+        """Answer a batch, in two halves where the GPU's memory does not suffice, and so on down to one picture.
 
-    def _answer(
-        self,
-        examples: Sequence[Example],
-        pictures: Mapping[str, Image.Image | Exception],
-        emits: Mapping[str, Emit],
-        wanted: Callable[[str, str], bool],
-    ) -> None:
-        groups = [(path, list(group)) for path, group in groupby(examples, key=lambda e: e.image_path)]
-        images = [pictures[path] for path, _ in groups]
-        started = time.perf_counter()
-        answers = self.answer(images, [[e.question for e in group] for _, group in groups])  # type: ignore[arg-type]
-        seconds = (time.perf_counter() - started) / (len(examples) * len(self.variants))
-        for name, said in answers.items():
-            for example, answer in zip(examples, said, strict=True):
-                if wanted(name, example.id):
-                    emits[name](example.id, Ok(dataclasses.asdict(_prediction(example, answer, seconds))))
+        Raises:
+            UserError: not even one picture fits.
+        """
+        pictures = len(batch["pixels"])
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return self.answer_batch(batch, variants)
+        if pictures == 1:
+            raise UserError("The model does not fit on this GPU even with one picture: use one with more memory.")
+        torch.cuda.empty_cache()
+        halves = [self._within_memory(part, variants) for part in halve(batch)]
+        return {name: halves[0][name] + halves[1][name] for name in variants}
 
-    def _batches(self, items: Iterator[Example]) -> Iterator[tuple[list[Example], dict[str, Image.Image | Exception]]]:
-        """Whole pictures up to the batch size, their files decoded ahead by threads (Pillow works outside Python's lock)."""
+    def _adapter(self, variant: str) -> contextlib.AbstractContextManager[object]:
+        """The network with a variant's adapter, or without any."""
+        if self.adapters[variant] is not None:
+            self.model.net.set_adapter(variant)
+        elif hasattr(self.model.net, "disable_adapter"):
+            context: contextlib.AbstractContextManager[object] = self.model.net.disable_adapter()
+            return context
+        return contextlib.nullcontext()
+
+    def _batches(self, items: Iterator[Example]) -> Iterator[_Ready]:
+        """Whole pictures up to the batch size, decoded and made tensors ahead by threads (Pillow works outside Python's lock).
+
+        ``waited`` sums the seconds in which the next batch was not ready: in which the device had nothing to do.
+        """
         with ThreadPoolExecutor(DECODERS) as pool:
-            waiting: list[tuple[list[Example], dict[str, Future[Image.Image | Exception]]]] = []
+            waiting: deque[Future[_Ready]] = deque()
             for examples in cut(items, self.settings.batch_size):
-                paths = dict.fromkeys(e.image_path for e in examples)
-                waiting.append((examples, {path: pool.submit(self._open, path) for path in paths}))
+                waiting.append(pool.submit(self._prepare, examples))
                 if len(waiting) > AHEAD:
-                    ready, futures = waiting.pop(0)
-                    yield ready, {path: future.result() for path, future in futures.items()}
-            for ready, futures in waiting:
-                yield ready, {path: future.result() for path, future in futures.items()}
+                    yield self._wait(waiting.popleft())
+            while waiting:
+                yield self._wait(waiting.popleft())
 
-    def _open(self, path: str) -> Image.Image | Exception:
-        try:
-            return open_picture(self.image_root, path)
-        except (UserError, OSError, ValueError, Image.DecompressionBombError) as error:
-            return error
+    def _wait(self, coming: Future[_Ready]) -> _Ready:
+        started = time.perf_counter()
+        ready = coming.result()
+        self.waited += time.perf_counter() - started
+        return ready
+
+    def _prepare(self, examples: Sequence[Example]) -> _Ready:
+        """Decode the pictures of a batch and make tensors of them and of their questions."""
+        good: list[tuple[Image.Image, list[Example]]] = []
+        unreadable: dict[str, str] = {}
+        for path, group in groupby(examples, key=lambda e: e.image_path):
+            asked = list(group)
+            try:
+                good.append((open_picture(self.image_root, path), asked))
+            except (UserError, OSError, ValueError, Image.DecompressionBombError) as error:
+                words = str(error) if isinstance(error, UserError) else repr(error)
+                unreadable |= {example.id: words[:300] for example in asked}
+        batch = None
+        if good:
+            texts = [[example.question for example in asked] for _, asked in good]
+            batch = self.model.processor.collate([picture for picture, _ in good], texts)
+        return _Ready([example for _, asked in good for example in asked], batch, unreadable)
+
+
+def halve(batch: Batch) -> tuple[Batch, Batch]:
+    """A batch of several pictures as two, with the questions that belong to each."""
+    owner = batch["picture_of_question"]
+    pictures = len(batch["pixels"])
+    half = pictures // 2
+    of_pictures = {name for name, tensor in batch.items() if name in PER_PICTURE}
+    parts = []
+    for first, last in ((0, half), (half, pictures)):
+        rows = (owner >= first) & (owner < last)
+        part = {name: tensor[first:last] if name in of_pictures else tensor[rows] for name, tensor in batch.items()}
+        part["picture_of_question"] = part["picture_of_question"] - first
+        parts.append(part)
+    return parts[0], parts[1]
 
 
 def cut(items: Iterator[Example], size: int) -> Iterator[list[Example]]:

@@ -56,6 +56,10 @@ class Evaluate(ShardedStage):
             candidates = sorted({e.answer for e in read_jsonl(self.run_dir.split("train"), Example)})
             answerer = Answerer(model, {BASE: None, LORA: adapter}, settings, self.config.data.image_root, candidates)
             answerer.process(items, emits, wanted)
+            if answerer.seconds:
+                print(
+                    f"{answerer.device.type} waited {answerer.waited / answerer.seconds:.0%} of the time for pictures"
+                )
 
         return Work(
             stores=self.variants(),

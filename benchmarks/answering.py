@@ -1,0 +1,196 @@
+"""Answering at full size: pictures encoded once for all of their questions, against what people call.
+
+    python -m benchmarks.answering [--pictures 4] [--questions 5] [--rounds 3] [--sweep] [--out FILE] [--plots FOLDER]
+
+The other side is transformers' own code with the same weights: `BlipForQuestionAnswering.generate` in batches of the same number
+of questions and one question at a time, and `ViltForQuestionAnswering` in the same batches. All sides get tensors that are
+ready, so neither pays for decoding pictures. Answers have at most 3 tokens (one word and its end), since random weights would
+never end by themselves; that the answers are the same is counted. On a GPU both sides run under the same autocast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import BlipForQuestionAnswering, ViltForQuestionAnswering
+
+from benchmarks.full_size import make_full_size
+from benchmarks.measure import alternate, compare, report
+from benchmarks.plots import draw
+from vqa.inference import Answerer, autocast
+from vqa.lora import apply_lora_to_model
+from vqa.models.base import model_class
+from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings
+
+TOKENS = 3
+SETTINGS = EvaluateSettings(max_new_tokens=TOKENS)
+WORDS = ("color", "shape", "material", "pattern", "type", "style", "finish", "brand", "size", "use", "side", "edge")
+
+
+def questions_about(pictures: int, each: int) -> list[list[str]]:
+    """Questions of ABO's length, 8 to 12 tokens, all different for a picture."""
+    return [
+        [
+            f"What is the main {WORDS[(p + q) % len(WORDS)]} of {'this' if q % 2 else 'the whole'} product?"
+            for q in range(each)
+        ]
+        for p in range(pictures)
+    ]
+
+
+def noise(count: int) -> list[Image.Image]:
+    """Pictures of ABO's small size."""
+    numbers = np.random.default_rng(0)
+    return [Image.fromarray(numbers.integers(0, 256, (256, 256, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+class Transformers:
+    """transformers' network with the same weights, called as its documentation shows."""
+
+    def __init__(self, kind: str, weights: Path, processor: Any, adapter: Path | None, device: torch.device) -> None:
+        maker = BlipForQuestionAnswering if kind == "blip" else ViltForQuestionAnswering
+        self.kind, self.processor, self.device = kind, processor, device
+        self.net: Any = maker.from_pretrained(weights)
+        if adapter is not None:
+            self.net = PeftModel.from_pretrained(self.net, str(adapter))
+        self.net.to(device).eval()
+
+    def prepare(self, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
+        """A batch with a picture for every question."""
+        flat = [question for group in questions for question in group]
+        text = self.processor.tokenizer(flat, padding=True, return_tensors="pt")
+        pixels = self.processor.images(list(pictures), return_tensors="pt")
+        counts = torch.tensor([len(group) for group in questions])
+        batch = {"input_ids": text["input_ids"], "attention_mask": text["attention_mask"]}
+        batch |= {name: tensor.repeat_interleave(counts, 0) for name, tensor in pixels.items()}
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def answer(self, batch: dict[str, torch.Tensor]) -> list[str]:
+        """Answers, in the batch's order."""
+        with torch.inference_mode(), autocast(self.device, "auto"):
+            if self.kind == "vilt":
+                best = self.net(**batch).logits.argmax(-1).tolist()
+                return [self.net.config.id2label[number] for number in best]
+            ids = self.net.generate(**batch, max_new_tokens=TOKENS, num_beams=1, do_sample=False)
+            texts: list[str] = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            return [text.strip() for text in texts]
+
+
+def ours(answerer: Answerer, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Callable[[], Any]:
+    """Our answers to a batch that is ready, for each of the model's variants."""
+    model, device = answerer.model, answerer.device
+    batch = {name: tensor.to(device) for name, tensor in model.processor.collate(pictures, questions).items()}
+    return lambda: {name: [a.text for a in answers] for name, answers in answerer.answer_batch(batch).items()}
+
+
+def make_adapter(kind: str, weights: Path, folder: Path) -> Path:
+    """A LoRA adapter with the published settings whose weights are random."""
+    model = model_class(kind).load(ModelSettings(kind=kind, weights=str(weights)))
+    model.modules_to_save = ()  # type: ignore[misc]  # transformers' side loads it with plain peft
+    apply_lora_to_model(model, LoraSettings())
+    with torch.no_grad():
+        for name, parameter in model.net.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.02)
+    model.net.save_pretrained(folder)
+    return folder
+
+
+def measure(pictures: int, each: int, rounds: int, sweep: bool) -> dict[str, Any]:
+    """All comparisons; speeds in questions a second."""
+    figures: dict[str, Any] = {
+        "pictures": pictures,
+        "questions_a_picture": each,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+    images, questions = noise(pictures), questions_about(pictures, each)
+    work = pictures * each
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        weights = make_full_size("blip", folder / "blip")
+        adapter = make_adapter("blip", weights, folder / "adapter")
+        settings = ModelSettings(kind="blip", weights=str(weights))
+        one = Answerer(settings, {"base": None}, SETTINGS, folder)
+        base = Transformers("blip", weights, one.model.processor, None, one.device)
+        batch = base.prepare(images, questions)
+        singles = [base.prepare([image], [[q]]) for image, group in zip(images, questions, strict=True) for q in group]
+
+        def alone() -> list[str]:
+            return [base.answer(single)[0] for single in singles]
+
+        mine = ours(one, images, questions)
+        same = sum(a == b for a, b in zip(mine()["base"], alone(), strict=True))
+        figures["same_answers_as_generate_one_at_a_time"] = f"{same} of {work}"
+        sides = {"image once": mine, "generate, batched": lambda: base.answer(batch), "generate, one at a time": alone}
+        times = alternate(sides, rounds=rounds)
+        for theirs in ("generate, batched", "generate, one at a time"):
+            figures[f"answering against {theirs}"] = compare(times, "image once", theirs, work=work, unit="questions")
+        if sweep:
+            figures |= sweeps(one, base, rounds)
+        both = Answerer(settings, {"base": None, "lora": adapter}, SETTINGS, folder)
+        tuned = Transformers("blip", weights, both.model.processor, adapter, both.device)
+        sides = {
+            "base and adapter in one pass": ours(both, images, questions),
+            "generate, batched, for each": lambda: (base.answer(batch), tuned.answer(batch)),
+        }
+        figures["base and adapter"] = compare(alternate(sides, rounds=rounds), *sides, work=2 * work, unit="answers")
+        weights = make_full_size("vilt", folder / "vilt")
+        vilt = Answerer(ModelSettings(kind="vilt", weights=str(weights)), {"base": None}, SETTINGS, folder)
+        plain = Transformers("vilt", weights, vilt.model.processor, None, vilt.device)
+        batch = plain.prepare(images, questions)
+        sides = {
+            "ViLT, picture prepared once": ours(vilt, images, questions),
+            "ViLT of transformers": lambda: plain.answer(batch),
+        }
+        figures["ViLT"] = compare(alternate(sides, rounds=2 * rounds + 1), *sides, work=work, unit="questions")
+    return figures
+
+
+def sweeps(one: Answerer, base: Transformers, rounds: int) -> dict[str, Any]:
+    """Speeds against the batch size (5 questions a picture) and against the questions a picture (2 pictures)."""
+    found: dict[str, Any] = {}
+    for name, shapes in (
+        ("batch size", [(1, 5), (2, 5), (4, 5), (8, 5)]),
+        ("questions a picture", [(2, 1), (2, 2), (2, 5), (2, 10)]),
+    ):
+        rows = []
+        for pictures, each in shapes:
+            images, questions = noise(pictures), questions_about(pictures, each)
+            batch = base.prepare(images, questions)
+            sides = {"image once": ours(one, images, questions), "generate, batched": lambda b=batch: base.answer(b)}
+            times = alternate(sides, rounds=max(1, rounds - 1), warm_up=1)
+            x = pictures * each if name == "batch size" else each
+            rows.append({"x": x, **{side: times[side].per_second(pictures * each) for side in sides}})
+        found[f"questions a second by {name}"] = rows
+    return found
+
+
+def main() -> None:
+    """Measure, print, write, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=4, help="pictures in a batch")
+    parser.add_argument("--questions", type=int, default=5, help="questions a picture")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sweep", action="store_true", help="also other batch sizes and numbers of questions")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--plots", type=Path, help="folder for the plots of --sweep")
+    arguments = parser.parse_args()
+    figures = measure(arguments.pictures, arguments.questions, arguments.rounds, arguments.sweep)
+    report("answering", figures, arguments.out)
+    if arguments.plots and arguments.sweep:
+        for name in ("batch size", "questions a picture"):
+            title = f"questions a second by {name}"
+            draw(figures[title], name, "questions a second", arguments.plots / f"{title.replace(' ', '_')}.png")
+
+
+if __name__ == "__main__":
+    main()

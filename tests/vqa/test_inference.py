@@ -1,0 +1,172 @@
+"""Answering in bulk: one pass for all variants of a model, resumed per variant, whatever the pictures and the memory are like."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_prep.records import Example, Failed, Ok, UserError
+from tests.vqa.tiny_models import QUESTIONS, make_model, pictures
+from vqa.inference import Answerer, halve
+from vqa.lora import apply_lora_to_model
+from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings
+
+SETTINGS = EvaluateSettings(batch_size=3, max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights, two adapters that answer differently, pictures."""
+    folder = tmp_path_factory.mktemp("answering")
+    make_model("blip", folder / "weights")
+    for seed, name in enumerate(("one", "two")):
+        model = apply_lora_to_model(make_model("blip", folder / "weights"), LoraSettings(r=4))
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter_name, parameter in model.net.named_parameters():
+                if "lora_B" in parameter_name:
+                    parameter.normal_(0, 0.5)
+        model.net.save_pretrained(folder / name)
+    (folder / "images").mkdir()
+    for number, picture in enumerate(pictures()):
+        picture.save(folder / "images" / f"{number}.png")
+    return folder
+
+
+def examples() -> list[Example]:
+    return [
+        Example(f"{number}-{place}", f"I{number}", f"P{number}", f"{number}.png", question, "red", "", "", "")
+        for number, group in enumerate(QUESTIONS)
+        for place, question in enumerate(group)
+    ]
+
+
+def answerer(folder: Path, *variants: str, **settings: Any) -> Answerer:
+    adapters = {name: None if name == "base" else folder / name for name in variants}
+    model = ModelSettings(kind="blip", weights=str(folder / "weights"))
+    return Answerer(model, adapters, SETTINGS.model_copy(update=settings), folder / "images")
+
+
+class Filed:
+    """What came out, by variant and question."""
+
+    def __init__(self, *variants: str) -> None:
+        self.outcomes: dict[str, dict[str, Ok | Failed]] = defaultdict(dict)
+        self.emits = {name: self._emit(name) for name in variants}
+
+    def _emit(self, variant: str) -> Any:
+        def emit(key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
+            assert key not in self.outcomes[variant], "an answer twice"
+            self.outcomes[variant][key] = outcome
+
+        return emit
+
+    def answers(self, variant: str) -> dict[str, str]:
+        return {k: o.value["answer"] for k, o in self.outcomes[variant].items() if isinstance(o, Ok)}
+
+
+def run(which: Answerer, *variants: str, items: Iterator[Example] | None = None, **options: Any) -> Filed:
+    filed = Filed(*variants)
+    which.process(items or iter(examples()), filed.emits, **options)
+    return filed
+
+
+def test_one_pass_for_base_and_adapters_answers_as_a_pass_for_each(folder: Path) -> None:
+    variants = ("base", "one", "two")
+    together = run(answerer(folder, *variants), *variants)
+    for name in variants:
+        alone = run(answerer(folder, name), name)
+        assert together.answers(name) == alone.answers(name)
+        assert together.answers(name).keys() == {e.id for e in examples()}
+    assert len({tuple(together.answers(name).values()) for name in variants}) == 3, "the variants differ"
+
+
+def test_pictures_are_encoded_once_for_all_variants(folder: Path) -> None:
+    which = answerer(folder, "base", "one", "two")
+    seen: list[int] = []
+    which.model.net.get_base_model().vision_model.register_forward_hook(
+        lambda module, arguments, out: seen.append(len(out.last_hidden_state))
+    )
+    run(which, "base", "one", "two")
+    assert sum(seen) == len(QUESTIONS)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_the_batch_size_changes_no_answer(folder: Path, size: int) -> None:
+    expected = run(answerer(folder, "one"), "one").answers("one")
+    assert run(answerer(folder, "one", batch_size=size), "one").answers("one") == expected
+
+
+def test_what_a_variant_has_already_is_neither_answered_nor_filed_again(folder: Path) -> None:
+    which = answerer(folder, "base", "one")
+    asked: list[list[str]] = []
+    answer_batch = which.answer_batch
+
+    def watched(batch: Any, variants: Any = None) -> Any:
+        asked.append(list(variants))
+        return answer_batch(batch, variants)
+
+    which.answer_batch = watched  # type: ignore[method-assign]
+    lacking = {e.id for e in examples()[-1:]}
+    filed = run(which, "base", "one", wanted=lambda variant, key: variant == "one" or key in lacking)
+    assert filed.outcomes["base"].keys() == lacking
+    assert filed.outcomes["one"].keys() == {e.id for e in examples()}
+    assert asked[0] == ["one"] and asked[-1] == ["base", "one"]
+
+
+def test_an_unreadable_picture_fails_its_questions_and_no_others(folder: Path, tmp_path: Path) -> None:
+    bad = [Example("bad", "I", "P", "gone.png", "What?", "red", "", "", "")]
+    filed = run(answerer(folder, "base"), "base", items=iter([*examples()[:2], *bad, *examples()[2:]]))
+    failed = filed.outcomes["base"].pop("bad")
+    assert isinstance(failed, Failed) and failed.reason == "picture_unreadable" and "gone.png" in failed.detail
+    assert filed.answers("base") == run(answerer(folder, "base"), "base").answers("base")
+
+
+def test_where_memory_does_not_suffice_a_batch_is_halved_and_no_answer_changes(folder: Path) -> None:
+    expected = run(answerer(folder, "base", "one"), "base", "one")
+    which = answerer(folder, "base", "one", batch_size=100)
+    encode, sizes = which.model.encode, []
+
+    def scarce(batch: Any) -> Any:
+        sizes.append(len(batch["pixels"]))
+        if len(batch["pixels"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(batch)
+
+    which.model.encode = scarce  # type: ignore[method-assign]
+    filed = run(which, "base", "one")
+    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+    assert all(filed.answers(name) == expected.answers(name) for name in ("base", "one"))
+
+
+def test_a_model_that_does_not_fit_with_one_picture_is_a_clear_end(folder: Path) -> None:
+    which = answerer(folder, "base")
+
+    def none(batch: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    which.model.encode = none  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="does not fit on this GPU"):
+        run(which, "base")
+
+
+def test_halves_hold_the_pictures_with_their_own_questions(folder: Path) -> None:
+    batch = make_model("blip", folder / "weights").processor.collate(pictures(), QUESTIONS)
+    parts = halve(batch)
+    for name, tensor in batch.items():
+        if name != "picture_of_question":
+            assert torch.equal(torch.cat([part[name] for part in parts]), tensor)
+    assert [part["picture_of_question"].tolist() for part in parts] == [[0, 0, 1], [0, 0, 0, 1]]
+
+
+def test_adapters_for_different_answers_are_refused_together(tmp_path: Path) -> None:
+    for name, answers in (("one", '["red"]'), ("two", '["blue"]')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "answers.json").write_text(answers)
+    make_model("vilt", tmp_path / "weights")
+    model = ModelSettings(kind="vilt", weights=str(tmp_path / "weights"))
+    with pytest.raises(UserError, match="different answers"):
+        Answerer(model, {"one": tmp_path / "one", "two": tmp_path / "two"}, SETTINGS, tmp_path)
