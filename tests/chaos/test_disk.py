@@ -91,6 +91,7 @@ def test_a_disk_that_fills_up_at_any_page_of_a_shard_loses_no_record_that_was_wr
             (disk / "ballast").unlink(missing_ok=True)
         marker = read_json(store.done(0)) or {}
         assert marker["done"] + marker["failed"] == marker["items"] == 8 * ITEMS
+    print(f"{tried} sizes: full {dict(failures)}")
     assert set(failures) == {"before the first record", "in a record", "in the marker"}, failures
     assert failures.total() < tried
 
@@ -111,6 +112,7 @@ def test_the_pipeline_on_a_full_disk_says_so_and_goes_on_when_there_is_space(dis
         if (disk / "run" / "run.json").exists():
             assert launch("status", disk / "run").returncode == 0
         kilobytes = int(kilobytes * 1.7)
+    print(f"full {full} times, finished with {kilobytes:,} kB")
     assert full >= 2
     undisturbed = launch_args(config, disk.parent / "undisturbed", "--stages", DATA_STAGES)
     assert launch(*undisturbed).returncode == 0
