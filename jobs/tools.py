@@ -155,9 +155,8 @@ def fetch(config: Path | None, overrides: Sequence[str], out: Console) -> None:
             continue
         try:
             folder = snapshot_download(model.weights, allow_patterns=["*.json", "*.txt", "*.safetensors"])
-            if not any(
-                Path(folder).glob("*.safetensors")
-            ):  # older models have their weights in torch's own format only
+            # Older models have their weights in torch's own format only.
+            if not any(Path(folder).glob("*.safetensors")):
                 folder = snapshot_download(model.weights, allow_patterns=["*.json", "*.txt", "pytorch_model*.bin"])
         except Exception as error:  # the hub's client has dozens of kinds, all with the same way out
             raise missing_weights(model.weights, error) from error
