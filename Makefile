@@ -30,9 +30,16 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# kill -9 in every stage, compared with an undisturbed run; about 20 minutes. See docs/reliability.md.
+# The pipeline under faults, compared with undisturbed runs; about half an hour. See docs/reliability.md.
 chaos: install
-	$(BIN)/python -m tests.chaos --kills 200 --seed 1
+	$(BIN)/python -m tests.chaos --kills 200
+	$(BIN)/python -m pytest tests/chaos -s
+	$(BIN)/python -m tests.chaos.load
+
+# Ratios measured side by side on this machine, into build/benchmarks; about 25 minutes on two cores.
+bench: install
+	for name in ingest validation training_memory full_size_step answering; do \
+	  $(BIN)/python -m benchmarks.$$name --out build/benchmarks/$$name.json || exit 1; done
 
 format: install
 	$(BIN)/ruff format .
