@@ -189,8 +189,9 @@ class Sender:
             said = (
                 f"The key ending in {error.key[-4:]} of project {project.name} was rejected ({self.mask(str(error))})"
             )
-            if len(project.clients) < before:
-                print(f"{said}; it is set aside.", flush=True)
+            if len(project.clients) == before:
+                return  # another thread was first; it says which key and why
+            print(f"{said}; it is set aside.", flush=True)
             none_left = not project.clients
         if none_left:
             names = ", ".join(name for p in self._settings.projects if p.name == project.name for name in p.keys)
