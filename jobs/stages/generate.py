@@ -49,6 +49,7 @@ class Generate(ShardedStage):
                 settings=settings,
                 quota_folder=self.run_dir.quota,
                 previous=previous,
+                stopping=self.stopping,
             )
 
         return Work(
