@@ -26,7 +26,7 @@ class Estimate:
     output_tokens: int
     dollars: float
     hours: float
-    limited_by: str  # what decides the hours: requests_per_minute, tokens_per_minute, requests_per_day, concurrency
+    limited_by: str  # what decides the hours: requests_per_minute, requests_per_day, concurrency, batches, ...
     over_budget: bool  # generate.max_dollars will stop it before its end
     prices_read_on: str  # ISO date
 
@@ -50,16 +50,14 @@ def estimate(products: int, settings: GenerateSettings) -> Estimate:
     """What asking about ``products`` takes: requests, tokens, dollars, and hours under the quota of all projects."""
     requests = round(products * (1 + (ASKED_AGAIN if settings.max_asks > 1 else 0)))
     tokens_in, tokens_out = requests * INPUT_TOKENS, requests * OUTPUT_TOKENS
-    projects, quota = len(settings.projects), settings.quota
-    hours = {"concurrency": requests / (settings.concurrency * settings.shards / SECONDS_PER_REPLY) / 3600}
-    if quota.requests_per_minute:
-        hours["requests_per_minute"] = requests / (quota.requests_per_minute * projects) / 60
-    if quota.tokens_per_minute:
-        hours["tokens_per_minute"] = (tokens_in + tokens_out) / (quota.tokens_per_minute * TOKENS_USED * projects) / 60
-    if quota.requests_per_day:
-        hours["requests_per_day"] = (requests - 1) // (quota.requests_per_day * projects) * 24.0 if requests else 0.0
+    if batch := settings.batch:
+        rounds = -(-requests // (batch.requests * batch.at_once * settings.shards))
+        hours = {"batches (24 h at most for each round)": 24.0 * rounds}
+    else:
+        hours = _hours_one_by_one(requests, tokens_in + tokens_out, settings)
     limit = max(hours, key=lambda name: hours[name])
     price = 0.0 if settings.stand_in else dollars(settings.prices, tokens_in, tokens_out)
+    price *= batch.price if batch else 1.0
     return Estimate(
         requests=requests,
         input_tokens=tokens_in,
@@ -70,3 +68,16 @@ def estimate(products: int, settings: GenerateSettings) -> Estimate:
         over_budget=settings.max_dollars is not None and price > settings.max_dollars,
         prices_read_on=settings.prices.read_on.isoformat(),
     )
+
+
+def _hours_one_by_one(requests: int, tokens: int, settings: GenerateSettings) -> dict[str, float]:
+    """By what limits it, how long so many requests take."""
+    projects, quota = len(settings.projects), settings.quota
+    hours = {"concurrency": requests / (settings.concurrency * settings.shards / SECONDS_PER_REPLY) / 3600}
+    if quota.requests_per_minute:
+        hours["requests_per_minute"] = requests / (quota.requests_per_minute * projects) / 60
+    if quota.tokens_per_minute:
+        hours["tokens_per_minute"] = tokens / (quota.tokens_per_minute * TOKENS_USED * projects) / 60
+    if quota.requests_per_day:
+        hours["requests_per_day"] = (requests - 1) // (quota.requests_per_day * projects) * 24.0 if requests else 0.0
+    return hours

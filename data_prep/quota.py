@@ -346,6 +346,15 @@ class Budget:
                 self._change.wait(1.0)
             self._in_flight += 1
 
+    def draw(self, dollars: float) -> bool:
+        """Set an amount aside without waiting; False where it could pass the cap (nothing is taken then)."""
+        return self._pieces is None or self._pieces.draw(dollars)
+
+    def give_back(self, dollars: float) -> None:
+        """Put back what was drawn and not spent."""
+        if self._pieces is not None:
+            self._pieces.give_back(dollars)
+
     def settle(self, dollars: float) -> None:
         """Put back what a request did not cost (all of it, where nothing was answered)."""
         if self._pieces is None:

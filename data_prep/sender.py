@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_prep.cost import dearest, dollars, most_tokens
 from data_prep.generators.base import ClientProtocol, RawReply, Request, client_class
@@ -20,6 +20,8 @@ from data_prep.quota import Budget, ProjectQuota, next_day
 from data_prep.records import UserError
 from data_prep.settings_generate import GenerateSettings, ProjectSettings
 from data_prep.throttle import Throttle
+
+T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds, doubled after every failure
 
@@ -89,6 +91,7 @@ class Sender:
             for project in settings.projects
         ]
         self._why_none_left: UserError | None = None
+        self._any_client = self._projects[0].clients[0][1]
 
     def send(self, request: Request) -> RawReply:
         """The reply to one request.
@@ -111,8 +114,7 @@ class Sender:
                 failures += 1
                 if failures > self._settings.max_retries:
                     raise
-                pause = _FIRST_PAUSE * 2 ** min(failures - 1, 10)
-                pause = min(_LONGEST_PAUSE, pause) * random.uniform(0.5, 1.0)
+                pause = _pause(failures)
                 if error.throttled:
                     wish = error.delay if error.delay is not None else pause
                     project.throttle.throttled(entered, wish + random.uniform(0, 0.1) * wish)
@@ -126,6 +128,62 @@ class Sender:
             finally:
                 project.throttle.leave()
             self._sleep(pause)
+
+    def manage(self, project: str, call: Callable[[Any], T], seconds: float, retries: int | None = None) -> T:
+        """What ``call`` returns of a client of one project; for calls that cost nothing, beside quota and budget.
+
+        Args:
+            project: its name.
+            call: gets a client.
+            seconds: that it may take.
+            retries: after errors that may pass; None: as the configuration says.
+
+        Raises:
+            TryAgain: it failed too often.
+            UserError: it cannot succeed now.
+            Cancelled: see there.
+        """
+        failures = 0
+        most = self._settings.max_retries if retries is None else retries
+        while True:
+            if self._cancelled():
+                raise Cancelled
+            with self._lock:
+                found = next((p for p in self._projects if p.name == project), None)
+                chosen = found.client() if found else None
+            if found is None or chosen is None:
+                raise self._why_none_left or Hopeless(
+                    f"Project {project} has no valid key left, and its batches need one."
+                )
+            key, client = chosen
+            try:
+                return with_deadline(lambda: call(client), seconds + 1)  # noqa: B023
+            except TryAgain as error:
+                failures += 1
+                if failures > most:
+                    raise
+                self._sleep(error.delay if error.delay is not None else _pause(failures))
+            except KeyRejected as error:
+                error.key = key
+                self._reject(found, error)
+
+    @property
+    def project_names(self) -> list[str]:
+        """The projects that can still be asked.
+
+        Raises:
+            UserError: there is none.
+        """
+        with self._lock:
+            if not self._projects:
+                assert self._why_none_left is not None
+                raise self._why_none_left
+            return [project.name for project in self._projects]
+
+    @property
+    def any_client(self) -> Any:
+        """A client for what needs no server: writing and reading the files of batches."""
+        return self._any_client
 
     def mask(self, text: str) -> str:
         """A text without keys: of a key only its last four characters stay."""
@@ -205,6 +263,11 @@ class Sender:
             time.sleep(min(left, 0.5))
 
 
+def _pause(failures: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - 1, 10)) * random.uniform(0.5, 1.0)
+
+
 def read_keys(settings: GenerateSettings, environment: Mapping[str, str]) -> dict[str, list[str]]:
     """The keys of every project.
 
@@ -227,7 +290,7 @@ def read_keys(settings: GenerateSettings, environment: Mapping[str, str]) -> dic
     return found
 
 
-def with_deadline(call: Callable[[], RawReply], seconds: float) -> RawReply:
+def with_deadline(call: Callable[[], T], seconds: float) -> T:
     """What ``call`` returns or raises. A server that drips a byte a second passes every time-out of the libraries, which count
     from byte to byte; so the call has a thread of its own, which is left behind."""
     outcome: list[Any] = []
@@ -245,5 +308,5 @@ def with_deadline(call: Callable[[], RawReply], seconds: float) -> RawReply:
         raise TryAgain("no answer in time", reason="timeout")
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
-    reply: RawReply = outcome[0]
-    return reply
+    found: T = outcome[0]
+    return found

@@ -65,6 +65,31 @@ class PriceSettings(BaseModel):
     read_on: datetime.date = datetime.date(2025, 6, 1)
 
 
+class BatchSettings(BaseModel):
+    """Gemini's Batch API: half the price, and an answer within a day, often within the hour. One or two shards are enough:
+    the work is Google's, and a task only waits."""
+
+    model_config = _STRICT
+
+    requests: int = Field(default=500, ge=1, le=50_000)
+    """In one batch. Small ones are answered sooner, and less is waited for again when one expires."""
+
+    at_once: int = Field(default=4, ge=1, le=100)
+    """Batches under way at most, in each task. Google limits the tokens that wait in all batches of a project."""
+
+    at_least: int = Field(default=20, ge=1)
+    """Fewer products than this are asked about one by one, at the full price, instead of waited for."""
+
+    poll_seconds: float = Field(default=60.0, gt=0)
+    """Time between two looks at a batch that is under way."""
+
+    give_up_hours: float = Field(default=50.0, gt=0)
+    """A batch that the server neither answers nor ends is cancelled after so long. Google's own limit is 48."""
+
+    price: float = Field(default=0.5, ge=0, le=1)
+    """Share of the usual price."""
+
+
 class StandInSettings(BaseModel):
     """A server on this machine that speaks Gemini's protocol and answers from a file: for the demo, tests, a dry run."""
 
@@ -126,6 +151,9 @@ class GenerateSettings(BaseModel):
     max_dollars: float | None = Field(default=None, gt=0)
     """A hard cap for the whole run: no request is sent that could pass it."""
 
+    batch: BatchSettings | None = None
+    """Ask in batches; ``batch: {}`` takes the defaults. Needs google_genai, and a paid project."""
+
     require_category: bool = True
     """Ask again where a pair has no easy, medium or hard."""
 
@@ -136,6 +164,8 @@ class GenerateSettings(BaseModel):
     def _one_source_of_answers(self) -> GenerateSettings:
         if self.stand_in and self.endpoint:
             raise ValueError("stand_in and endpoint exclude each other: delete one of them")
+        if self.batch and self.generator.replace("-", "_") != "google_genai":
+            raise ValueError(f"batch needs generator: google_genai; {self.generator} has no Batch API")
         if len({project.name for project in self.projects}) < len(self.projects):
             raise ValueError("projects: every project needs a name of its own")
         return self

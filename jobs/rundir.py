@@ -120,6 +120,11 @@ class RunDir:
         return self.stage_folder("generate") / "quota"
 
     @property
+    def batches(self) -> Path:
+        """What the generate tasks handed in to the Batch API, and what came back."""
+        return self.stage_folder("generate") / "batches"
+
+    @property
     def dataset(self) -> Path:
         """The curated splits."""
         return self.stage_folder("curate")

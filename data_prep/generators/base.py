@@ -6,13 +6,23 @@ import difflib
 import importlib
 import pkgutil
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import data_prep.generators
 from data_prep.records import UserError
 from data_prep.settings_generate import GenerateSettings
 
-__all__ = ["RESPONSE_SCHEMA", "ClientProtocol", "RawReply", "Request", "client_class", "known_generators", "mime_type"]
+__all__ = [
+    "RESPONSE_SCHEMA",
+    "BatchClient",
+    "BatchState",
+    "ClientProtocol",
+    "RawReply",
+    "Request",
+    "client_class",
+    "known_generators",
+    "mime_type",
+]
 
 # What structured output asks for, as OpenAPI; clients translate it into their own words.
 RESPONSE_SCHEMA: dict[str, Any] = {
@@ -60,6 +70,56 @@ class ClientProtocol(Protocol):
         Raises:
             GeneratorError, UserError: one of the classes of `data_prep.generators.errors`.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BatchState:
+    """What a server says of a batch."""
+
+    over: bool  # it will not change any more
+    name: str  # succeeded, failed, expired, gone, running, ... in the server's word
+    results: str | None = None  # the server's name of the file with the replies
+    detail: str = ""
+
+
+class BatchClient(ClientProtocol, Protocol):
+    """A client whose API also takes many requests at once, to be answered within a day, for less."""
+
+    def encode(self, key: str, request: Request) -> bytes:
+        """One request as a line of a batch's file."""
+        ...
+
+    def decode(self, line: bytes) -> tuple[str, RawReply | Exception]:
+        """Of a line of the results the request's key, and its reply or what `ask` would have raised.
+
+        Raises:
+            ValueError: the line is no result.
+        """
+        ...
+
+    def upload(self, file: BinaryIO, title: str) -> str:
+        """Hand in a batch's file; the server's name of it. Nothing is paid for that."""
+        ...
+
+    def create_batch(self, upload: str, title: str) -> str:
+        """Have a file that was handed in answered; the server's name of the batch. Called twice, it is paid twice."""
+        ...
+
+    def find_batch(self, title: str) -> str | None:
+        """The server's name of the batch that was created with this title, if there is one."""
+        ...
+
+    def batch_state(self, batch: str) -> BatchState:
+        """How far a batch is."""
+        ...
+
+    def download(self, results: str, file: BinaryIO) -> None:
+        """Write the replies of a batch into ``file``."""
+        ...
+
+    def cancel_batch(self, batch: str) -> None:
+        """Ask the server to give a batch up."""
         ...
 
 

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 from data_prep.records import UserError
-from data_prep.stand_in.faults import KINDS
+from data_prep.stand_in.faults import BATCH_KINDS, KINDS
 from data_prep.stand_in.server import StandIn
 
 
 def main() -> None:
     """Serve until interrupted; the first line that is printed is the URL."""
     kinds = "\n".join(f"  {kind:12} {meaning}" for kind, meaning in KINDS.items())
+    kinds += "\nof a whole batch:\n" + "\n".join(f"  {kind:12} {meaning}" for kind, meaning in BATCH_KINDS.items())
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.stand_in",
         epilog=f"kinds of faults:\n{kinds}",
@@ -26,6 +27,9 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each reply")
     parser.add_argument("--fault", action="append", default=[], metavar="KIND=SHARE", help="repeatable")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other requests that go wrong")
+    parser.add_argument("--batch-seconds", type=float, default=0.0, help="until a batch is answered")
+    parser.add_argument("--batch-fault", action="append", default=[], metavar="KIND=SHARE", help="repeatable")
+    parser.add_argument("--batches-at-once", type=int, help="under way at most")
     parser.add_argument("--retry-delay", type=float, default=1.0, help="seconds that a 429 asks to wait")
     parser.add_argument("--requests-per-minute", type=int, help="0: as a model that is not for this project")
     parser.add_argument("--tokens-per-minute", type=int, help="in and out together")
@@ -34,9 +38,10 @@ def main() -> None:
     parser.add_argument("--model", action="append", dest="models", help="a known model, repeatable; default: any is")
     parser.add_argument("--log", type=Path, help="file for one line a request")
     arguments = parser.parse_args()
-    options = {name: value for name, value in vars(arguments).items() if name not in ("answers", "fault")}
+    options = {name: value for name, value in vars(arguments).items() if "fault" not in name and name != "answers"}
     try:
-        server = StandIn(arguments.answers, faults=dict(_share(fault) for fault in arguments.fault), **options)
+        faults, batch_faults = dict(map(_share, arguments.fault)), dict(map(_share, arguments.batch_fault))
+        server = StandIn(arguments.answers, faults=faults, batch_faults=batch_faults, **options)
     except UserError as error:
         sys.exit(f"error: {error}")
     # A container or a test ends it with TERM.

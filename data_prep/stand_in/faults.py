@@ -31,6 +31,12 @@ CONTENT = {
     "safety": "is blocked: no candidate",
 }
 KINDS = TRANSPORT | CONTENT
+# A batch as a whole goes wrong: nothing is paid, but for one that is answered without anybody being told of it.
+BATCH_KINDS = {
+    "expired": "is not answered in time",
+    "failed": "fails",
+    "unheard": "is made, but the connection breaks before the answer that says so",
+}
 
 
 def choose(faults: dict[str, float], seed: int, picture: str, ask: int) -> str:

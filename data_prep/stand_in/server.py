@@ -1,4 +1,4 @@
-"""An HTTP server that answers like Gemini's ``generateContent`` (and like an OpenAI-compatible chat endpoint).
+"""An HTTP server that answers like Gemini's ``generateContent`` and Batch API (and like an OpenAI-compatible chat endpoint).
 
 It finds the answer by the SHA-256 of the picture in the request, so the picture's own bytes must have been sent::
 
@@ -11,11 +11,12 @@ Every request becomes a line of its log, from which tests prove what was paid fo
 
 from __future__ import annotations
 
-import base64
 import hashlib
+import socket
 import sys
 import threading
 import time
+import urllib.parse
 from collections import Counter, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,8 +27,10 @@ import orjson
 
 from data_prep.records import UserError
 from data_prep.stand_in import faults as fault_kinds
+from data_prep.stand_in import messages
+from data_prep.stand_in.batches import Batches
+from data_prep.stand_in.messages import INPUT_TOKENS, OUTPUT_TOKENS
 
-INPUT_TOKENS, OUTPUT_TOKENS = 900, 150  # about what a real product costs
 HANG_SECONDS, DRIP_SECONDS = 600.0, 0.2
 
 
@@ -47,6 +50,9 @@ class StandIn:
         requests_per_day: enforced over the server's life, with a daily quota's 429.
         keys: valid API keys; None: any.
         models: known models; None: any.
+        batch_seconds: until a batch is answered.
+        batches_at_once: under way at most; 429 for more. None: no limit.
+        batch_faults: share of batches that go wrong, by kind of `data_prep.stand_in.faults.BATCH_KINDS`.
         log: file for one line a request.
 
     Raises:
@@ -66,22 +72,30 @@ class StandIn:
         requests_per_day: int | None = None,
         keys: list[str] | None = None,
         models: list[str] | None = None,
+        batch_seconds: float = 0.0,
+        batches_at_once: int | None = None,
+        batch_faults: dict[str, float] | None = None,
         log: Path | None = None,
         port: int = 0,
     ) -> None:
-        unknown = set(faults or {}) - set(fault_kinds.KINDS)
+        unknown = set(faults or {}) - set(fault_kinds.KINDS) | set(batch_faults or {}) - set(fault_kinds.BATCH_KINDS)
         if unknown:
-            raise UserError(f"stand-in: unknown faults {sorted(unknown)}. Known: {', '.join(fault_kinds.KINDS)}.")
+            raise UserError(
+                f"stand-in: unknown faults {sorted(unknown)}. Known: "
+                f"{', '.join(fault_kinds.KINDS)}; of batches: {', '.join(fault_kinds.BATCH_KINDS)}."
+            )
         self.answers = _read_answers(answers)
         self.latency, self.faults, self.seed, self.retry_delay = latency, faults or {}, seed, retry_delay
         self.requests_per_minute, self.requests_per_day = requests_per_minute, requests_per_day
         self.tokens_per_minute = tokens_per_minute
         self.keys, self.models = keys, models
+        self.batch_faults, self.batches_made, self.batches_over = batch_faults or {}, 0, 0
+        self.batches = Batches(self, batch_seconds, batches_at_once)
         self.entries: list[dict[str, Any]] = []
         self._asked: Counter[str] = Counter()
         self._recent: deque[float] = deque()
         self._today = 0
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()
         self._log = log.open("ab", buffering=0) if log else None
         handler = type("Handler", (_Handler,), {"stand_in": self})
         self._server = _Server(("127.0.0.1", port), handler)
@@ -103,25 +117,27 @@ class StandIn:
         """Serve until interrupted."""
         self._server.serve_forever()
 
-    def note(self, arrived: float, picture: str, ask: int, outcome: str, key: str) -> None:
+    def note(self, arrived: float, picture: str, ask: int, outcome: str, key: str, batch: str = "") -> None:
         """Write one request into the log: when it came, about what, and how it is about to be answered."""
         entry = {"at": arrived, "picture": picture, "ask": ask, "outcome": outcome, "key": key[-4:]}
+        if batch:
+            entry["batch"] = batch
         entry["answered"] = time.time()
-        with self._lock:
+        with self.lock:
             self.entries.append(entry)
             if self._log:
                 self._log.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
 
     def next_ask(self, picture: str) -> int:
         """How often this picture has been asked about, this request included."""
-        with self._lock:
+        with self.lock:
             self._asked[picture] += 1
             return self._asked[picture]
 
     def admit(self) -> str:
         """Count a request against the quota: "", or which quota is used up."""
         now = time.monotonic()
-        with self._lock:
+        with self.lock:
             while self._recent and now - self._recent[0] >= 60:
                 self._recent.popleft()
             if self.requests_per_day is not None and self._today >= self.requests_per_day:
@@ -169,8 +185,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer one request, well or as ordered."""
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if self.path.startswith("/upload/"):
+            self._upload(body)
+            return
         try:
-            request = orjson.loads(body)
+            request = orjson.loads(body or b"{}")
         except orjson.JSONDecodeError:
             self._error(400, "INVALID_ARGUMENT", "the body is not JSON")
             return
@@ -178,23 +197,105 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith(":generateContent"):
             model = path.rpartition("/")[2].removesuffix(":generateContent")
             key = self.headers.get("x-goog-api-key", "")
-            self._answer(_gemini_picture(request), model, key, _gemini_reply)
+            self._answer(messages.gemini_picture(request), model, key, messages.gemini_reply)
         elif path.endswith("/chat/completions"):
             key = self.headers.get("authorization", "").removeprefix("Bearer ")
-            self._answer(_openai_picture(request), str(request.get("model")), key, _openai_reply)
+            self._answer(messages.openai_picture(request), str(request.get("model")), key, messages.openai_reply)
+        elif path.endswith(":batchGenerateContent"):
+            self._create_batch(path.rpartition("/")[2].partition(":")[0], request)
+        elif path.endswith(":cancel"):
+            with self.stand_in.lock:
+                known = self.stand_in.batches.cancel(_named(path, "batches").removesuffix(":cancel"))
+            self._found({} if known else None)
         else:
             self._error(404, "NOT_FOUND", f"no such method: {self.path}")
 
+    def do_GET(self) -> None:
+        """A batch, the list of all, or a file of results."""
+        url = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        if not self._key_is_good(time.time()):
+            return
+        with self.stand_in.lock:
+            batches = self.stand_in.batches
+            if url.path.endswith(":download"):
+                data = batches.file(_named(url.path, "files").removesuffix(":download"))
+                found = None
+            elif url.path.endswith("/batches"):
+                data, found = None, batches.list(int(query.get("pageSize", 50)), query.get("pageToken", ""))
+            else:
+                data, found = None, batches.get(_named(url.path, "batches"))
+        if data is not None:
+            self._send(200, data, "application/octet-stream")
+        else:
+            self._found(found)
+
+    def _found(self, body: dict[str, Any] | None) -> None:
+        if body is None:
+            self._error(404, "NOT_FOUND", f"Requested entity was not found: {self.path}")
+        else:
+            self._send(200, orjson.dumps(body))
+
+    def _upload(self, body: bytes) -> None:
+        """Google's resumable upload: the first request asks for an address, the others bring the pieces to it."""
+        if not self._key_is_good(time.time()):
+            return
+        command = self.headers.get("x-goog-upload-command", "")
+        with self.stand_in.lock:
+            if command == "start":
+                name = self.stand_in.batches.upload(None, b"")
+            else:
+                name = self.stand_in.batches.upload(_named(self.path, "files"), body)
+        self.send_response(200)
+        address = f"{self.stand_in.url}/upload/{name}"
+        self.send_header("x-goog-upload-url", address)
+        self.send_header("x-goog-upload-status", "final" if "finalize" in command else "active")
+        reply = orjson.dumps({"file": {"name": name}} if "finalize" in command else {})
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def _create_batch(self, model: str, request: dict[str, Any]) -> None:
+        server, arrived = self.stand_in, time.time()
+        if not self._key_is_good(arrived):
+            return
+        key = self.headers.get("x-goog-api-key", "")
+        with server.lock:
+            server.batches_made += 1
+            fault = fault_kinds.choose(server.batch_faults, server.seed, f"made {server.batches_made}", 1)
+            wrong, made = server.batches.create(model, key, request)
+        if wrong == "full":
+            self._too_many("minute")
+        elif wrong:
+            self._error(400, "INVALID_ARGUMENT", "the batch names no file that was handed in")
+        elif fault == "unheard":
+            server.note(arrived, "", 0, "batch_unheard", key, made["name"])
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            server.note(arrived, "", 0, "batch_made", key, made["name"])
+            self._send(200, orjson.dumps(made))
+
+    def _key_is_good(self, arrived: float) -> bool:
+        """Whether the request has a valid key; answers where it has not."""
+        server, key = self.stand_in, self.headers.get("x-goog-api-key", "")
+        if not key:  # OpenAI's way
+            key = self.headers.get("authorization", "").removeprefix("Bearer ")
+        if server.keys is None or key in server.keys:
+            return True
+        server.note(arrived, "", 0, "bad_key", key)
+        self._error(
+            400,
+            "INVALID_ARGUMENT",
+            "API key not valid. Please pass a valid API key.",
+            _error_info("API_KEY_INVALID"),
+        )
+        return False
+
     def _answer(self, image: bytes | None, model: str, key: str, shape: Any) -> None:
         server, arrived = self.stand_in, time.time()
-        if server.keys is not None and key not in server.keys:
-            server.note(arrived, "", 0, "bad_key", key)
-            self._error(
-                400,
-                "INVALID_ARGUMENT",
-                "API key not valid. Please pass a valid API key.",
-                _error_info("API_KEY_INVALID"),
-            )
+        if not self._key_is_good(arrived):
             return
         if server.models is not None and model not in server.models:
             server.note(arrived, "", 0, "bad_model", key)
@@ -280,42 +381,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
+def _named(path: str, kind: str) -> str:
+    """``files/abc`` out of a longer path."""
+    return f"{kind}/{path.rpartition(f'/{kind}/')[2]}"
+
+
 def _error_info(reason: str) -> list[dict[str, Any]]:
     return [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "googleapis.com"}]
-
-
-def _gemini_picture(request: dict[str, Any]) -> bytes | None:
-    for content in request.get("contents", []):
-        for part in content.get("parts", []):
-            inline = part.get("inlineData") or part.get("inline_data")
-            if inline:
-                return base64.b64decode(inline["data"].replace("-", "+").replace("_", "/"))
-    return None
-
-
-def _openai_picture(request: dict[str, Any]) -> bytes | None:
-    for message in request.get("messages", []):
-        for part in message["content"] if isinstance(message["content"], list) else []:
-            if part.get("type") == "image_url":
-                return base64.b64decode(part["image_url"]["url"].partition("base64,")[2])
-    return None
-
-
-def _gemini_reply(text: str | None, finish: str, model: str) -> dict[str, Any]:
-    usage = {"promptTokenCount": INPUT_TOKENS, "candidatesTokenCount": OUTPUT_TOKENS if text else 0}
-    usage["totalTokenCount"] = sum(usage.values())
-    if text is None:
-        return {"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": usage, "modelVersion": model}
-    candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "finishReason": finish, "index": 0}
-    return {"candidates": [candidate], "usageMetadata": usage, "modelVersion": model}
-
-
-def _openai_reply(text: str | None, finish: str, model: str) -> dict[str, Any]:
-    reason = "content_filter" if text is None else {"STOP": "stop", "MAX_TOKENS": "length"}[finish]
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
-    usage = {
-        "prompt_tokens": INPUT_TOKENS,
-        "completion_tokens": OUTPUT_TOKENS,
-        "total_tokens": INPUT_TOKENS + OUTPUT_TOKENS,
-    }
-    return {"id": "x", "object": "chat.completion", "model": model, "choices": [choice], "usage": usage}

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from data_prep import asking, dataset_csv
+from data_prep.prompting import verdict
 from data_prep.qa_parser import QAParseError, QAParser
 from data_prep.records import Emit, Product, read_jsonl
 from jobs.journal import Damage
@@ -48,6 +49,7 @@ class Generate(ShardedStage):
                 image_root=self.config.data.image_root,
                 settings=settings,
                 quota_folder=self.run_dir.quota,
+                batches_folder=self.run_dir.batches,
                 previous=previous,
                 stopping=self.stopping,
             )
@@ -60,7 +62,7 @@ class Generate(ShardedStage):
             process=process,
             max_tries=settings.max_tries,
             max_replies=settings.max_asks,
-            verdict=lambda value: asking.verdict(value, settings),
+            verdict=lambda value: verdict(value, settings),
             finish=self.finish,
         )
 

@@ -10,6 +10,7 @@ import pytest
 
 from data_prep import asking
 from data_prep.generators.base import client_class, known_generators
+from data_prep.prompting import prompt, verdict
 from data_prep.records import UserError
 from data_prep.settings_generate import GenerateSettings
 from data_prep.stand_in import StandIn
@@ -39,7 +40,7 @@ def test_every_generator_gets_five_pairs_for_the_files_own_bytes(shop: Shop, gen
     assert not outcomes.failed and all(outcomes.durable)
     for product in shop.products:
         (reply,) = outcomes.ok[product.item_id]
-        assert asking.verdict(reply, settings_for(server.url)) is None
+        assert verdict(reply, settings_for(server.url)) is None
         assert reply["input_tokens"] == 900 and reply["dollars"] == pytest.approx(900e-7 + 150 * 4e-7)
 
 
@@ -91,9 +92,9 @@ def test_a_resumed_item_counts_the_replies_that_were_stored(shop: Shop) -> None:
 
 
 def test_asking_again_says_what_was_wrong(shop: Shop) -> None:
-    wrong = asking.verdict({"text": '[{"question": "What is it?", "answer": "light blue"}]'}, settings_for("http://x"))
+    wrong = verdict({"text": '[{"question": "What is it?", "answer": "light blue"}]'}, settings_for("http://x"))
     assert wrong is not None
-    said = asking.prompt(shop.products[0], wrong)
+    said = prompt(shop.products[0], wrong)
     assert "light blue" in said and "1 pairs instead of 5" in said
 
 

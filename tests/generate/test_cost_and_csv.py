@@ -18,6 +18,13 @@ def test_the_estimate_for_all_of_abo_is_of_the_order_that_others_paid() -> None:
     assert found.dollars == pytest.approx(found.input_tokens * 0.1e-6 + found.output_tokens * 0.4e-6, abs=0.01)
 
 
+def test_batches_cost_half_and_take_a_day_at_most_for_each_round() -> None:
+    quota = {"requests_per_minute": 15, "requests_per_day": 1500}  # which batches do not count against
+    one_by_one, batches = (estimate(10_000, settings_for("http://x", quota=quota, batch=b)) for b in (None, {}))
+    assert batches.dollars == pytest.approx(one_by_one.dollars / 2, abs=0.01)
+    assert batches.hours == 24 * 6 and "batches" in batches.limited_by  # 11,000 requests in rounds of 4 x 500
+
+
 def test_the_slowest_limit_decides_the_hours() -> None:
     found = estimate(3000, settings_for("http://x", quota={"requests_per_minute": 15, "requests_per_day": 1500}))
     assert found.limited_by == "requests_per_day" and found.hours == 48
