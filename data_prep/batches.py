@@ -361,6 +361,13 @@ class Batcher:
             time.sleep(min(left, 0.5))
 
 
+def under_way(folder: Path) -> int:
+    """How many products the batches ask about that were handed in and are not over."""
+    folders = [entry for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    waiting = [entry for entry in folders if not (entry / "over.json").is_file()]
+    return sum(len((_read(entry / "batch.json") or {}).get("asked", ())) for entry in waiting)
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     """A small file that was written whole, or nothing."""
     try:

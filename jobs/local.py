@@ -159,11 +159,13 @@ def _watch(
             nonlocal looked
             if time.monotonic() - looked < 1.0:
                 return
-            looked = time.monotonic()
+            began = time.monotonic()
             status = step_status(run, config, stage.step)
+            # Reading the records of a large shard takes time: no more than a twentieth of a core's.
+            looked = time.monotonic() + 20 * (time.monotonic() - began)
             unit = "steps" if stage.name == "train" else "items"
-            if status.dollars:
-                unit += f", ${status.dollars:.2f}"
+            if spent := status.spent():
+                unit += f", {spent}"
             if status.items:
                 bars.update(bar, total=status.items, completed=status.done + status.failed, unit=unit)
 
@@ -179,8 +181,8 @@ def _summary(run: RunDir, config: Config, step: Step) -> str:
         parts = [f"{status.done:,} of {status.items:,} done"]
         if status.failed:
             parts.append(f"{status.failed:,} failed ({', '.join(f'{r} {n:,}' for r, n in status.reasons.items())})")
-        if status.dollars:
-            parts.append(f"${status.dollars:.2f}")
+        if spent := status.spent():
+            parts.append(spent)
     return ", ".join(parts)
 
 

@@ -203,7 +203,7 @@ def status_table(run: RunDir, steps: Sequence[StepStatus], queue: dict[str, dict
                 _in_queue(waiting),
                 f"{step.per_second:.1f}/s" if step.per_second else "",
                 duration(step.seconds_left) if step.seconds_left is not None else "",
-                f"${step.dollars:.2f}" if step.dollars else "",
+                step.spent(),
             )
         )
     shown = [column for column in range(len(names)) if any(row[column] for row in rows)]

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.batches import under_way
 from jobs.config import Config
 from jobs.fingerprint import digest, last_json_line, read_json
 from jobs.journal import Damage
@@ -50,6 +51,15 @@ class StepStatus:
     notes: list[str] = field(default_factory=list)  # what the report says at its top and no other step knows
     last_error: str = ""
     last_log: str = ""
+    in_batches: int = 0  # products that wait in batches which a server is answering
+
+    def spent(self) -> str:
+        """Money and tokens so far, for people; "" for a stage that costs nothing."""
+        tokens = self.input_tokens + self.output_tokens
+        if not tokens:
+            return ""
+        money = f"${self.dollars:,.2f}, " if self.dollars else ""
+        return f"{money}{tokens / 1e6:,.2f} M tokens"
 
     def warnings(self) -> list[str]:
         """What a reader of the results must know of this step, in sentences."""
@@ -58,7 +68,8 @@ class StepStatus:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.items())
             said.append(f"{self.step}: {self.failed:,} of {self.items or 0:,} items failed ({reasons}).")
         if self.remaining and self.state != "waiting":
-            said.append(f"{self.step}: {self.remaining:,} items are not done yet.")
+            waiting = f", {self.in_batches:,} of them wait in batches at Google" if self.in_batches else ""
+            said.append(f"{self.step}: {self.remaining:,} items are not done yet{waiting}.")
         if self.state == "waiting":
             said.append(f"{self.step} was not run.")
         if self.damaged_lines:
@@ -172,6 +183,11 @@ def _sharded_status(run: RunDir, stage: ShardedStage) -> StepStatus:
             status.state = "done"
         elif status.done or status.failed or status.shards_done:
             status.state = "partial"
+        if stage.name == "generate" and stage.config.generate.batch and status.state != "done":
+            status.in_batches = under_way(run.batches)
+            status.per_second = None  # batches come back when they do
+            if status.in_batches:
+                status.state = "partial"
         if status.state == "partial" and status.per_second:
             status.seconds_left = status.remaining / status.per_second
     return status

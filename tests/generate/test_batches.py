@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from data_prep import asking
+from data_prep.batches import under_way
 from data_prep.prompting import verdict
 from data_prep.records import Product, UserError
 from data_prep.settings_generate import GenerateSettings
@@ -287,3 +288,14 @@ def test_killed_at_random_moments_no_product_is_paid_twice_and_none_is_lost(tmp_
     one_by_one = [e for e in server.entries if e["outcome"] == "ok" and "batch" not in e]
     # What was in flight one by one at a kill may be paid twice: at most four requests of each task.
     assert sum(answered(server).values()) - len(shop.products) <= 4 * kills and len(one_by_one) < len(shop.products)
+
+
+def test_status_counts_what_waits_in_batches(shop: Shop) -> None:
+    stop = threading.Event()
+    folder = shop.quota.parent / "batches"
+    with StandIn(shop.answers, batch_seconds=2.0) as server:
+        threading.Timer(1.0, stop.set).start()
+        ask(shop, batch_settings(server), stopping=stop.is_set)
+        assert under_way(folder) == 20
+        ask(shop, batch_settings(server))
+    assert under_way(folder) == 0
