@@ -256,6 +256,29 @@ def test_a_picture_is_encoded_once_for_all_of_its_questions(model: Model) -> Non
     assert seen == [len(QUESTIONS)] and len(PAIRS) > len(QUESTIONS)
 
 
+def test_a_picture_whose_questions_are_cut_over_two_batches_is_encoded_once_in_training(model: Model) -> None:
+    lora = LoraSettings(dropout=0.0)
+    apply_lora_to_model(model, lora)
+    model.net.train()
+    first, second, third = pictures()[:3]
+    question, answer = QUESTIONS[0][0], ANSWERS[0][0]
+    batches = [
+        model.processor.collate(shown, [[question]] * len(shown), [[answer]] * len(shown))
+        for shown in ([first, second], [second], [second, third], [first, third])
+    ]
+    encoded: list[int] = []
+    model.blip.vision_model.register_forward_pre_hook(
+        lambda module, args, kwargs: encoded.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    losses = [model.net(**batch)["loss"] for batch in batches]
+    assert sum(encoded) == 2 + 0 + 1 + 2
+    again = []
+    for batch in batches:  # each as the first that a process sees: nothing is kept from a batch before
+        model.blip._last_picture = None
+        again.append(model.net(**batch)["loss"])
+    assert [float(loss) for loss in losses] == [float(loss) for loss in again]  # to the last bit
+
+
 def test_the_first_token_of_a_question_is_the_one_that_is_configured(folder: Path) -> None:
     plain, marked = (make_model("blip", folder, question_prefix=prefix) for prefix in ("cls", "enc"))
     first = [{int(row[0]) for row in m.processor.collate(pictures(), QUESTIONS)["input_ids"]} for m in (plain, marked)]

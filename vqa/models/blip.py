@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import BlipForQuestionAnswering, BlipImageProcessorPil
 from transformers.models.blip.modeling_blip import BlipAttention
 
+from vqa import processes
 from vqa.models import base
 from vqa.models.attention import Fold, attend, keys_values
 from vqa.models.base import Answer, Batch, load_parts
@@ -98,6 +99,7 @@ class ImageOnceBlip(BlipForQuestionAnswering):
         super().__init__(config)
         for layer in self.vision_model.encoder.layers:
             layer.self_attn = FusedVisionAttention(config.vision_config)  # the same weights under the same names
+        self._last_picture: tuple[Tensor, Tensor] | None = None  # its pixels (3, S, S) and states (1, T, D)
         self.register_buffer("image_mean", torch.zeros(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.ones(3, 1, 1), persistent=False)
 
@@ -124,12 +126,29 @@ class ImageOnceBlip(BlipForQuestionAnswering):
         return {"loss": loss, "logits": logits}
 
     def encode_pictures(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels (P, 3, S, S) to states (P, T, D); gradients only where something in the tower is trained."""
+        """uint8 pixels (P, 3, S, S) to states (P, T, D); gradients only where something in the tower is trained.
+
+        In training batches are cut by questions, so the last picture of one is often the first of the next: where the tower is
+        frozen its states are kept for that.
+        """
         trained = any(parameter.requires_grad for parameter in self.vision_model.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            normal = (pixels.float() / 255 - self.image_mean) / self.image_std
-            states: Tensor = self.vision_model(pixel_values=normal.to(self._vision_dtype())).last_hidden_state
+            # Of several processes none encodes fewer pictures: under ZeRO-3 they all take part in each layer.
+            if trained or not self.training or processes.count() > 1 or self.config.vision_config.attention_dropout:
+                return self._vision(pixels)
+            last, self._last_picture = self._last_picture, None
+            known = [last[1]] if last is not None and torch.equal(last[0], pixels[0]) else []
+            new = pixels[len(known) :]
+            # One by one where results are the same to the last bit: a picture's own states, whatever it is encoded with.
+            groups = new.split(1) if new.device.type == "cpu" else [new] if len(new) else []
+            states = torch.cat([*known, *map(self._vision, groups)])
+            self._last_picture = pixels[-1].clone(), states[-1:].clone()
             return states
+
+    def _vision(self, pixels: Tensor) -> Tensor:
+        normal = (pixels.float() / 255 - self.image_mean) / self.image_std
+        states: Tensor = self.vision_model(pixel_values=normal.to(self._vision_dtype())).last_hidden_state
+        return states
 
     def _vision_dtype(self) -> torch.dtype:
         return self.vision_model.embeddings.class_embedding.dtype
