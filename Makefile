@@ -36,9 +36,9 @@ chaos: install
 	$(BIN)/python -m pytest tests/chaos -s
 	$(BIN)/python -m tests.chaos.load
 
-# Ratios measured side by side on this machine, into build/benchmarks; about 25 minutes on two cores.
+# Ratios measured side by side on this machine, into build/benchmarks; about 35 minutes on two cores.
 bench: install
-	for name in ingest validation training_memory full_size_step answering; do \
+	for name in ingest validation training_memory full_size_step answering quota; do \
 	  $(BIN)/python -m benchmarks.$$name --out build/benchmarks/$$name.json || exit 1; done
 
 format: install
