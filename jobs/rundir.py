@@ -141,6 +141,10 @@ class RunDir:
         """The base weights that the run makes itself, where the configuration says ``weights: tiny``."""
         return self.stage_folder("train") / model / "tiny-base"
 
+    def tiny_rest(self, model: str) -> Path:
+        """The splits that such a base leaves for LoRA."""
+        return self.stage_folder("train") / model / "lora-data"
+
     @property
     def report(self) -> Path:
         """The folder of the page to look at."""

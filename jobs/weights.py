@@ -44,7 +44,7 @@ def make_tiny_base(run: RunDir, config: Config, target: str) -> Path:
     training the first makes them and the others wait.
     """
     folder = run.tiny_base(target)
-    data = folder.parent / "lora-data"
+    data = run.tiny_rest(target)
     if os.environ.get("RANK", "0") != "0":
         while not (folder.is_dir() and data.is_dir()):
             time.sleep(0.5)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from typing import Any
 
-from data_prep.records import UserError
-from jobs.fingerprint import read_json
+from data_prep.records import UserError, write_json
+from jobs.fingerprint import differences, read_json
 from jobs.rundir import Step
 from jobs.stages.base import Outcome, SingleStage
 from jobs.weights import make_tiny_base, model_settings
@@ -32,11 +35,37 @@ class Train(SingleStage):
         outputs = curate["outputs"] if curate else {}
         return {name: outputs.get(name, "") for name in ("train.jsonl", "val.jsonl")}
 
+    def begin(self) -> None:
+        """Write down what this training is made from; what an interrupted one left is only gone on from if that is the same.
+
+        Raises:
+            UserError: there are checkpoints of a training from something else.
+        """
+        folder = self.run_dir.step_folder(self.step)
+        file = folder / "begun.json"
+        now: dict[str, Any] = {"settings": self.settings(), "inputs": self.inputs()}
+        known = read_json(file)
+        if known is not None and known != now and any(folder.glob("checkpoint-*")):
+            changed = differences(known["settings"], now["settings"])
+            changed += [f"input {line}" for line in differences(known["inputs"], now["inputs"])]
+            raise UserError(
+                f"The training of {self.target} that was interrupted was made from something else ({'; '.join(changed)}). Set it "
+                f"back, use another --run-dir, or delete {folder} to train from the beginning."
+            )
+        if os.environ.get("RANK", "0") != "0":
+            while read_json(file) != now:  # the first process tidies up, then writes
+                time.sleep(0.5)
+        elif known != now:
+            for made in (self.run_dir.tiny_base(self.target), self.run_dir.tiny_rest(self.target)):
+                shutil.rmtree(made, ignore_errors=True)
+            write_json(file, now)
+
     def execute(self) -> Outcome:
         from vqa.training import train  # torch takes seconds to import; launch and status never need it
 
         folder = self.run_dir.step_folder(self.step)
         data = self.run_dir.dataset
+        self.begin()
         if self.config.models[self.target].weights == TINY:
             data = make_tiny_base(self.run_dir, self.config, self.target)
         train(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -129,6 +130,27 @@ def test_a_changed_setting_is_refused_by_name_before_records_are_mixed(finished:
     done = launch(*launch_args(config, run_dir, "--set", "generate.model=another-model"))
     assert done.returncode == 2, output(done)
     assert "model: 'gemini-2.0-flash' → 'another-model'" in output(done)
+
+
+def test_an_interrupted_training_goes_on_only_from_the_splits_that_it_began_with(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, run_dir = finished[1], tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    folder = run_dir / "5_train/blip"
+    (folder / "done.json").unlink()
+    shutil.rmtree(folder / "adapter")
+    base = (folder / "tiny-base/model.safetensors").read_bytes()
+    again = launch_args(config, run_dir, "--stages", "curate,train", "--set", "curate.seed=5")
+    refused = launch(*again)
+    assert refused.returncode == 1 and "input train.jsonl" in output(refused), output(refused)
+    assert (folder / "tiny-base/model.safetensors").read_bytes() == base
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    done = launch(*again)
+    assert done.returncode == 0, output(done)
+    # The base has seen what it was taught: with other splits that could be a picture of the test side.
+    assert (folder / "tiny-base/model.safetensors").read_bytes() != base
 
 
 def kill_at_random(
