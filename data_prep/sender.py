@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from data_prep.cost import dearest, dollars, most_tokens
 from data_prep.generators.base import ClientProtocol, RawReply, Request, client_class
-from data_prep.generators.errors import DailyQuotaGone, GeneratorError, Hopeless, KeyRejected, TryAgain
+from data_prep.generators.errors import DailyQuotaGone, GeneratorError, Hopeless, KeyRejected, TryAgain, Unreachable
 from data_prep.quota import Budget, ProjectQuota, next_day
 from data_prep.records import UserError
 from data_prep.settings_generate import GenerateSettings, ProjectSettings
@@ -82,6 +84,7 @@ class Sender:
     ) -> None:
         self._settings, self._budget, self._cancelled = settings, budget, cancelled
         self._dearest = dearest(settings)
+        self._server = urllib.parse.urlsplit(endpoint).netloc.rpartition("@")[2] if endpoint else "Google's server"
         self._lock = threading.Lock()
         self._turn = 0
         found = read_keys(settings, os.environ)
@@ -98,7 +101,7 @@ class Sender:
 
         Raises:
             ItemRefused: this product will not be answered.
-            TryAgain: it failed too often.
+            TryAgain: it failed too often, though the server can be reached.
             UserError: no request can succeed now (`Hopeless`, `DailyQuotaGone`, `BudgetGone`).
             Cancelled: see there.
         """
@@ -113,6 +116,8 @@ class Sender:
             except TryAgain as error:
                 failures += 1
                 if failures > self._settings.max_retries:
+                    if isinstance(error, Unreachable):
+                        raise self._cut_off(error) from error
                     raise
                 pause = _pause(failures)
                 if error.throttled:
@@ -209,7 +214,8 @@ class Sender:
             raise
         except GeneratorError as error:
             paid = self._price(getattr(error, "input_tokens", 0), 0)
-            if isinstance(error, TryAgain) and not error.reason.startswith("status_"):
+            unheard = isinstance(error, TryAgain) and not error.reason.startswith("status_")
+            if unheard and not isinstance(error, Unreachable):
                 paid = self._dearest  # nobody knows whether the reply that never came is on the bill
             raise
         finally:
@@ -255,6 +261,13 @@ class Sender:
             names = ", ".join(name for p in self._settings.projects if p.name == project.name for name in p.keys)
             self._set_aside(project, Hopeless(f"{said}. Set a valid key in {names}."))
 
+    def _cut_off(self, error: Unreachable) -> Hopeless:
+        return Hopeless(
+            f"No connection to {self._server}: {error}. Is it running, and has this machine a way there? Compute nodes often "
+            f"have no internet: set HTTPS_PROXY where your site has a proxy, or generate on a node that has internet. No "
+            f"product was given up; the same command goes on."
+        )
+
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
@@ -272,11 +285,17 @@ def read_keys(settings: GenerateSettings, environment: Mapping[str, str]) -> dic
     """The keys of every project.
 
     Raises:
-        UserError: a project has none; names the variables to set.
+        UserError: a project has none, or one that cannot be sent; names the variables to set.
     """
     found: dict[str, list[str]] = {}
     for project in settings.projects:
         keys = [environment[name].strip() for name in project.keys if environment.get(name, "").strip()]
+        for name in project.keys:
+            # The libraries' own errors about such a key would show it.
+            if not re.fullmatch(r"[!-~]*", environment.get(name, "").strip()):
+                raise UserError(
+                    f"{name} holds a character that no key has, such as a space or a line end: set it to the key alone."
+                )
         if not keys and settings.stand_in:
             keys = ["stand-in"]
         elif not keys and settings.generator.replace("-", "_") == "openai_compatible":

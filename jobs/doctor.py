@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from data_prep import abo
+from data_prep.generators.errors import broken
 from data_prep.records import UserError
 from jobs.config import Config
 from jobs.rundir import RunDir, Step
@@ -137,7 +138,7 @@ def _key_check(name: str, config: Config) -> Check:
         reply = httpx.get(url, headers={"x-goog-api-key": key}, timeout=20)
     except httpx.HTTPError as error:
         advice = "Look at the network; on a cluster, give generate a partition that has internet."
-        return Check(title, None, f"set; not tried, no connection from this machine ({type(error).__name__})", advice)
+        return Check(title, None, f"set; not tried, no connection from this machine: {broken(error)}", advice)
     if reply.status_code == 404:
         return Check(title, False, f"accepted, but there is no model {config.generate.model}", "Set generate.model.")
     if reply.status_code in (400, 401, 403):

@@ -4,22 +4,28 @@
 class              when                                                    what is done
 =================  ======================================================  ===============================================
 `TryAgain`         429, 500, 502, 503, 504, broken connection, time-out    pause, then the same request again, a few times
+`Unreachable`      refused, no such name, no route to the server           the same; then the task ends, the product is left
 `ItemRefused`      blocked for safety, recitation, no candidate            this product fails, with the reason
 `KeyRejected`      400 API_KEY_INVALID, 401, 403                           this key is set aside; without keys: `Hopeless`
 `DailyQuotaGone`   429 that names a daily quota                            the task ends; the run goes on the next day
-`Hopeless`         unknown model, a quota of 0, any other 4xx              the task ends at once
+`Hopeless`         unknown model, bad certificate, a quota of 0, a         the task ends at once
+                   redirect, any other 4xx
 =================  ======================================================  ===============================================
 """
 
 from __future__ import annotations
 
+import errno
 import re
+import socket
+import ssl
 from collections.abc import Iterable
 from typing import Any
 
 from data_prep.records import UserError
 
 RETRIED = {408, 429, 500, 502, 503, 504}
+_NO_WAY_THERE = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
 
 
 class GeneratorError(Exception):
@@ -34,6 +40,13 @@ class TryAgain(GeneratorError):
         self.reason = reason  # counted: status_503, connection, timeout
         self.delay = delay  # seconds that the server asks to wait
         self.throttled = throttled  # too many requests: slow down
+
+
+class Unreachable(TryAgain):
+    """No connection came about: nothing was sent, nothing is paid, and no product is to blame."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="connection")
 
 
 class ItemRefused(GeneratorError):
@@ -87,9 +100,35 @@ def classify(status: int, message: str, details: Iterable[dict[str, Any]]) -> Ex
             return DailyQuotaGone(f"the daily quota is used up ({', '.join(ids)})")
     if status in RETRIED:
         return TryAgain(f"{status} {words}", reason=f"status_{status}", delay=delay, throttled=status == 429)
+    if 300 <= status < 400:
+        return Hopeless(
+            f"The server redirects to another address ({status}), where the key is not sent. Set generate.endpoint to that "
+            f"address; a network's sign-in page does this, too."
+        )
     if status == 404:
         return Hopeless(f"The model or endpoint does not exist ({words}). Set generate.model to one that does.")
     return Hopeless(f"The server refuses the request: {status} {words}")
+
+
+def broken(error: BaseException) -> Exception:
+    """The error for a request whose connection failed, from what lies at the bottom of a library's exception.
+
+    All of the three libraries wrap what the system said, each in its own way.
+    """
+    bottom = error
+    while cause := bottom.__cause__ or bottom.__context__:
+        bottom = cause
+    if isinstance(bottom, ssl.SSLCertVerificationError):
+        return Hopeless(
+            f"The certificate of the server is not to be trusted: {bottom.verify_message}. Nothing was sent. Either "
+            f"generate.endpoint names another server than meant, or somebody reads along. Where that is your site's own "
+            f"proxy or server, set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to the file of its certificate."
+        )
+    if isinstance(bottom, socket.gaierror):
+        return Unreachable(f"its name does not resolve ({bottom.strerror})")
+    if isinstance(bottom, OSError) and bottom.errno in _NO_WAY_THERE:
+        return Unreachable(str(bottom.strerror))
+    return TryAgain(f"the connection broke: {type(bottom).__name__}: {bottom}", reason="connection")
 
 
 def seconds(text: str | float | int) -> float | None:

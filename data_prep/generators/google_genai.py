@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 import orjson
 
 from data_prep.generators.base import RESPONSE_SCHEMA, BatchState, RawReply, Request
-from data_prep.generators.errors import ItemRefused, TryAgain, classify
+from data_prep.generators.errors import ItemRefused, TryAgain, Unreachable, broken, classify
 from data_prep.settings_generate import GenerateSettings
 
 _OVER = {"succeeded", "partially_succeeded", "failed", "cancelled", "expired"}
@@ -178,10 +178,12 @@ def _told_apart() -> Iterator[None]:
         body = error.details if isinstance(error.details, dict) else {}
         inner = body.get("error", body)
         raise classify(error.code, str(error.message), inner.get("details", [])) from error
+    except _http_errors("ConnectTimeout") as error:
+        raise Unreachable("it does not take the connection in time") from error
     except _http_errors("TimeoutException") as error:
         raise TryAgain("no answer in time", reason="timeout") from error
     except _http_errors("HTTPError") as error:
-        raise TryAgain(f"connection: {type(error).__name__}", reason="connection") from error
+        raise broken(error) from error
     except (KeyError, ValueError) as error:
         raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
 

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from data_prep.generators.base import RESPONSE_SCHEMA, RawReply, Request
-from data_prep.generators.errors import ItemRefused, TryAgain, classify
+from data_prep.generators.errors import ItemRefused, TryAgain, Unreachable, broken, classify
 from data_prep.settings_generate import GenerateSettings
 
 
@@ -55,10 +55,12 @@ class Client:
             raise TryAgain(str(error), reason="timeout") from error
         except requests.TooManyRedirects as error:
             raise classify(307, "the server redirects to another address", []) from error
+        except requests.ConnectTimeout as error:
+            raise Unreachable("it does not take the connection in time") from error
         except requests.Timeout as error:
             raise TryAgain("no answer in time", reason="timeout") from error
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-            raise TryAgain(f"connection: {type(error).__name__}", reason="connection") from error
+            raise broken(error) from error
         except (ValueError, ParseError) as error:  # a body that is not JSON, as a captive portal's
             raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
         usage = reply.usage_metadata

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from data_prep.generators.base import RawReply, Request
-from data_prep.generators.errors import ItemRefused, TryAgain, classify
+from data_prep.generators.errors import ItemRefused, TryAgain, Unreachable, broken, classify
 from data_prep.records import UserError
 from data_prep.settings_generate import GenerateSettings
 
@@ -49,10 +49,12 @@ class Client:
             choice = reply["choices"][0]
             usage = reply.get("usage") or {}
             text = choice["message"].get("content") or ""
+        except httpx.ConnectTimeout as error:
+            raise Unreachable("it does not take the connection in time") from error
         except httpx.TimeoutException as error:
             raise TryAgain("no answer in time", reason="timeout") from error
         except httpx.HTTPError as error:
-            raise TryAgain(f"connection: {type(error).__name__}", reason="connection") from error
+            raise broken(error) from error
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
