@@ -129,6 +129,17 @@ def plan(
 
 
 @app.command()
+def agreement(
+    run_dir: RunDirArgument,
+    products: Annotated[int, typer.Option(min=1, help="How many; each is paid for again.")] = 50,
+) -> None:
+    """Ask about a sample of products a second time: does the generator say the same again?"""
+    from jobs import asked_twice
+
+    raise typer.Exit(asked_twice.ask_twice(run_dir, products, out))
+
+
+@app.command()
 def doctor(
     cluster: Annotated[ClusterName, typer.Option(help="Where the tasks would run.")] = ClusterName.local,
     config: ConfigOption = None,

@@ -125,6 +125,16 @@ class RunDir:
         return self.stage_folder("generate") / "batches"
 
     @property
+    def asked_twice(self) -> Store:
+        """The replies about a sample that was asked about a second time."""
+        return Store(self.stage_folder("generate") / "asked_twice")
+
+    @property
+    def agreement(self) -> Path:
+        """How far they agree with the first ones."""
+        return self.stage_folder("generate") / "agreement.json"
+
+    @property
     def dataset(self) -> Path:
         """The curated splits."""
         return self.stage_folder("curate")

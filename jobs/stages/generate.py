@@ -13,6 +13,7 @@ from data_prep.qa_parser import QAParseError, QAParser
 from data_prep.records import Emit, Product, read_jsonl
 from jobs.journal import Damage
 from jobs.loop import Previous, Work, store_records
+from jobs.rundir import Store
 from jobs.stages.base import ShardedStage
 
 
@@ -23,6 +24,11 @@ class Generate(ShardedStage):
 
     def shards(self) -> int:
         return self.config.generate.shards
+
+    @property
+    def store(self) -> Store:
+        """Where the replies go."""
+        return self.run_dir.store("generate")
 
     @cached_property
     def readable(self) -> set[str]:
@@ -55,7 +61,7 @@ class Generate(ShardedStage):
             )
 
         return Work(
-            stores={"generate": self.run_dir.store("generate")},
+            stores={"generate": self.store},
             settings={"generate": asking.identity(settings)},
             items=self.items,
             key=lambda product: product.item_id,
@@ -68,12 +74,12 @@ class Generate(ShardedStage):
 
     def finish(self, shard: int) -> dict[str, Any]:
         """Write the shard's CSV, the best reply of each product, and sum what the shard cost."""
-        folder = self.run_dir.store("generate").shard(shard)
+        folder = self.store.shard(shard)
         parser = QAParser(require_category=self.config.generate.require_category)
         best: dict[str, dataset_csv.CsvRow] = {}
         totals: Counter[str] = Counter()
         dollars = 0.0
-        for record in store_records(self.run_dir.store("generate"), Damage(), shard=shard):
+        for record in store_records(self.store, Damage(), shard=shard):
             value = record.get("value") or {}
             totals["input_tokens"] += value.get("input_tokens", 0)
             totals["output_tokens"] += value.get("output_tokens", 0)

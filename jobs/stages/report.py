@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.records import Example, Prediction, read_jsonl
-from jobs.fingerprint import read_json
+from jobs.fingerprint import file_digest, read_json
 from jobs.rundir import VARIANTS, Step
 from jobs.stages.base import Outcome, SingleStage, outputs_digest, store_digest
 from jobs.stages.evaluate import read_predictions
@@ -27,7 +27,9 @@ class Report(SingleStage):
         }
 
     def inputs(self) -> dict[str, str]:
-        found = {"curate": outputs_digest(read_json(self.run_dir.done_file(Step("curate"))))}
+        agreement = self.run_dir.agreement
+        found = {"agreement": file_digest(agreement) if agreement.is_file() else ""}
+        found |= {"curate": outputs_digest(read_json(self.run_dir.done_file(Step("curate"))))}
         for model in self.config.models:
             found[f"train:{model}"] = outputs_digest(read_json(self.run_dir.done_file(Step("train", model))))
             for variant in VARIANTS:
@@ -67,7 +69,7 @@ class Report(SingleStage):
         inputs = ReportInputs(
             run=read_json(self.run_dir.run_file) or {},
             stages=summaries,
-            stats=read_json(self.run_dir.dataset / "stats.json") or {},
+            stats=self._stats(),
             sample_sheet=self.run_dir.dataset / "samples.jpg",
             train=list(self._examples("train")),
             test=list(self._examples(evaluate.split)),
@@ -85,6 +87,13 @@ class Report(SingleStage):
         pages = [self.run_dir.report / name for name in ("index.html", "report.json")]
         answered = sum(len(rows) for variants in predictions.values() for rows in variants.values())
         return Outcome({"answers": answered}, outputs=pages)
+
+    def _stats(self) -> dict[str, Any]:
+        """What curation counted, and how far the generator agreed with itself, where it was asked twice."""
+        stats: dict[str, Any] = read_json(self.run_dir.dataset / "stats.json") or {}
+        if (agreement := read_json(self.run_dir.agreement)) is not None:
+            stats["asked_twice"] = {name: value for name, value in agreement.items() if name != "different_answers"}
+        return stats
 
     def _examples(self, split: str) -> Iterator[Example]:
         path = self.run_dir.split(split)
