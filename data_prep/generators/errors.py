@@ -28,6 +28,13 @@ RETRIED = {408, 429, 500, 502, 503, 504}
 _NO_WAY_THERE = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
 
 
+# What servers say of a picture that they cannot use; another product's may be good.
+_PICTURE = re.compile(
+    r"\b(?:unable to process|invalid|unsupported)\b.*\b(?:image|mime|inline data)|\bimage\b.*\b(?:not valid|invalid|unsupported)",
+    re.I,
+)
+
+
 class GeneratorError(Exception):
     """Anything that went wrong with one request."""
 
@@ -100,6 +107,8 @@ def classify(status: int, message: str, details: Iterable[dict[str, Any]]) -> Ex
             return DailyQuotaGone(f"the daily quota is used up ({', '.join(ids)})")
     if status in RETRIED:
         return TryAgain(f"{status} {words}", reason=f"status_{status}", delay=delay, throttled=status == 429)
+    if status == 413 or (status == 400 and _PICTURE.search(message)):
+        return ItemRefused("picture_refused", words)
     if 300 <= status < 400:
         return Hopeless(
             f"The server redirects to another address ({status}), where the key is not sent. Set generate.endpoint to that "

@@ -74,7 +74,9 @@ class Client:
         text = "".join(part.text for part in candidate.content.parts)
         if not text and finish != "MAX_TOKENS":
             raise ItemRefused(f"finished_{finish.lower()}", "no text", input_tokens=usage.prompt_token_count)
-        return RawReply(text, finish, usage.prompt_token_count, usage.candidates_token_count, self._model.model_name)
+        # Thinking is paid as output; this library knows it only as the rest of the sum.
+        paid_out = max(usage.candidates_token_count, usage.total_token_count - usage.prompt_token_count)
+        return RawReply(text, finish, usage.prompt_token_count, paid_out, self._model.model_name)
 
 
 def _as_json(detail: Any) -> dict[str, Any]:
