@@ -1,0 +1,204 @@
+"""Generation under every fault of the network at once and ``kill -9``: ``python -m tests.chaos.generation --products 2000``.
+
+What was paid for is proved by the server's own log, what was kept by the records::
+
+    2,000 products = 1,073 done + 927 failed + 0 remaining; 30 kills in 41 launches, 512 s
+    ...
+    answered well twice: 6 products (at most 640 requests were in flight at a kill)
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep import demo_catalogue
+from data_prep.records import Product, read_jsonl
+from data_prep.stand_in import StandIn, server
+from data_prep.stand_in.faults import CONTENT
+from jobs.journal import Damage
+from jobs.loop import read_marker, store_records
+from jobs.rundir import RunDir
+from tests.chaos.kills import Kills, disturbed
+from tests.conftest import launch, launch_args, launch_command, output, write_config
+
+# Nine in ten requests go wrong. Rule-breaking is one kind of fault with five faces. Every request draws anew, so retries end
+# it; what is left below 1 is the share of replies that are good at once.
+FAULTS = {
+    **dict.fromkeys(("status_429", "status_500", "status_503", "break_off", "hang", "html"), 0.1),
+    **dict.fromkeys(("four_pairs", "six_pairs", "two_words", "no_category", "truncated"), 0.02),
+    **dict.fromkeys(("max_tokens", "safety"), 0.1),
+}
+PAID = {"ok", *CONTENT}  # outcomes in the log that are on the bill
+SHARDS, CONCURRENCY = 4, 8
+# So long that the machine is never busy enough for a good answer to come too late, which would be paid for twice without a kill.
+TIMEOUT_SECONDS, HANG_SECONDS = 3.0, 6.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of it."""
+
+    products: int
+    done: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    remaining: int = 0
+    damaged: int = 0
+    kills: Kills = field(default_factory=Kills)
+    seconds: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)  # of requests, by the server's log
+    good_twice: int = 0  # replies that were good, about products which had a good one already
+    paid: int = 0
+    stored: int = 0  # replies on disk
+    untrue: list[str] = field(default_factory=list)  # records that the server's log contradicts
+
+    def in_flight_at_most(self) -> int:
+        """Requests that can have been in flight at the kills: one task's, or all tasks'."""
+        single = self.kills.by_victim["a task"]
+        return single * CONCURRENCY + (self.kills.by_victim.total() - single) * SHARDS * CONCURRENCY
+
+    def problems(self) -> list[str]:
+        """What is not as promised; empty where all is."""
+        found = [f"the log contradicts the records: {line}" for line in self.untrue]
+        if self.done + self.failed.total() != self.products or self.remaining:
+            found.append(
+                f"{self.products} products = {self.done} done + {self.failed.total()} failed + {self.remaining}"
+            )
+        if self.good_twice > self.in_flight_at_most():
+            found.append(f"{self.good_twice} good replies were paid for twice, {self.in_flight_at_most()} could be")
+        if self.paid - self.stored > self.in_flight_at_most():
+            found.append(f"{self.paid - self.stored} paid replies are not on disk, {self.in_flight_at_most()} could be")
+        if self.damaged:
+            found.append(f"{self.damaged} damaged records")
+        return found
+
+
+def try_generation(folder: Path, products: int, kills: int, seed: int, generator: str) -> Tally:
+    """Generate under all faults and kills until it is done, and compare the records with the server's log.
+
+    Args:
+        folder: takes catalogue, configuration and run.
+        products: how many, or a few less: pictures that cannot be read are none.
+        kills: how many.
+        seed: of faults, moments and victims.
+        generator: the client.
+    """
+    os.environ.setdefault("GEMINI_API_KEY", "not-a-key")
+    catalogue, run_dir, said = folder / "catalogue", folder / "run", folder / "launch.txt"
+    demo_catalogue.render(catalogue, products=products, seed=3)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        StandIn(catalogue / "facts.jsonl", latency=0.05, faults=FAULTS, seed=seed, retry_delay=0.1) as endpoint,
+    ):
+        patch.setattr(server, "HANG_SECONDS", HANG_SECONDS)
+        config = write_config(
+            folder / "chaos.yaml",
+            catalogue,
+            generate={
+                "generator": generator,
+                "endpoint": endpoint.url,
+                "timeout": TIMEOUT_SECONDS,
+                "concurrency": CONCURRENCY,
+                "shards": SHARDS,
+                "max_asks": 3,
+                "max_retries": 2,  # then the product is taken up again in the next pass, instead of after minutes
+                "max_tries": 5,
+            },
+        )
+        options = launch_args(config, run_dir, "--workers", str(SHARDS))
+        first = launch(*options, "--stages", "prepare,validate")
+        assert first.returncode == 0, output(first)
+        # The life of a task over which the moments of kills are drawn: short against what is to do, so that none is wasted.
+        lives = {"generate": 4 + products / kills / 8}
+        started = time.monotonic()
+        command = launch_command(*options, "--stages", "generate")
+        done = disturbed(command, said, {"generate": kills}, lives, random.Random(seed))
+        tally = compare(RunDir(run_dir), catalogue, endpoint.entries)
+        tally.kills, tally.seconds = done, time.monotonic() - started
+    return tally
+
+
+def compare(run: RunDir, catalogue: Path, log: list[dict[str, Any]]) -> Tally:
+    """Count what the records hold against what the server answered."""
+    damage = Damage()
+    readable = {record["key"] for record in store_records(run.store("validate"), damage) if record["ok"]}
+    # Several products can share a picture, by which alone the server knows them.
+    pictures: dict[str, str] = {}
+    for product in read_jsonl(run.products, Product):
+        if product.item_id in readable:
+            path = catalogue / "images" / "small" / product.image_path
+            pictures[product.item_id] = hashlib.sha256(path.read_bytes()).hexdigest()
+    tally = Tally(products=len(pictures))
+    store = run.store("generate")
+    for shard in range(SHARDS):
+        marker = read_marker(store, shard)
+        assert marker is not None, f"shard {shard} has no marker"
+        tally.done += marker["done"]
+        tally.remaining += marker["remaining"]
+        tally.failed.update(marker["reasons"])
+    answered = {kind: Counter(e["picture"] for e in log if e["outcome"] == kind) for kind in PAID}
+    stored: Counter[str] = Counter()
+    for record in store_records(store, damage):
+        if record.get("value"):
+            tally.stored += 1
+            stored[pictures[record["key"]]] += 1
+    paid = sum(answered.values(), Counter())
+    tally.untrue = [
+        f"{picture}: {n} stored, {paid[picture]} sent" for picture, n in stored.items() if n > paid[picture]
+    ]
+    sharing = Counter(pictures.values())
+    tally.good_twice = sum(max(0, count - sharing[picture]) for picture, count in answered["ok"].items())
+    tally.outcomes = Counter(entry["outcome"] for entry in log)
+    tally.paid = paid.total()
+    tally.damaged = len(damage.broken)
+    return tally
+
+
+def show(tally: Tally) -> None:
+    """Print the figures."""
+    victims = ", ".join(f"{victim} {count:,}" for victim, count in sorted(tally.kills.by_victim.items()))
+    print(
+        f"{tally.products:,} products = {tally.done:,} done + {tally.failed.total():,} failed + {tally.remaining:,} "
+        f"remaining; {tally.kills.by_victim.total():,} kills ({victims}) in {tally.kills.launches:,} launches, "
+        f"{tally.seconds:.0f} s"
+    )
+    print(f"failed: {', '.join(f'{reason} {count:,}' for reason, count in tally.failed.most_common())}")
+    print(
+        f"{tally.outcomes.total():,} requests: "
+        + ", ".join(f"{outcome} {count:,}" for outcome, count in tally.outcomes.most_common())
+    )
+    print(
+        f"{tally.paid:,} paid replies, {tally.stored:,} of them on disk; {tally.good_twice} good ones paid for twice "
+        f"(at most {tally.in_flight_at_most()} requests were in flight at a kill)"
+    )
+    for line in tally.problems():
+        print(f"  not as promised: {line}")
+
+
+def main() -> int:
+    """Parse the command line; 1 where a promise is broken."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.generation", description=__doc__.split("\n")[0])
+    parser.add_argument("--products", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--generator", default="google_generativeai")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        tally = try_generation(Path(folder), options.products, options.kills, options.seed, options.generator)
+    show(tally)
+    return 1 if tally.problems() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

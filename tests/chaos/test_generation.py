@@ -1,0 +1,29 @@
+"""Under every fault of the network and kills at once, no product is lost, and none is paid for twice but what was in flight."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.generation import FAULTS, Tally, show, try_generation
+
+
+def assert_as_promised(tally: Tally, kills: int) -> None:
+    show(tally)
+    assert tally.problems() == []
+    assert tally.kills.by_victim.total() == kills
+    assert tally.done > 0
+    assert len(tally.outcomes) > 6
+
+
+def test_twenty_products_survive_every_fault_and_two_kills(tmp_path: Path) -> None:
+    assert_as_promised(try_generation(tmp_path, products=20, kills=2, seed=1, generator="google_genai"), kills=2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_of_2000_products_under_every_fault_and_30_kills_none_is_lost_and_none_paid_twice_but_in_flight(
+    tmp_path: Path,
+) -> None:
+    tally = try_generation(tmp_path, products=2000, kills=30, seed=1, generator="google_generativeai")
+    assert_as_promised(tally, kills=30)
+    assert set(tally.outcomes) == {"ok", *FAULTS}
