@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow check format chaos bench clean
+.PHONY: install demo test test-slow check audit format chaos bench clean
 
 install: $(STAMP)
 
@@ -29,6 +29,12 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pip check
+
+# Known vulnerabilities of what is installed; asks a database on the internet, so it is no part of the checks above.
+audit: install
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/python -m pip_audit --skip-editable
 
 # The pipeline under faults, compared with undisturbed runs; about half an hour. See docs/reliability.md.
 chaos: install
