@@ -60,6 +60,8 @@ class Client:
         # Thinking is paid as output, and is not among the candidates' tokens.
         paid_out = (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0) if usage else 0
         if not reply.candidates:
+            if usage is None:  # an empty body, or JSON of another shape: the library takes it for a reply
+                raise TryAgain("not a reply of the API: nothing in it", reason="not_json")
             blocked = reply.prompt_feedback.block_reason if reply.prompt_feedback else None
             return self._raw(None, "", str(blocked or ""), paid_in, paid_out)
         candidate = reply.candidates[0]
