@@ -71,7 +71,7 @@ class Sender:
         cancelled: asked while waiting.
 
     Raises:
-        UserError: no key, no such generator.
+        UserError: no key, no such generator, an address that is none.
     """
 
     def __init__(
@@ -84,6 +84,8 @@ class Sender:
     ) -> None:
         self._settings, self._budget, self._cancelled = settings, budget, cancelled
         self._dearest = dearest(settings)
+        if endpoint and not endpoint.startswith(("http://", "https://")):
+            raise UserError(f"generate.endpoint: write http:// or https:// before {endpoint}")
         self._server = urllib.parse.urlsplit(endpoint).netloc.rpartition("@")[2] if endpoint else "Google's server"
         self._lock = threading.Lock()
         self._turn = 0

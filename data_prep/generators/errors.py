@@ -133,6 +133,8 @@ def broken(error: BaseException) -> Exception:
             f"generate.endpoint names another server than meant, or somebody reads along. Where that is your site's own "
             f"proxy or server, set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to the file of its certificate."
         )
+    if isinstance(bottom, TimeoutError):
+        return TryAgain("no answer in time", reason="timeout")
     if isinstance(bottom, socket.gaierror):
         return Unreachable(f"its name does not resolve ({bottom.strerror})")
     if isinstance(bottom, OSError) and bottom.errno in _NO_WAY_THERE:

@@ -59,13 +59,19 @@ class Client:
             raise Unreachable("it does not take the connection in time") from error
         except requests.Timeout as error:
             raise TryAgain("no answer in time", reason="timeout") from error
-        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+        except (requests.JSONDecodeError, ParseError) as error:  # a body that is not JSON, as a captive portal's
+            raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
+        except requests.RequestException as error:
             raise broken(error) from error
-        except (ValueError, ParseError) as error:  # a body that is not JSON, as a captive portal's
+        except ValueError as error:
             raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
         usage = reply.usage_metadata
         if not reply.candidates:
             blocked = reply.prompt_feedback.block_reason
+            if (
+                not blocked and not usage.prompt_token_count
+            ):  # JSON of another shape: the library passes over what it does not know
+                raise TryAgain("not a reply of the API: nothing in it", reason="not_json")
             raise ItemRefused(
                 "blocked" if blocked else "no_candidate", blocked.name, input_tokens=usage.prompt_token_count
             )

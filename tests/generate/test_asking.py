@@ -56,16 +56,6 @@ def test_every_generator_retries_what_may_pass(shop: Shop, generator: str, fault
 
 
 @pytest.mark.parametrize("generator", known_generators())
-@pytest.mark.parametrize("fault", ["hang", "drip"])
-def test_a_server_that_never_ends_its_answer_is_left(shop: Shop, generator: str, fault: str) -> None:
-    with StandIn(shop.answers, faults={fault: 1.0}) as server:
-        settings = settings_for(server.url, generator=generator, timeout=0.5, max_retries=0)
-        outcomes = ask(shop, settings, shop.products[:2])
-    assert {f.reason for f in outcomes.failed.values()} == {"timeout"}
-    assert all(f.retry for f in outcomes.failed.values())
-
-
-@pytest.mark.parametrize("generator", known_generators())
 def test_a_blocked_item_fails_for_good_and_is_not_asked_again(shop: Shop, generator: str) -> None:
     with StandIn(shop.answers, faults={"safety": 1.0}) as server:
         outcomes = ask(shop, settings_for(server.url, generator=generator))
