@@ -123,7 +123,7 @@ def try_generation(folder: Path, products: int, kills: int, seed: int, generator
         lives = {"generate": 4 + products / kills / 8}
         started = time.monotonic()
         command = launch_command(*options, "--stages", "generate")
-        done = disturbed(command, said, {"generate": kills}, lives, random.Random(seed))
+        done = disturbed(command, said, {"generate": kills}, lives, random.Random(seed), give_up=3600.0)
         tally = compare(RunDir(run_dir), catalogue, endpoint.entries)
         tally.kills, tally.seconds = done, time.monotonic() - started
     return tally

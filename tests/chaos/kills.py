@@ -69,7 +69,12 @@ def undisturbed(command: Sequence[str], said: Path) -> dict[str, float]:
 
 
 def disturbed(
-    command: Sequence[str], said: Path, quota: Mapping[str, int], lives: Mapping[str, float], rng: random.Random
+    command: Sequence[str],
+    said: Path,
+    quota: Mapping[str, int],
+    lives: Mapping[str, float],
+    rng: random.Random,
+    give_up: float = GIVE_UP_SECONDS,
 ) -> Kills:
     """Start a command again and again until it ends by itself, killing in every stage as often as ``quota`` says.
 
@@ -81,7 +86,7 @@ def disturbed(
     """
     kills = Kills()
     left = Counter(quota)
-    deadline = time.monotonic() + GIVE_UP_SECONDS
+    deadline = time.monotonic() + give_up
     process = _start(command, said)
     kills.launches += 1
     try:
@@ -101,7 +106,7 @@ def disturbed(
     finally:
         process.kill()
         process.wait()
-    raise AssertionError(f"not finished after {GIVE_UP_SECONDS:.0f} s and {kills}")
+    raise AssertionError(f"not finished after {give_up:.0f} s and {kills}")
 
 
 def _kill_before_tasks(process: subprocess.Popen[bytes], left: Counter[str], delay: float, kills: Kills) -> None:
