@@ -212,6 +212,19 @@ def _product(listing: dict[str, Any], item_id: str, paths: dict[str, str]) -> di
 _ENGLISH = ("en", "EN", "En")
 
 
+class _LanguageTags(dict[str, bool]):
+    """Whether a tag is English; looked at once for each of the few dozen that there are."""
+
+    def __missing__(self, tag: str) -> bool:
+        english = tag.startswith(_ENGLISH)
+        if len(self) < 1000:
+            self[tag] = english
+        return english
+
+
+_IS_ENGLISH = _LanguageTags()
+
+
 def _english_keywords(listing: dict[str, Any]) -> list[str]:
     """The English values in their order, each once."""
     values = listing.get("item_keywords")
@@ -219,7 +232,7 @@ def _english_keywords(listing: dict[str, Any]) -> list[str]:
         raise _Dirt("no_keywords_field")
     # ABO has some four million keywords, nearly all tidy: those pass without a look at each one.
     try:
-        english = [entry["value"] for entry in values if entry["language_tag"][:2] in _ENGLISH]
+        english = [entry["value"] for entry in values if _IS_ENGLISH[entry["language_tag"]]]
         joined = f"|{'|'.join(english)}|"
         if joined.isprintable() and not ("  " in joined or "| " in joined or " |" in joined or "||" in joined):
             return list(dict.fromkeys(english))

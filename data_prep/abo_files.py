@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +31,7 @@ def read_lines(path: Path, longest: int) -> Iterator[tuple[int, bytes | None]]:
         UserError: the file cannot be read, or its compression is broken: what follows would be lost without a word.
     """
     number, rest, skipping = 0, b"", False
-    for piece in _pieces(path):
+    for piece in _ahead(_pieces(path)):
         lines = piece.split(b"\n")
         if len(lines) == 1:
             # No line ends here. What is kept of an overlong line is dropped at once.
@@ -134,6 +135,15 @@ def _pieces(path: Path) -> Iterator[bytes]:
                     yield piece
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def _ahead(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same pieces, each made by a thread while the one before is worked on: zlib works outside of Python's lock."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, pieces, b"")
+        while piece := coming.result():
+            coming = pool.submit(next, pieces, b"")
+            yield piece
 
 
 def _decompressed(file: BinaryIO, path: Path) -> Iterator[bytes]:
