@@ -10,6 +10,7 @@ The promise: ``items = done + failed + remaining``, at any moment, after any kil
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import time
 from collections import Counter
@@ -80,18 +81,20 @@ class Progress:
             if key in self.done:
                 self.repeated += 1
                 return
-            replies = self.replies.setdefault(key, [])
-            replies.append(outcome.value)
-            if work.verdict(outcome.value) is None or len(replies) >= work.max_replies:
+            replies = [*self.replies.get(key, ()), outcome.value]
+            if len(replies) >= work.max_replies or work.verdict(outcome.value) is None:
                 self.done.add(key)
                 self.failed.pop(key, None)
-                del self.replies[key]
+                self.replies.pop(key, None)
+            else:
+                self.replies[key] = replies
         elif key not in self.done:
             self.tries[key] += 1
             if not outcome.retry or self.tries[key] >= work.max_tries:
                 self.failed[key] = outcome.reason
 
 
+@functools.lru_cache(maxsize=1)  # the questions about a picture follow one another
 def shard_of(group: str, shards: int) -> int:
     """The shard of an item or group: by hash, so that it depends on nothing but the name and the number of shards."""
     return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest()) % shards

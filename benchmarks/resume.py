@@ -1,0 +1,185 @@
+"""Finding what is left to do of an evaluation, against nothing but reading and parsing the same files.
+
+    python -m benchmarks.resume [--records 738510] [--shards 64] [--rounds 3] [--out FILE]
+
+All of ABO has 147,702 products, five questions each. Their answers are written by the real journal; then, each in a process of its
+own, for its seconds and peak memory:
+
+- "all done": `pending_shards`, as ``launch.py`` runs it before it starts anything; the markers are there, so that keys are
+  compared with theirs, and every byte of the records with their checksums;
+- "killed": the same where no shard has a marker, and then what a task does that goes on with one of the shards;
+- "other shards": what a task does after the number of shards was changed, so that answers lie anywhere and every record counts;
+- "floor": the questions and the answers read and parsed by orjson, line by line.
+
+The bar is 5 seconds and 500 MB for each. Seconds are those of the work, without starting Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from benchmarks.measure import Times, compare, report
+from data_prep.records import Emit, Example, Ok, Prediction, read_jsonl, write_jsonl
+from jobs.fingerprint import digest
+from jobs.journal import Damage
+from jobs.loop import Previous, Work, freeze_shards, load_progress, pending_shards, run_shard, shard_of
+from jobs.rundir import Store
+
+QUESTIONS_A_PICTURE = 5
+CASES = ("all done", "killed", "other shards", "floor")
+
+
+def examples(count: int) -> Iterator[Example]:
+    """Questions of ABO's size."""
+    for number in range(count):
+        item = number // QUESTIONS_A_PICTURE
+        question = f"What is the {number % 13}th detail of the product in this picture?"
+        yield Example(
+            id=f"{number:016x}",
+            item_id=f"B{item:09d}",
+            image_id=f"{item:08x}L",
+            image_path=f"{item % 256:02x}/{item:08x}.jpg",
+            question=question,
+            answer="red",
+            category="easy",
+            question_type="color",
+            product_type="HOME_BED_AND_BATH",
+            picture_group=f"{item:08x}L",
+        )
+
+
+def make_work(folder: Path) -> Work[Example]:
+    """An evaluation as the stage describes it, but for the model."""
+
+    def process(
+        items: Iterator[Example], emits: Mapping[str, Emit], wanted: Callable[[str, str], bool], previous: Previous
+    ) -> None:
+        for e in items:
+            answer = Prediction(e.id, e.item_id, e.image_id, e.question, e.answer, "red", 0.731234, 0.021345)
+            emits["base"](e.id, Ok(dataclasses.asdict(answer)))
+
+    return Work(
+        stores={"base": Store(folder / "blip-base")},
+        settings={"base": {"model": "blip"}},
+        items=partial(read_jsonl, folder / "test.jsonl", Example),
+        key=lambda example: example.id,
+        group=lambda example: example.image_id,
+        process=process,
+    )
+
+
+def make_answers(folder: Path, records: int, shards: int) -> None:
+    """All questions, all of them answered."""
+    write_jsonl(folder / "test.jsonl", examples(records))
+    work = make_work(folder)
+    # One pass over the questions a shard would be shards passes: each shard gets its own.
+    parts: dict[int, list[Example]] = {shard: [] for shard in range(shards)}
+    for example in work.items():
+        parts[shard_of(example.image_id, shards)].append(example)
+    freeze_shards(work.stores["base"], shards)
+    for shard, part in parts.items():
+        run_shard(dataclasses.replace(work, items=lambda part=part: part), shard, shards, lambda: False)
+
+
+def do(case: str, folder: Path, shards: int) -> None:
+    """What is measured."""
+    if case == "floor":
+        for path in [folder / "test.jsonl", *sorted((folder / "blip-base/shards").rglob("records.*"))]:
+            with path.open("rb") as lines:
+                for line in lines:
+                    orjson.loads(line)
+        return
+    work = make_work(folder)
+    if case == "all done":
+        assert pending_shards(work, shards) == []
+    elif case == "killed":
+        assert pending_shards(work, shards) == list(range(shards))
+        store = work.stores["base"]
+        assert load_progress(store, work, 0, digest(work.settings["base"]), Damage()).done
+    else:
+        freeze_shards(work.stores["base"], shards // 2)
+        progress = load_progress(work.stores["base"], work, 0, digest(work.settings["base"]), Damage())
+        assert all(progress.settled(example.id) for example in work.items())
+
+
+def in_a_process(case: str, folder: Path, shards: int) -> tuple[float, float]:
+    """Seconds and peak megabytes."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.resume",
+        "--case",
+        case,
+        "--folder",
+        str(folder),
+        "--shards",
+        str(shards),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[1])
+    seconds, megabytes = done.stdout.split()
+    return float(seconds), float(megabytes)
+
+
+def measure(records: int, shards: int, rounds: int) -> dict[str, Any]:
+    """All cases in turns."""
+    times = {case: Times() for case in CASES}
+    peak = dict.fromkeys(CASES, 0.0)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        make_answers(folder, records, shards)
+        markers = {path: path.read_bytes() for path in folder.rglob("done.json")}
+        shards_file = folder / "blip-base/shards.json"
+        frozen = shards_file.read_bytes()
+        for number in range(rounds):
+            for case in CASES if number % 2 == 0 else CASES[::-1]:
+                for path, content in markers.items():
+                    path.write_bytes(content)
+                    if case == "killed":
+                        path.unlink()
+                shards_file.write_bytes(frozen)
+                seconds, megabytes = in_a_process(case, folder, shards)
+                times[case].seconds.append(seconds)
+                peak[case] = max(peak[case], megabytes)
+    figures: dict[str, Any] = {"records": records, "shards": shards}
+    for case in CASES[:-1]:
+        figures[case] = compare(times, case, "floor", work=records, unit="records")
+        figures[f"{case}: seconds"] = times[case].median
+        figures[f"{case}: peak megabytes"] = peak[case]
+    figures["bar"] = "5 s, 500 MB"
+    return figures
+
+
+def main() -> None:
+    """Measure, print and write; or, in a process of its own, do one case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=738_510)
+    parser.add_argument("--shards", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case is None:
+        report("resume", measure(arguments.records, arguments.shards, arguments.rounds), arguments.out)
+        return
+    began = time.perf_counter()
+    do(arguments.case, arguments.folder, arguments.shards)
+    seconds = time.perf_counter() - began
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    print(seconds, peak / 1024)
+
+
+if __name__ == "__main__":
+    main()
