@@ -31,12 +31,14 @@ class Kills:
     by_stage: Counter[str] = field(default_factory=Counter)
     by_victim: Counter[str] = field(default_factory=Counter)
     launches: int = 0
+    moments: list[float] = field(default_factory=list)  # of all kills, in seconds of the epoch
 
     def add(self, other: Kills) -> None:
         """Sum over runs."""
         self.by_stage.update(other.by_stage)
         self.by_victim.update(other.by_victim)
         self.launches += other.launches
+        self.moments += other.moments
 
 
 def tasks_of(launcher: int) -> dict[int, str]:
@@ -117,6 +119,7 @@ def _kill_before_tasks(process: subprocess.Popen[bytes], left: Counter[str], del
     if process.poll() is None and not tasks_of(process.pid):
         process.kill()
         process.wait()
+        kills.moments.append(time.time())
         kills.by_stage[BETWEEN] += 1
         kills.by_victim["launch.py"] += 1
         left[BETWEEN] -= 1
@@ -147,6 +150,7 @@ def _kill_in_a_task(
         if sum(_kill(one) for one in victims):
             if process.pid in victims:
                 process.wait()
+            kills.moments.append(time.time())
             kills.by_stage[stage] += 1
             kills.by_victim[victim] += 1
             left[stage] -= 1
