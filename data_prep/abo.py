@@ -126,8 +126,9 @@ def _one_per_picture(
     by_image: dict[str, Candidate] = {}
     types: dict[str, str] = {}
     for file in sources.listings:
+        name = file.name
         for number, content in read_listings(file, settings.max_line_bytes):
-            where = f"{file.name}:{number}"
+            where = f"{name}:{number}"
             item_id = ""
             try:
                 listing = _parse(content)
@@ -261,8 +262,21 @@ def _tidied_keywords(values: object) -> list[str]:
     return list(english)
 
 
-def _first_text(values: object) -> str:
+def _first_text(values: Any) -> str:
     """The first English value of a text field, or its first value, or "": fields beside the keywords may be missing."""
+    try:
+        for entry in values:  # nearly always tidy: then the first of one, or the first English one
+            if len(values) == 1 or _IS_ENGLISH[entry["language_tag"]]:
+                if text := " ".join(entry["value"].split()):
+                    return text
+                break
+    except (TypeError, KeyError, AttributeError):
+        pass
+    return _searched_text(values)
+
+
+def _searched_text(values: object) -> str:
+    """The same for a field that is missing, has no English value, or is wrong somewhere."""
     if not isinstance(values, list):
         return ""
     first = ""
