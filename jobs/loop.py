@@ -81,13 +81,13 @@ class Progress:
             if key in self.done:
                 self.repeated += 1
                 return
-            replies = [*self.replies.get(key, ()), outcome.value]
-            if len(replies) >= work.max_replies or work.verdict(outcome.value) is None:
+            replies = self.replies.pop(key, [])
+            replies.append(outcome.value)
+            if len(replies) < work.max_replies and work.verdict(outcome.value) is not None:
+                self.replies[key] = replies
+            else:
                 self.done.add(key)
                 self.failed.pop(key, None)
-                self.replies.pop(key, None)
-            else:
-                self.replies[key] = replies
         elif key not in self.done:
             self.tries[key] += 1
             if not outcome.retry or self.tries[key] >= work.max_tries:
