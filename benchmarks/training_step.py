@@ -1,24 +1,33 @@
-"""A training step at full size, a question: pictures encoded once for their questions, against what people call.
+"""A training step at full size, a question: pictures encoded once for their questions, against what people call; and whether
+keeping the questions of a picture together costs anything in what is learnt.
 
-    python -m benchmarks.training_step [--rounds N] [--steps N] [--out FILE]
+    python -m benchmarks.training_step [--rounds N] [--steps N] [--seeds N] [--out FILE] [--plots FOLDER]
 
-Both sides are the HF Trainer with the same weights, the same LoRA (query and value, r = 16, dropout 0), AdamW, fp32, the same
-questions (5 a picture, 384 px), 4 in a batch and the gradients of 4 batches summed, as our defaults say; and once more with 16
-in a batch. A turn is a whole `Trainer.train()` of some optimiser steps.
+Speed: both sides are the HF Trainer with the same weights, the same LoRA (query and value, r = 16; no dropout), AdamW, fp32,
+the same questions (5 a picture, 384 px) and 16 of them in an optimiser step: 4 in a batch and the gradients of 4 batches
+summed, as our defaults say, or all 16 in one batch. A turn is a whole `Trainer.train()` of some optimiser steps.
 
-- "image once" is `vqa.trainer.LoraTrainer` as a run has it: batches of questions that are grouped by picture, from decoded
-  pictures held in memory. Making pixels and tokens of them is in the time.
+- "image once" is `vqa.trainer.LoraTrainer` as a run has it: batches of questions that are kept together by picture, from
+  decoded pictures held in memory. Making pixels and tokens of them is in its time.
 - "Trainer" is `transformers.Trainer` with `default_data_collator` over a data set that holds finished tensors: tokens, and the
   pixel values of the question's own picture. The network is `BlipForQuestionAnswering` within peft, with explicit decoder
-  inputs that start with [DEC], and our labels. Its loss is divided by the accumulated batches, as ours is.
+  inputs that start with [DEC] and with our labels. Its loss is divided by the accumulated batches, as ours is.
 
-Neither writes checkpoints. In neither has the vision tower gradients: peft freezes all but the adapters, and no adapter is
-there; so what is compared is going through it for every question, with going through it once.
+Neither writes checkpoints. The vision tower has gradients in neither: peft freezes all but the adapters, and no adapter is
+there. So what is compared is going through it for every question with going through it once a picture, and the same for the
+keys and values of cross-attention.
+
+Loss: a tiny model, taught a little about some drawn pictures, then trained with LoRA on the questions about others,
+by `LoraTrainer` both times: once in its own order, once with all questions shuffled. The questions and the
+number of them in an optimiser step are the same; the loss is that of held-out pictures' questions. It is done with several seeds
+(of order and adapter), and the differences are those of two trainings with one seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,26 +36,41 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import BlipForQuestionAnswering, Trainer, default_data_collator
+from transformers import (
+    BlipForQuestionAnswering,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+)
+from transformers.trainer_utils import set_seed
 
 from benchmarks.full_size import make_data, make_full_size
 from benchmarks.measure import alternate, compare, report
+from benchmarks.plots import draw
+from data_prep import demo_drawing
 from data_prep.records import Example
 from vqa.dataset import VQADataset, open_picture
 from vqa.lora import apply_lora_to_model
-from vqa.models.base import Model, model_class
+from vqa.models.base import Batch, Model, model_class
 from vqa.settings import LoraSettings, ModelSettings, TrainSettings
+from vqa.tiny import make_tiny_model, pretrain
 from vqa.trainer import LoraTrainer, training_arguments
 
 QUESTIONS_A_PICTURE = 5
 BATCHES = ((4, 4), (16, 1))  # questions in a batch, batches in an optimiser step
+EFFECTIVE = 16
 LORA = LoraSettings(dropout=0.0)
+# On every linear layer, the picture encoder's too: query and value alone could not teach a tiny model that has seen little.
+TINY_LORA = LoraSettings(dropout=0.0, targets=["query", "key", "value", "dense", "qkv", "fc1", "fc2", "projection"])
 
 
 def distinct(examples: Sequence[Example]) -> list[Example]:
     """The examples with questions and answers that differ, all of one length, so that no padding is in any batch.
 
-    transformers ignores the padding of questions in part, so with it the two sides would not compute the same loss.
+    transformers looks at the padding of questions in part, so with it the two sides would not compute the same loss.
     """
     return [
         replace(example, question=f"What is the word{number} of the product in this picture?", answer=f"word{number}")
@@ -75,91 +99,232 @@ def load_theirs(weights: Path, ours: Model) -> Any:
     return net
 
 
-def tensors(model: Model, examples: Sequence[Example], images: Path) -> list[dict[str, torch.Tensor]]:
-    """What transformers' network takes, finished: a question each, with its own picture."""
+def finished_rows(model: Model, examples: Sequence[Example], images: Path) -> list[dict[str, torch.Tensor]]:
+    """What transformers' network takes: a row a question, with its own picture."""
+    processor: Any = model.processor
     seen = {
-        path: model.processor.images(open_picture(images, path), return_tensors="pt")["pixel_values"][0]
+        path: processor.images(open_picture(images, path), return_tensors="pt")["pixel_values"][0]
         for path in {example.image_path for example in examples}
     }
     rows = []
     for example in examples:
-        question = model.processor.tokenizer(example.question, return_tensors="pt")
-        targets = model.processor.targets([example.answer])
-        row = {"input_ids": question["input_ids"], "attention_mask": question["attention_mask"], **targets}
-        rows.append({"pixel_values": seen[example.image_path], **{name: tensor[0] for name, tensor in row.items()}})
+        question = processor.tokenizer(example.question, return_tensors="pt")
+        text = {"input_ids": question["input_ids"], "attention_mask": question["attention_mask"]}
+        text |= processor.targets([example.answer])
+        rows.append({"pixel_values": seen[example.image_path], **{name: tensor[0] for name, tensor in text.items()}})
     return rows
 
 
-def our_trainer(model: Model, examples: list[Example], images: Path, batch: tuple[int, int], out: Path) -> LoraTrainer:
-    """The trainer of a run, without checkpoints."""
-    settings, data = TrainSettings(epochs=1), VQADataset(examples, images)
+def our_trainer(
+    model: Model, examples: Sequence[Example], images: Path, batch: tuple[int, int], out: Path, settings: TrainSettings
+) -> LoraTrainer:
+    """The trainer of a run, without checkpoints; decoded pictures stay in memory."""
+    data = VQADataset(examples, images)
     arguments = training_arguments(settings, out, len(data), *batch)
-    arguments.save_strategy = "no"
+    arguments.save_strategy = "no"  # type: ignore[assignment]
     collator = data.collator(model.processor, cache=True)
     return LoraTrainer(settings, model=model.net, args=arguments, train_dataset=data, data_collator=collator)
 
 
-def their_trainer(net: Any, rows: list[dict[str, torch.Tensor]], batch: tuple[int, int], out: Path) -> Trainer:
-    """The plain trainer with the same arguments."""
-    arguments = training_arguments(TrainSettings(epochs=1), out, len(rows), *batch)
-    arguments.save_strategy = "no"
-    trainer = Trainer(model=net, args=arguments, train_dataset=rows, data_collator=default_data_collator)  # type: ignore[arg-type]
+def their_trainer(net: Any, rows: list[dict[str, torch.Tensor]], arguments: TrainingArguments) -> Trainer:
+    """The plain trainer."""
+    dataset: Any = rows
+    trainer = Trainer(model=net, args=arguments, train_dataset=dataset, data_collator=default_data_collator)
     # BLIP takes the number of items and ignores it; the trainer would take the sum of accumulated batches for their mean.
     trainer.model_accepts_loss_kwargs = False
     return trainer
 
 
-def losses(ours: Trainer, theirs: Trainer, count: int) -> dict[str, float]:
-    """The loss of both sides for the same first questions, in batches as they train on."""
-    size = ours.args.per_device_train_batch_size
-    found = {}
-    for name, trainer in {"image once": ours, "Trainer": theirs}.items():
-        data: Any = trainer.train_dataset
-        total = 0.0
-        trainer.model.train()
-        with torch.no_grad():
-            for first in range(0, count, size):
-                batch = trainer.data_collator([data[row] for row in range(first, min(first + size, count))])
-                total += float(trainer.compute_loss(trainer.model, dict(batch))) * min(size, count - first)
-        found[name] = total / count
-    return found
+def loss_of(trainer: Trainer, count: int) -> float:
+    """The mean loss of the first questions, in batches as they are trained on."""
+    size = trainer.args.per_device_train_batch_size
+    data: Any = trainer.train_dataset
+    model: Any = trainer.model
+    total = 0.0
+    model.train()
+    with torch.no_grad():
+        for first in range(0, count, size):
+            rows = [data[row] for row in range(first, min(first + size, count))]
+            batch: Any = trainer._prepare_inputs(trainer.data_collator(rows))
+            total += float(trainer.compute_loss(model, batch)) * len(rows)
+    return total / count
 
 
 def measure_speed(weights: Path, folder: Path, rounds: int, steps: int) -> dict[str, Any]:
-    """Both sizes of batch; speeds in questions a second."""
-    effective = BATCHES[0][0] * BATCHES[0][1]
-    pictures = -(-steps * effective // QUESTIONS_A_PICTURE)
+    """Both sides with both sizes of batch, all in turns; speeds in questions a second."""
+    pictures = -(-steps * EFFECTIVE // QUESTIONS_A_PICTURE)
     _, images, examples = make_data(folder / "data", pictures, QUESTIONS_A_PICTURE)
-    examples = distinct(examples)[: steps * effective]
+    examples = distinct(examples)[: steps * EFFECTIVE]
     model = load_ours(weights)
     net = load_theirs(weights, model)
-    rows = tensors(model, examples, images)
-    figures: dict[str, Any] = {"questions": len(examples), "pictures": pictures, "optimiser_steps": steps}
-    figures["threads"] = torch.get_num_threads()
+    rows = finished_rows(model, examples, images)
+    settings = TrainSettings(epochs=1, precision="fp32")
+    trainers: dict[str, Trainer] = {}
     for batch in BATCHES:
-        ours = our_trainer(model, examples, images, batch, folder / "ours")
-        theirs = their_trainer(net, rows, batch, folder / "theirs")
         size = f"{batch[0]} x {batch[1]}"
-        if batch == BATCHES[0]:
-            figures["loss of the same questions"] = losses(ours, theirs, min(len(rows), 20))
-        sides: dict[str, Callable[[], Any]] = {f"image once, {size}": ours.train, f"Trainer, {size}": theirs.train}
-        times = alternate(sides, rounds=rounds)
-        figures[f"training, {size}"] = compare(times, *sides, work=len(examples), unit="questions")
+        ours = our_trainer(model, examples, images, batch, folder / "ours", settings)
+        trainers |= {f"image once, {size}": ours, f"Trainer, {size}": their_trainer(net, rows, ours.args)}
+    figures: dict[str, Any] = {
+        "questions": len(examples),
+        "pictures": pictures,
+        "optimiser_steps": steps,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "loss of the same questions": {name: loss_of(t, min(20, len(rows))) for name, t in trainers.items()},
+    }
+    for trainer in trainers.values():  # warm up by one step: a whole turn is minutes
+        trainer.args.max_steps = 1
+        trainer.train()
+        trainer.args.max_steps = -1
+    sides: dict[str, Callable[[], Any]] = {name: trainer.train for name, trainer in trainers.items()}
+    times = alternate(sides, rounds=rounds, warm_up=0)
+    for mine, plain in (("4 x 4", "4 x 4"), ("16 x 1", "16 x 1"), ("16 x 1", "4 x 4")):
+        names = f"image once, {mine}", f"Trainer, {plain}"
+        figures[f"training, {mine} against {plain}"] = compare(times, *names, work=len(examples), unit="questions")
     return figures
 
 
+def drawn_examples(folder: Path, pictures: int) -> list[Example]:
+    """Drawn products with 5 questions each."""
+    folder.mkdir(parents=True)
+    chance = random.Random(0)
+    examples = []
+    for number in range(pictures):
+        look = demo_drawing.random_look(chance)
+        demo_drawing.draw(look).save(folder / f"{number}.png")
+        asked = {
+            "What product is shown?": look.noun,
+            "What color is it?": look.color,
+            "What pattern does it have?": look.pattern,
+            "How many are there?": look.count,
+            f"Is this a {chance.choice([look.noun, chance.choice(demo_drawing.NOUNS)])}?": "",
+        }
+        for place, (question, answer) in enumerate(asked.items()):
+            examples.append(
+                Example(
+                    id=f"{number}-{place}",
+                    item_id=f"I{number}",
+                    image_id=f"P{number}",
+                    image_path=f"{number}.png",
+                    question=question,
+                    answer=answer or ("yes" if look.noun in question else "no"),
+                    category="",
+                    question_type="",
+                    product_type="ANY",
+                )
+            )
+    return examples
+
+
+class HeldOut(TrainerCallback):
+    """The loss of held-out questions every few optimiser steps, and before the first."""
+
+    def __init__(self, model: Model, batches: Sequence[Batch], every: int) -> None:
+        self.model, self.batches, self.every = model, batches, every
+        self.losses: list[float] = []
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Before the first step."""
+        if state.global_step == 0:
+            self._measure()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """At every so many steps."""
+        if state.global_step % self.every == 0:
+            self._measure()
+
+    def _measure(self) -> None:
+        self.model.net.eval()
+        with torch.no_grad():
+            found = [float(self.model.net(**batch)["loss"]) for batch in self.batches]
+        self.model.net.train()
+        self.losses.append(statistics.fmean(found))
+
+
+def measure_losses(folder: Path, pictures: int, seeds: int, epochs: int = 8, base_epochs: int = 9) -> dict[str, Any]:
+    """Losses over questions seen, in both orders.
+
+    Args:
+        folder: takes pictures and weights.
+        pictures: two fifths make the base, two fifths train the adapters, one fifth is held out.
+        seeds: how many pairs of trainings.
+        epochs: of the adapters.
+        base_epochs: of the base.
+    """
+    images = folder / "pictures"
+    examples = drawn_examples(images, pictures)
+    fifth = pictures // 5 * QUESTIONS_A_PICTURE
+    base, train, held_out = examples[: 2 * fifth], examples[2 * fifth : 4 * fifth], examples[4 * fifth :]
+    weights = make_tiny_model("blip", folder / "tiny", [text for e in examples for text in (e.question, e.answer)])
+    pretrain(weights, "blip", base, images, epochs=base_epochs)
+    steps = -(-len(train) // EFFECTIVE) * epochs
+    every = max(1, steps // 12)
+    curves: dict[str, list[list[float]]] = {"kept together": [], "shuffled": []}
+    for seed in range(seeds):
+        for name, curve in curves.items():
+            set_seed(seed)
+            model = apply_lora_to_model(model_class("blip").load(ModelSettings(weights=str(weights))), TINY_LORA)
+            settings = TrainSettings(epochs=epochs, learning_rate=2e-3, seed=seed, precision="fp32")
+            trainer = our_trainer(model, train, images, BATCHES[1], folder / "out", settings)
+            if name == "shuffled":
+                trainer.order._groups = [[row] for row in range(len(train))]  # each question a group of its own
+            collate = VQADataset(held_out, images).collator(model.processor, cache=True)
+            batches = [collate(held_out[first : first + 100]) for first in range(0, len(held_out), 100)]
+            watch = HeldOut(model, batches, every)
+            trainer.add_callback(watch)
+            trainer.train()
+            curve.append(watch.losses)
+    return in_figures(curves, [EFFECTIVE * every * mark for mark in range(len(curves["shuffled"][0]))])
+
+
+def in_figures(curves: dict[str, list[list[float]]], seen: Sequence[int]) -> dict[str, Any]:
+    """Means and standard deviations over the seeds, and the differences of pairs at the end and over the whole curve."""
+
+    def spread(values: Sequence[float]) -> dict[str, Any]:
+        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+        return {"mean": statistics.fmean(values), "standard_deviation": deviation, "each": list(values)}
+
+    pairs = list(zip(curves["kept together"], curves["shuffled"], strict=True))
+    return {
+        "held-out loss by questions seen": [
+            {"x": x, **{name: statistics.fmean(curve[mark] for curve in runs) for name, runs in curves.items()}}
+            for mark, x in enumerate(seen)
+        ],
+        "held-out loss at the end": {name: spread([curve[-1] for curve in runs]) for name, runs in curves.items()},
+        "kept together minus shuffled": {
+            "at the end": spread([together[-1] - shuffled[-1] for together, shuffled in pairs]),
+            "mean over the curve": spread(
+                [statistics.fmean(together) - statistics.fmean(shuffled) for together, shuffled in pairs]
+            ),
+        },
+        "curves of all seeds": curves,
+    }
+
+
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="optimiser steps in a turn, of 16 questions each")
+    parser.add_argument("--seeds", type=int, default=5, help="pairs of trainings whose losses are compared")
     parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--plots", type=Path, help="folder for the plot of the losses")
     arguments = parser.parse_args()
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        weights = make_full_size("blip", folder / "weights")
-        figures = measure_speed(weights, folder, arguments.rounds, arguments.steps)
+        if arguments.seeds:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # several are slower for a tiny model
+            figures |= measure_losses(folder / "losses", pictures=750, seeds=arguments.seeds)
+            torch.set_num_threads(threads)
+        if arguments.rounds:
+            weights = make_full_size("blip", folder / "weights")
+            figures |= measure_speed(weights, folder / "speed", arguments.rounds, arguments.steps)
     report("training_step", figures, arguments.out)
+    if arguments.plots and arguments.seeds:
+        rows = figures["held-out loss by questions seen"]
+        draw(rows, "questions seen", "held-out loss", arguments.plots / "training_order.png")
 
 
 if __name__ == "__main__":
