@@ -7,7 +7,7 @@ permit of a task that died is lost, never used twice)::
 
     3_generate/quota/mine/rate-600/29567124/17      permits, in one folder for each 64 of them
     3_generate/quota/mine/day-2026-01-15/0/42       requests of a day
-    3_generate/quota/dollars/0/42                   the budget, in tenths of a cent
+    3_generate/quota/dollars/0/42                   the budget, in tenths of a cent at first
 
 Tasks come and go as they like: the permits are there for whoever asks next, and nobody holds more than it is about to use.
 
@@ -27,7 +27,7 @@ import shutil
 import threading
 import time
 import zoneinfo
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_prep.generators.errors import DailyQuotaGone
@@ -39,9 +39,9 @@ SKEW = 0.4  # seconds that the clocks of two nodes may differ
 HOLD = 12.0  # seconds after its time that tokens of a permit may still be used: some replies long
 _EARLIER = 2.0  # of those, how many may have passed when the permit is taken: else a request would wait for its tokens
 _FOLDER = 64  # permits in one folder
-_PIECE = (
-    0.001  # dollars that are taken from the budget at once; the same for every cap, so that raising it forgets nothing
-)
+# Dollars that are taken from the budget at once, by how many were taken before: the same for every cap, so that raising it
+# forgets nothing. Small, as a task that ends loses what it has of one; larger further on, as each is a folder.
+_PIECES = ((0.001, 10_000), (0.01, 9_000), (0.1, 10**9))
 
 
 class BudgetGone(UserError):
@@ -167,11 +167,17 @@ class Pieces:
     Args:
         folder: the same for every task.
         amount: the whole.
-        piece: what is taken at once; what is left of it is lost with its task.
+        sizes: what is taken at once, and how often, until the next size; what is left of a piece is lost with its task.
     """
 
-    def __init__(self, folder: Path, amount: float, piece: float) -> None:
-        self._folder, self._piece, self._pieces = folder, piece, int(amount / piece + 1e-9)
+    def __init__(self, folder: Path, amount: float, sizes: Sequence[tuple[float, int]]) -> None:
+        self._folder, self._sizes, self._pieces = folder, sizes, 0
+        for size, count in sizes:
+            whole = min(count, int(amount / size + 1e-9))
+            self._pieces += whole
+            amount -= whole * size
+            if whole < count:
+                break
         self._have = 0.0
         self._next = -1
         self._lock = threading.Lock()
@@ -186,10 +192,17 @@ class Pieces:
                     self._next += 1
                 if self._next >= self._pieces:
                     return False
+                self._have += self._size(self._next)
                 self._next += 1
-                self._have += self._piece
             self._have -= amount
             return True
+
+    def _size(self, number: int) -> float:
+        for size, count in self._sizes:
+            if number < count:
+                return size
+            number -= count
+        raise AssertionError("there are no such pieces")
 
     def _path(self, number: int) -> Path:
         return self._folder / str(number // 1000) / str(number % 1000)
@@ -254,7 +267,7 @@ class ProjectQuota:
         with self._lock:
             if limit := self._settings.requests_per_day:
                 today = pacific_now().date()
-                day = self._days.setdefault(today, Pieces(self._folder / f"day-{today}", limit, 1))
+                day = self._days.setdefault(today, Pieces(self._folder / f"day-{today}", limit, ((1, limit),)))
                 if not day.draw(1):
                     raise DailyQuotaGone(f"project {self._project}: all {limit:,} requests of {today} are used")
             if not self._requests and not self._tokens:
@@ -324,7 +337,7 @@ class Budget:
 
     def __init__(self, folder: Path, cap: float | None, dearest: float) -> None:
         self._cap, self._dearest = cap, dearest
-        self._pieces = Pieces(folder / "dollars", cap, _PIECE) if cap and dearest > 0 else None
+        self._pieces = Pieces(folder / "dollars", cap, _PIECES) if cap and dearest > 0 else None
         self._in_flight = 0
         self._change = threading.Condition()
 

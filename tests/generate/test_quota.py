@@ -104,6 +104,16 @@ def test_raising_the_cap_does_not_forget_what_was_spent(tmp_path: Path) -> None:
     assert spend(0.015) == 5
 
 
+@pytest.mark.parametrize("cap", [0.0005, 0.0104, 9.9995, 10.005, 12.34, 100.05, 250.0])
+def test_a_large_budget_takes_few_folders_and_none_is_passed(tmp_path: Path, cap: float) -> None:
+    budget, drawn = quota.Budget(tmp_path, cap, dearest=0.0007), 0.0
+    while budget.draw(0.01):
+        drawn += 0.01
+    assert drawn <= cap + 1e-6
+    assert cap < 0.01 or drawn >= 0.99 * cap - 0.12  # what is less than a piece is not spent
+    assert sum(1 for _ in tmp_path.glob("dollars/*/*")) <= 10_000 + max(0, cap - 10) * 100
+
+
 def test_after_the_clock_was_set_nothing_is_sent_for_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = quota.ProjectQuota(tmp_path, "mine", QuotaSettings(requests_per_minute=6000), lambda: False)
     slept: list[float] = []
