@@ -213,13 +213,14 @@ def test_a_signal_ends_every_wait_and_leaves_the_items_to_be_done(
 def test_a_signal_lets_what_is_in_flight_be_answered_and_kept(shop: Shop) -> None:
     outcomes = Outcomes()
     signalled = threading.Event()
-    with StandIn(shop.answers, latency=0.5) as server:
+    with StandIn(shop.answers, latency=2.0) as server:
 
         def until_asked():
-            yield from shop.products
+            yield from shop.products[:3]
+            threading.Timer(1.0, signalled.set).start()  # when all four are under way
+            yield from shop.products[3:]
             raise AssertionError("the items were read on after the signal")
 
-        threading.Timer(0.25, signalled.set).start()
         asking.ask_all(
             until_asked(),
             outcomes,
