@@ -229,7 +229,7 @@ def test_a_server_that_cannot_be_reached_ends_the_task_and_gives_no_product_up(
     shop: Shop, generator: str, url: str, says: str
 ) -> None:
     outcomes = Outcomes()
-    settings = settings_for(url, generator=generator, max_retries=2, max_dollars=1.0)
+    settings = settings_for(url, generator=generator, max_retries=2, max_dollars=0.001)  # a request or two
     with pytest.raises(UserError, match=says) as caught:
         asking.ask_all(
             iter(shop.products), outcomes, image_root=shop.root, settings=settings, quota_folder=shop.quota, previous={}
