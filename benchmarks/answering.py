@@ -31,7 +31,6 @@ from vqa.models.base import model_class
 from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings
 
 TOKENS = 3
-SETTINGS = EvaluateSettings(max_new_tokens=TOKENS)
 WORDS = ("color", "shape", "material", "pattern", "type", "style", "finish", "brand", "size", "use", "side", "edge")
 
 
@@ -55,9 +54,11 @@ def noise(count: int) -> list[Image.Image]:
 class Transformers:
     """transformers' network with the same weights, called as its documentation shows."""
 
-    def __init__(self, kind: str, weights: Path, processor: Any, adapter: Path | None, device: torch.device) -> None:
+    def __init__(
+        self, kind: str, weights: Path, processor: Any, adapter: Path | None, device: torch.device, precision: str
+    ) -> None:
         maker = BlipForQuestionAnswering if kind == "blip" else ViltForQuestionAnswering
-        self.kind, self.processor, self.device = kind, processor, device
+        self.kind, self.processor, self.device, self.precision = kind, processor, device, precision
         self.net: Any = maker.from_pretrained(weights)
         if adapter is not None:
             self.net = PeftModel.from_pretrained(self.net, str(adapter))
@@ -75,7 +76,7 @@ class Transformers:
 
     def answer(self, batch: dict[str, torch.Tensor]) -> list[str]:
         """Answers, in the batch's order."""
-        with torch.inference_mode(), autocast(self.device, "auto"):
+        with torch.inference_mode(), autocast(self.device, self.precision):
             if self.kind == "vilt":
                 best = self.net(**batch).logits.argmax(-1).tolist()
                 return [self.net.config.id2label[number] for number in best]
@@ -104,8 +105,9 @@ def make_adapter(kind: str, weights: Path, folder: Path) -> Path:
     return folder
 
 
-def measure(pictures: int, each: int, rounds: int, sweep: bool) -> dict[str, Any]:
+def measure(pictures: int, each: int, rounds: int, sweep: bool, precision: str = "auto") -> dict[str, Any]:
     """All comparisons; speeds in questions a second."""
+    answering = EvaluateSettings(max_new_tokens=TOKENS, precision=precision)  # type: ignore[arg-type]
     figures: dict[str, Any] = {
         "pictures": pictures,
         "questions_a_picture": each,
@@ -119,8 +121,8 @@ def measure(pictures: int, each: int, rounds: int, sweep: bool) -> dict[str, Any
         weights = make_full_size("blip", folder / "blip")
         adapter = make_adapter("blip", weights, folder / "adapter")
         settings = ModelSettings(kind="blip", weights=str(weights))
-        one = Answerer(settings, {"base": None}, SETTINGS, folder)
-        base = Transformers("blip", weights, one.model.processor, None, one.device)
+        one = Answerer(settings, {"base": None}, answering, folder)
+        base = Transformers("blip", weights, one.model.processor, None, one.device, precision)
         batch = base.prepare(images, questions)
         singles = [base.prepare([image], [[q]]) for image, group in zip(images, questions, strict=True) for q in group]
 
@@ -136,16 +138,16 @@ def measure(pictures: int, each: int, rounds: int, sweep: bool) -> dict[str, Any
             figures[f"answering against {theirs}"] = compare(times, "image once", theirs, work=work, unit="questions")
         if sweep:
             figures |= sweeps(one, base, rounds)
-        both = Answerer(settings, {"base": None, "lora": adapter}, SETTINGS, folder)
-        tuned = Transformers("blip", weights, both.model.processor, adapter, both.device)
+        both = Answerer(settings, {"base": None, "lora": adapter}, answering, folder)
+        tuned = Transformers("blip", weights, both.model.processor, adapter, both.device, precision)
         sides = {
             "base and adapter in one pass": ours(both, images, questions),
             "generate, batched, for each": lambda: (base.answer(batch), tuned.answer(batch)),
         }
         figures["base and adapter"] = compare(alternate(sides, rounds=rounds), *sides, work=2 * work, unit="answers")
         weights = make_full_size("vilt", folder / "vilt")
-        vilt = Answerer(ModelSettings(kind="vilt", weights=str(weights)), {"base": None}, SETTINGS, folder)
-        plain = Transformers("vilt", weights, vilt.model.processor, None, vilt.device)
+        vilt = Answerer(ModelSettings(kind="vilt", weights=str(weights)), {"base": None}, answering, folder)
+        plain = Transformers("vilt", weights, vilt.model.processor, None, vilt.device, precision)
         batch = plain.prepare(images, questions)
         sides = {
             "ViLT, picture prepared once": ours(vilt, images, questions),

@@ -32,7 +32,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -150,7 +150,9 @@ def loss_of(trainer: Trainer, count: int) -> float:
     return total / count
 
 
-def measure_speed(weights: Path, folder: Path, rounds: int, steps: int) -> dict[str, Any]:
+def measure_speed(
+    weights: Path, folder: Path, rounds: int, steps: int, precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+) -> dict[str, Any]:
     """Both sides with both sizes of batch, all in turns; speeds in questions a second."""
     pictures = -(-steps * EFFECTIVE // QUESTIONS_A_PICTURE)
     _, images, examples = make_data(folder / "data", pictures, QUESTIONS_A_PICTURE)
@@ -158,7 +160,7 @@ def measure_speed(weights: Path, folder: Path, rounds: int, steps: int) -> dict[
     model = load_ours(weights)
     net = load_theirs(weights, model)
     rows = finished_rows(model, examples, images)
-    settings = TrainSettings(epochs=1, precision="fp32")
+    settings = TrainSettings(epochs=1, precision=precision)
     trainers: dict[str, Trainer] = {}
     for batch in BATCHES:
         size = f"{batch[0]} x {batch[1]}"
