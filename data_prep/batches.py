@@ -240,6 +240,7 @@ class Batcher:
             folder = self._folder / str(len(self._batches))
             if take(folder):
                 return folder
+            self._sleep(0.2)  # it is there, though this node may see that only later
 
     def _poll(self, batch: _Batch) -> None:
         """Ask the server how far a batch is; fetch its results when it is over."""
