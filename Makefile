@@ -36,7 +36,7 @@ audit: install
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/python -m pip_audit --skip-editable
 
-# The pipeline under faults, compared with undisturbed runs; about half an hour. See docs/reliability.md.
+# The pipeline under faults, compared with undisturbed runs; about an hour. See docs/reliability.md.
 chaos: install
 	$(BIN)/python -m tests.chaos --kills 200
 	$(BIN)/python -m pytest tests/chaos -s
