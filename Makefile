@@ -44,7 +44,7 @@ chaos: install
 
 # Ratios measured side by side on this machine, into build/benchmarks; about 35 minutes on two cores.
 bench: install
-	for name in ingest validation training_memory full_size_step answering quota; do \
+	for name in ingest validation resume quota training_memory full_size_step answering training_step; do \
 	  $(BIN)/python -m benchmarks.$$name --out build/benchmarks/$$name.json || exit 1; done
 
 format: install
