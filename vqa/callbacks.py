@@ -171,15 +171,20 @@ class ValidationCallback(TrainerCallback):
 
 
 class LogCallback(TrainerCallback):
-    """Writes ``log.jsonl``: loss, learning rate, gradient norm, samples a second, memory. Ends a training that broke."""
+    """Writes ``log.jsonl``: loss, learning rate, gradient norm, samples a second, memory, the share of the time in which the next
+    batches were not ready. Ends a training that broke."""
 
     def __init__(self, out: Path, questions_per_step: int) -> None:
         self.out, self.questions_per_step = out, questions_per_step
-        self.last = (time.monotonic(), 0)
+        self.trainer: LoraTrainer | None = None
+        self.last = (time.monotonic(), 0, 0.0)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Measure speed from here."""
-        self.last = (time.monotonic(), state.global_step)
+        self.last = (time.monotonic(), state.global_step, self._waited())
+
+    def _waited(self) -> float:
+        return self.trainer.waited if self.trainer else 0.0
 
     def on_log(
         self,
@@ -201,7 +206,8 @@ class LogCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         now, before = time.monotonic(), self.last
-        self.last = (now, state.global_step)
+        self.last = (now, state.global_step, self._waited())
+        seconds = max(1e-9, now - before[0])
         line = {
             "step": state.global_step,
             "max_steps": state.max_steps,
@@ -209,9 +215,8 @@ class LogCallback(TrainerCallback):
             "loss": logs["loss"],
             "learning_rate": logs.get("learning_rate"),
             "grad_norm": logs.get("grad_norm"),
-            "samples_per_second": (state.global_step - before[1])
-            * self.questions_per_step
-            / max(1e-9, now - before[0]),
+            "samples_per_second": (state.global_step - before[1]) * self.questions_per_step / seconds,
+            "waiting_share": round((self.last[2] - before[2]) / seconds, 4),
             "memory_bytes": memory_bytes(),
             "at": time.time(),
         }

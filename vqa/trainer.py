@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class LoraTrainer(Trainer):
         self.settings = settings
         self.order = PictureOrder(self.train_dataset.examples, settings.seed)
         self.add_callback(_Epochs(self.order))
+        self.waited = 0.0  # seconds in which the next batches were not ready
         # The loss is a mean over a batch; steps that are accumulated are averaged by the trainer.
         self.model_accepts_loss_kwargs = False
 
@@ -51,6 +53,13 @@ class LoraTrainer(Trainer):
         bad = not all(bool(torch.isfinite(tensor).all()) for tensor in watched)
         if processes.anywhere(bad, self.args.device):
             raise diverged(self.state.global_step, self.args.learning_rate)
+
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        """The batches of the next step; the seconds until they are there are counted."""
+        began = time.perf_counter()
+        found = super().get_batch_samples(*arguments)
+        self.waited += time.perf_counter() - began
+        return found
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         """Questions in an order that keeps those about one picture together."""

@@ -16,6 +16,7 @@ import gc
 import importlib.util
 import random
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -126,6 +127,7 @@ class _Training:
             patience=settings.patience,
             answering=EvaluateSettings(),
         )
+        log = LogCallback(out, batch * accumulation * processes.count())
         dataset = VQADataset(splits["train"], image_root)
         self.trainer = LoraTrainer(
             settings,
@@ -133,9 +135,9 @@ class _Training:
             args=arguments,
             train_dataset=dataset,
             data_collator=dataset.collator(self.model.processor),
-            callbacks=[LogCallback(out, batch * accumulation * processes.count()), self.validation],
+            callbacks=[log, self.validation],
         )
-        self.validation.trainer = self.trainer
+        self.validation.trainer = log.trainer = self.trainer
         self.batch = f"{batch} x {accumulation}"
         if processes.count() > 1:
             self.batch += f" on {processes.count()} processes ({settings.strategy})"
@@ -147,8 +149,11 @@ class _Training:
         self.trainer.add_callback(stopping)
         for callback in _tensorboard(self.out, resumed):
             self.trainer.add_callback(callback)
+        began = time.monotonic()
         self.trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         state = self.trainer.state
+        seconds = time.monotonic() - began
+        print(f"{self.name}: waited {self.trainer.waited / seconds:.0%} of the time for pictures", flush=True)
         if stopping.stopped:
             raise Interrupted(f"training of {self.name} at step {state.global_step} of {state.max_steps}; saved")
         self.finish()

@@ -134,6 +134,7 @@ def test_log_has_loss_rate_gradient_speed_and_memory_of_every_step(trained: Path
     assert [line["learning_rate"] for line in lines] == pytest.approx([2e-3 * (1 - n / 12) for n in range(12)])
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert all(line["grad_norm"] > 0 and line["samples_per_second"] > 0 for line in lines)
+    assert all(0 < line["waiting_share"] < 1 for line in lines)
     assert all(1e8 < line["memory_bytes"] < 1e11 for line in lines)
     assert lines[-1]["epoch"] == 3
 
