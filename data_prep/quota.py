@@ -359,6 +359,11 @@ class Budget:
                 self._change.wait(1.0)
             self._in_flight += 1
 
+    @property
+    def capped(self) -> bool:
+        """Whether what is set aside is taken from anything."""
+        return self._pieces is not None
+
     def draw(self, dollars: float) -> bool:
         """Set an amount aside without waiting; False where it could pass the cap (nothing is taken then)."""
         return self._pieces is None or self._pieces.draw(dollars)

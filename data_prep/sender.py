@@ -17,7 +17,15 @@ from typing import Any, TypeVar
 
 from data_prep.cost import dearest, dollars, most_tokens
 from data_prep.generators.base import ClientProtocol, RawReply, Request, client_class
-from data_prep.generators.errors import DailyQuotaGone, GeneratorError, Hopeless, KeyRejected, TryAgain, Unreachable
+from data_prep.generators.errors import (
+    DailyQuotaGone,
+    GeneratorError,
+    Hopeless,
+    ItemRefused,
+    KeyRejected,
+    TryAgain,
+    Unreachable,
+)
 from data_prep.quota import Budget, ProjectQuota, next_day
 from data_prep.records import UserError
 from data_prep.settings_generate import GenerateSettings, ProjectSettings
@@ -119,7 +127,7 @@ class Sender:
                 failures += 1
                 if failures > self._settings.max_retries:
                     if isinstance(error, Unreachable):
-                        raise self._cut_off(error) from error
+                        raise self.cut_off(error) from error
                     raise
                 pause = _pause(failures)
                 if error.throttled:
@@ -136,14 +144,15 @@ class Sender:
                 project.throttle.leave()
             self._sleep(pause)
 
-    def manage(self, project: str, call: Callable[[Any], T], seconds: float, retries: int | None = None) -> T:
+    def manage(self, project: str, call: Callable[[Any], T], seconds: float, *, once: bool = False) -> T:
         """What ``call`` returns of a client of one project; for calls that cost nothing, beside quota and budget.
 
         Args:
             project: its name.
             call: gets a client.
             seconds: that it may take.
-            retries: after errors that may pass; None: as the configuration says.
+            once: it must not be made twice: it is not tried again after errors that may pass, and its answer is waited for
+                even when the task is asked to stop. Other calls are left behind then.
 
         Raises:
             TryAgain: it failed too often.
@@ -151,7 +160,6 @@ class Sender:
             Cancelled: see there.
         """
         failures = 0
-        most = self._settings.max_retries if retries is None else retries
         while True:
             if self._cancelled():
                 raise Cancelled
@@ -164,15 +172,19 @@ class Sender:
                 )
             key, client = chosen
             try:
-                return with_deadline(lambda: call(client), seconds + 1)  # noqa: B023
+                return with_deadline(lambda: call(client), seconds + 1, None if once else self._cancelled)  # noqa: B023
             except TryAgain as error:
                 failures += 1
-                if failures > most:
+                if once or failures > self._settings.max_retries:
                     raise
                 self._sleep(error.delay if error.delay is not None else _pause(failures))
             except KeyRejected as error:
                 error.key = key
                 self._reject(found, error)
+            except ItemRefused as error:  # what is refused is no product here: a proxy takes no file of that size, say
+                raise Hopeless(
+                    f"The server refuses a batch ({self.mask(error.detail)}). A smaller one may pass (generate.batch.requests)."
+                ) from error
 
     @property
     def project_names(self) -> list[str]:
@@ -263,7 +275,8 @@ class Sender:
             names = ", ".join(name for p in self._settings.projects if p.name == project.name for name in p.keys)
             self._set_aside(project, Hopeless(f"{said}. Set a valid key in {names}."))
 
-    def _cut_off(self, error: Unreachable) -> Hopeless:
+    def cut_off(self, error: Unreachable) -> Hopeless:
+        """What to tell the user where no connection comes about."""
         return Hopeless(
             f"No connection to {self._server}: {error}. Is it running, and has this machine a way there? Compute nodes often "
             f"have no internet: set HTTPS_PROXY where your site has a proxy, or generate on a node that has internet. No "
@@ -311,9 +324,9 @@ def read_keys(settings: GenerateSettings, environment: Mapping[str, str]) -> dic
     return found
 
 
-def with_deadline(call: Callable[[], T], seconds: float) -> T:
+def with_deadline(call: Callable[[], T], seconds: float, cancelled: Callable[[], bool] | None = None) -> T:
     """What ``call`` returns or raises. A server that drips a byte a second passes every time-out of the libraries, which count
-    from byte to byte; so the call has a thread of its own, which is left behind."""
+    from byte to byte; so the call has a thread of its own, which is left behind. So it is, with `Cancelled`, once ``cancelled``."""
     outcome: list[Any] = []
     done = threading.Event()
 
@@ -325,8 +338,12 @@ def with_deadline(call: Callable[[], T], seconds: float) -> T:
         done.set()
 
     threading.Thread(target=run, daemon=True, name="request").start()
-    if not done.wait(seconds):
-        raise TryAgain("no answer in time", reason="timeout")
+    end = time.monotonic() + seconds
+    while not done.wait(min(0.5, max(0.0, end - time.monotonic()))):
+        if cancelled is not None and cancelled():
+            raise Cancelled
+        if time.monotonic() >= end:
+            raise TryAgain("no answer in time", reason="timeout")
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     found: T = outcome[0]

@@ -114,8 +114,8 @@ class BatchClient(ClientProtocol, Protocol):
         """How far a batch is."""
         ...
 
-    def download(self, results: str, file: BinaryIO) -> None:
-        """Write the replies of a batch into ``file``."""
+    def download(self, results: str, file: BinaryIO) -> bool:
+        """Write the replies of a batch into ``file``; False where the server has no such file (any more)."""
         ...
 
     def cancel_batch(self, batch: str) -> None:

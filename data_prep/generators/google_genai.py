@@ -80,7 +80,7 @@ class Client:
         """A line of a batch's results; see `data_prep.generators.base.BatchClient`."""
         try:
             result = orjson.loads(line)
-            key = result["key"]
+            key = str(result["key"])
             if error := result.get("error"):
                 code = int(error.get("code") or 0)
                 # A status of gRPC's, where it is no HTTP status: 3 is an invalid argument, 8 an exhausted quota.
@@ -88,14 +88,14 @@ class Client:
                 return key, classify(status, str(error.get("message", "")), error.get("details") or [])
             reply = result["response"]
             usage = reply.get("usageMetadata") or {}
-            paid_in = usage.get("promptTokenCount", 0)
-            paid_out = usage.get("candidatesTokenCount", 0) + usage.get("thoughtsTokenCount", 0)
+            paid_in = usage.get("promptTokenCount") or 0
+            paid_out = (usage.get("candidatesTokenCount") or 0) + (usage.get("thoughtsTokenCount") or 0)
             candidates = reply.get("candidates")
             text, finish = None, ""
             if candidates:
-                parts = candidates[0].get("content", {}).get("parts") or []
-                text = "".join(part.get("text", "") for part in parts)
-                finish = candidates[0].get("finishReason", "UNKNOWN")
+                parts = (candidates[0].get("content") or {}).get("parts") or []
+                text = "".join(part.get("text") or "" for part in parts)
+                finish = str(candidates[0].get("finishReason") or "UNKNOWN")
             blocked = (reply.get("promptFeedback") or {}).get("blockReason", "")
         except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
             raise ValueError(f"no result of a batch ({type(error).__name__}: {error})") from error
@@ -158,10 +158,20 @@ class Client:
         detail = str(job.error.message or "") if job.error else ""
         return BatchState(over=name in _OVER, name=name, results=results, detail=detail)
 
-    def download(self, results: str, file: BinaryIO) -> None:
-        """Write the replies of a batch into ``file``, piece by piece."""
-        with _told_apart():
-            self._client.files.download(file=results, destination=cast(io.IOBase, file))
+    def download(self, results: str, file: BinaryIO) -> bool:
+        """Write the replies of a batch into ``file``, piece by piece; see `data_prep.generators.base.BatchClient`."""
+        from google.genai import errors
+
+        try:
+            with _told_apart():
+                self._client.files.download(file=results, destination=cast(io.IOBase, file))
+        except Exception as error:
+            cause = error.__cause__
+            # Of a file that was deleted Google says 403, "You do not have permission to access the File ... or it may not exist."
+            if isinstance(cause, errors.APIError) and (cause.code == 404 or "may not exist" in str(cause.message)):
+                return False
+            raise
+        return True
 
     def cancel_batch(self, batch: str) -> None:
         """Ask the server to give a batch up."""

@@ -10,17 +10,20 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_prep import asking
+from data_prep import asking, cost
 from data_prep.batches import under_way
+from data_prep.generators import google_genai
 from data_prep.prompting import verdict
 from data_prep.records import Product, UserError
 from data_prep.settings_generate import GenerateSettings
 from data_prep.stand_in import StandIn
+from data_prep.stand_in import server as server_module
 from jobs.journal import Damage
 from jobs.loop import Work, run_shard, store_records
 from jobs.rundir import RunDir
@@ -128,10 +131,8 @@ def test_a_batch_that_was_never_made_is_handed_in_again_after_a_while(shop: Shop
 
 
 def test_a_task_that_is_stopped_leaves_its_batches_to_the_next(shop: Shop) -> None:
-    stop = threading.Event()
     with StandIn(shop.answers, batch_seconds=2.0) as server:
-        threading.Timer(1.0, stop.set).start()
-        first = ask(shop, batch_settings(server), stopping=stop.is_set)
+        first = ask(shop, batch_settings(server), stopping=lambda: made(server) == 2)
         assert not first.ok and not first.failed and made(server) == 2
         second = ask(shop, batch_settings(server))
     assert len(second.ok) == len(shop.products)
@@ -266,7 +267,11 @@ def test_killed_at_random_moments_no_product_is_paid_twice_and_none_is_lost(tmp_
             for task in tasks.values():
                 task.start()
             # The first attempts are killed somewhere between starting up and waiting for results; the last are left alone.
-            time.sleep(rng.uniform(0.5, 3.0)) if attempt < 6 else [task.join() for task in tasks.values()]
+            if attempt < 6:
+                time.sleep(rng.uniform(0.5, 3.0))
+            else:
+                for task in tasks.values():
+                    task.join()
             for shard, task in tasks.items():
                 if task.is_alive():
                     os.kill(task.pid or 0, signal.SIGKILL)
@@ -291,11 +296,225 @@ def test_killed_at_random_moments_no_product_is_paid_twice_and_none_is_lost(tmp_
 
 
 def test_status_counts_what_waits_in_batches(shop: Shop) -> None:
-    stop = threading.Event()
     folder = shop.quota.parent / "batches"
     with StandIn(shop.answers, batch_seconds=2.0) as server:
-        threading.Timer(1.0, stop.set).start()
-        ask(shop, batch_settings(server), stopping=stop.is_set)
+        ask(shop, batch_settings(server), stopping=lambda: made(server) == 2)
         assert under_way(folder) == 20
         ask(shop, batch_settings(server))
     assert under_way(folder) == 0
+
+
+def folder_of(shop: Shop) -> Path:
+    return shop.quota.parent / "batches"
+
+
+def instead(monkeypatch: pytest.MonkeyPatch, method: str, act: Callable[[Any], bool | None]) -> None:
+    """Have the server do something first; the request is answered as usual unless it returns True."""
+    usual = getattr(server_module._Handler, method)
+    monkeypatch.setattr(server_module._Handler, method, lambda self, *a: None if act(self) else usual(self, *a))
+
+
+def unavailable(handler: Any) -> bool:
+    handler._error(503, "UNAVAILABLE", "try again later")
+    return True
+
+
+@pytest.mark.parametrize("unwritten", [False, True])
+def test_what_another_attempt_handed_in_during_an_upload_is_not_handed_in_again(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, unwritten: bool
+) -> None:
+    with StandIn(shop.answers) as server:
+        settings = batch_settings(server, timeout=0.5)
+        ask(shop, settings, shop.products[:20])
+        elsewhere = folder_of(shop).rename(shop.root.parent / "elsewhere")
+        if unwritten:  # they are under way, and behind them is a claim of which nothing is known yet
+            for number in "01":
+                (elsewhere / number / "over.json").unlink()
+            (elsewhere / "2").mkdir()
+
+        def appear(handler: Any) -> None:
+            if elsewhere.is_dir():
+                elsewhere.rename(folder_of(shop))
+
+        instead(monkeypatch, "_upload", appear)
+        outcomes = ask(shop, settings, shop.products[:20])
+        assert len(outcomes.ok) == 20 and made(server) == 2
+        assert set(answered(server).values()) == {1}
+
+
+def test_batches_smaller_than_at_least_are_batches_all_the_same(shop: Shop) -> None:
+    with StandIn(shop.answers) as server:
+        ask(shop, batch_settings(server, batch={"requests": 5, "at_least": 20}))
+        assert made(server) == 5 and all("batch" in entry for entry in server.entries)
+
+
+def test_a_batch_that_the_budget_does_not_allow_is_not_prepared_over_and_over(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = 0
+    usual = google_genai.Client.encode
+
+    def encode(self: Any, *arguments: Any) -> bytes:
+        nonlocal encoded
+        encoded += 1
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(google_genai.Client, "encode", encode)
+    with StandIn(shop.answers, batch_seconds=1.0) as server:
+        cap = 10 * cost.dearest(batch_settings(server)) / 2 * 1.5  # one batch, and half another
+        outcomes = ask(shop, batch_settings(server, max_dollars=cap))
+        assert len(outcomes.ok) == len(shop.products)
+        assert encoded == sum("batch" in entry and bool(entry["picture"]) for entry in server.entries)
+
+
+def test_an_upload_that_fails_for_a_while_is_made_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = 3
+    with StandIn(shop.answers) as server:
+
+        def busy(handler: Any) -> bool:
+            nonlocal failures
+            failures -= 1
+            return failures >= 0 and unavailable(handler)
+
+        instead(monkeypatch, "_upload", busy)
+        outcomes = ask(shop, batch_settings(server, max_retries=1))
+        assert len(outcomes.ok) == len(shop.products) and made(server) == 3
+
+
+@pytest.mark.parametrize("method", ["_upload", "_create_batch"])
+def test_a_server_that_never_makes_a_batch_ends_the_task_and_says_what_to_do(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    tried = 0
+
+    def count(handler: Any) -> bool:
+        nonlocal tried
+        tried += 1
+        return unavailable(handler)
+
+    with StandIn(shop.answers) as server:
+        instead(monkeypatch, method, count)
+        settings = batch_settings(server, max_retries=1, timeout=0.3)
+        with pytest.raises(UserError, match=r"generate\.batch\.requests"):
+            ask(shop, settings, stopping=lambda: tried > 20)
+
+
+def test_other_tasks_batches_that_are_over_keep_nobody_waiting_for_a_server_that_takes_none(shop: Shop) -> None:
+    other = folder_of(shop) / "0"
+    other.mkdir(parents=True)
+    intent = {"title": "product-vqa-other", "project": "default", "at": time.time(), "reserved": 0.0}
+    (other / "batch.json").write_text(json.dumps(intent | {"asked": {"of another shard": 0}}))
+    looks = 0
+
+    def stopping() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 5:
+            (other / "over.json").write_text('{"state": "succeeded"}')
+        return looks > 2000
+
+    with (
+        StandIn(shop.answers, batches_at_once=0, retry_delay=0.01) as server,
+        pytest.raises(UserError, match=r"generate\.batch\.requests"),
+    ):
+        ask(shop, batch_settings(server, max_retries=2), stopping=stopping)
+
+
+def test_a_file_that_is_too_large_for_the_server_ends_the_task_and_says_so(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StandIn(shop.answers) as server:
+        instead(monkeypatch, "_upload", lambda handler: handler._error(413, "", "Request Entity Too Large") or True)
+        with pytest.raises(UserError, match=r"Too Large.*generate\.batch\.requests"):
+            ask(shop, batch_settings(server))
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_results_that_the_server_has_no_more_are_asked_for_again(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    def deleted(handler: Any) -> bool:
+        first = min(server.batches._jobs.values(), key=lambda job: job.created)
+        if not first.results or first.results not in handler.path:
+            return False
+        handler._error(status, "", "You do not have permission to access the File or it may not exist.")
+        return True
+
+    with StandIn(shop.answers) as server:
+        instead(monkeypatch, "do_GET", deleted)
+        outcomes = ask(shop, batch_settings(server, timeout=0.3))
+        assert len(outcomes.ok) == len(shop.products)
+    assert json.loads((folder_of(shop) / "0" / "over.json").read_text())["state"] == "gone"
+
+
+def test_a_batch_that_the_server_does_not_know_at_once_is_not_given_up(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: Counter[str] = Counter()
+
+    def unknown(handler: Any) -> bool:
+        if "/batches/" not in handler.path:
+            return False
+        seen[handler.path] += 1
+        if seen[handler.path] <= 2:
+            handler._error(404, "NOT_FOUND", "Requested entity was not found")
+        return seen[handler.path] <= 2
+
+    with StandIn(shop.answers) as server:
+        instead(monkeypatch, "do_GET", unknown)
+        outcomes = ask(shop, batch_settings(server))
+        assert len(outcomes.ok) == len(shop.products) and made(server) == 3
+        assert set(answered(server).values()) == {1}
+
+
+def test_a_cap_that_is_set_later_gets_nothing_back_from_batches_without_one(shop: Shop) -> None:
+    with StandIn(shop.answers, batch_seconds=0.5) as server:
+        ask(shop, batch_settings(server), shop.products[:20], stopping=lambda: made(server) == 2)
+        before = len(server.entries)
+        with pytest.raises(UserError, match="max_dollars"):
+            ask(shop, batch_settings(server, max_dollars=1e-6))
+        later = [entry for entry in server.entries[before:] if entry["picture"] and "batch" not in entry]
+        assert made(server) == 2 and not later
+
+
+def test_replies_that_are_missing_count_as_the_dearest(shop: Shop) -> None:
+    with StandIn(shop.answers, faults={"html": 1.0}) as server:
+        settings = batch_settings(server, max_dollars=0.004)
+        assert 0.004 - 10 * cost.dearest(settings) / 2 < cost.dearest(settings)  # one batch, and nothing after it
+        with pytest.raises(UserError, match="max_dollars"):
+            ask(shop, settings)
+        assert made(server) == 1
+
+
+def test_a_stop_does_not_wait_for_a_transfer(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, returned = threading.Event(), threading.Event()
+    in_time = []
+
+    def hang(handler: Any) -> None:
+        stop.set()
+        in_time.append(returned.wait(20))
+
+    with StandIn(shop.answers) as server:
+        instead(monkeypatch, "_upload", hang)
+        ask(shop, batch_settings(server, timeout=60.0), stopping=stop.is_set)
+        returned.set()
+        while not in_time:
+            time.sleep(0.01)
+    assert in_time[0]
+
+
+def test_torn_unknown_repeated_and_odd_lines_of_results_cost_no_good_reply(shop: Shop) -> None:
+    with StandIn(shop.answers) as server:
+        usual = server.batches._answer
+
+        def odd(job: Any, line: bytes) -> bytes:
+            good = usual(job, line)
+            key = json.loads(line)["key"]
+            error = json.dumps({"key": key, "error": {"code": 13, "message": "late"}})
+            nothing = json.dumps({"key": {}, "response": {"candidates": [{"content": None, "finishReason": None}]}})
+            return b"\n".join([good.strip(), error.encode(), nothing.encode(), b"null", good[:40]]) + b"\n"
+
+        server.batches._answer = odd  # type: ignore[method-assign]
+        outcomes = ask(shop, batch_settings(server))
+        assert len(outcomes.ok) == len(shop.products) and not outcomes.failed
+        assert made(server) == 3 and set(answered(server).values()) == {1}
