@@ -139,8 +139,14 @@ class ImageOnceBlip(BlipForQuestionAnswering):
             last, self._last_picture = self._last_picture, None
             known = [last[1]] if last is not None and torch.equal(last[0], pixels[0]) else []
             new = pixels[len(known) :]
-            # One by one where results are the same to the last bit: a picture's own states, whatever it is encoded with.
-            groups = new.split(1) if new.device.type == "cpu" else [new] if len(new) else []
+            if new.device.type == "cpu":
+                # Which pictures are encoded together decides the last bits. The first and the last are by themselves, so that
+                # they come out the same whether or not they were kept, as after a resumption.
+                first, last_one = (0 if known else 1), (1 if len(pixels) > 1 else 0)
+                middle = len(new) - first - last_one
+                groups = [group for group in new.split([first, middle, last_one]) if len(group)]
+            else:
+                groups = [new] if len(new) else []
             states = torch.cat([*known, *map(self._vision, groups)])
             self._last_picture = pixels[-1].clone(), states[-1:].clone()
             return states
