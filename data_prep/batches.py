@@ -317,8 +317,11 @@ class Batcher:
         return time.monotonic() - batch.missing_since >= self._patience
 
     def _give_up_in_time(self, batch: _Batch, job: str) -> None:
-        """Cancel a batch that the server neither answers nor ends."""
-        if time.time() - batch.at > 3600 * self._batch.give_up_hours and not batch.cancelled:
+        """Cancel a batch that the server neither answers nor ends; wait an hour more for what comes of that, and no longer."""
+        if time.time() - batch.at > 3600 * (self._batch.give_up_hours + 1):
+            self._end(batch, "given_up", "it neither ended nor could be cancelled")
+            print(f"{batch.title}: neither ended nor could be cancelled, it is given up", flush=True)
+        elif time.time() - batch.at > 3600 * self._batch.give_up_hours and not batch.cancelled:
             print(f"{batch.title}: not over after {self._batch.give_up_hours:g} hours, it is given up", flush=True)
             batch.cancelled = True
             try:
@@ -356,7 +359,7 @@ class Batcher:
         write_json(batch.folder / "over.json", {"state": state, "detail": self._sender.mask(detail)})
         if not take(batch.folder / "settled"):
             return
-        if state in ("gone", "cancelled"):  # of those nobody knows what is on the bill
+        if state in ("gone", "cancelled", "given_up"):  # of those nobody knows what is on the bill
             return
         results = self._results(batch)
         paid = 0.0

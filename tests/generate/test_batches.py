@@ -185,6 +185,19 @@ def test_a_batch_that_never_ends_is_cancelled_and_its_products_asked_one_by_one(
     assert made(server) == 2
 
 
+def test_a_batch_that_does_not_even_end_when_it_is_cancelled_is_waited_for_no_longer(shop: Shop, monkeypatch) -> None:
+    with StandIn(shop.answers, batch_seconds=3600.0) as server:
+        monkeypatch.setattr(server.batches, "cancel", lambda name: True)
+        settings = batch_settings(server, batch={"requests": 25})
+        folder = shop.quota.parent / "batches" / "0"
+        ask(shop, settings, stopping=(folder / "job.json").is_file)
+        intent = json.loads((folder / "batch.json").read_text())
+        (folder / "batch.json").write_text(json.dumps(intent | {"at": time.time() - 52 * 3600}))
+        outcomes = ask(shop, settings, shop.products, stopping=lambda: made(server) == 2)
+        assert json.loads((folder / "over.json").read_text())["state"] == "given_up"
+        assert not outcomes.ok
+
+
 def test_the_budget_is_never_passed_and_what_batches_did_not_cost_is_spent_on_others(shop: Shop) -> None:
     with StandIn(shop.answers) as server:
         # Of the dearest reply thinkable the cap allows 9; of such as come, all.
