@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import BlipForQuestionAnswering, ViltForQuestionAnswering
 from benchmarks.full_size import make_full_size
 from benchmarks.measure import alternate, compare, report
 from benchmarks.plots import draw
+from data_prep.records import UserError
 from vqa.inference import Answerer, autocast
 from vqa.lora import apply_lora_to_model
 from vqa.models.base import model_class
@@ -136,6 +138,7 @@ def measure(pictures: int, each: int, rounds: int, sweep: bool, precision: str =
         times = alternate(sides, rounds=rounds)
         for theirs in ("generate, batched", "generate, one at a time"):
             figures[f"answering against {theirs}"] = compare(times, "image once", theirs, work=work, unit="questions")
+        figures |= compiled_against(mine, settings, answering, images, questions, rounds)
         if sweep:
             figures |= sweeps(one, base, rounds)
         both = Answerer(settings, {"base": None, "lora": adapter}, answering, folder)
@@ -155,6 +158,31 @@ def measure(pictures: int, each: int, rounds: int, sweep: bool, precision: str =
         }
         figures["ViLT"] = compare(alternate(sides, rounds=2 * rounds + 1), *sides, work=work, unit="questions")
     return figures
+
+
+def compiled_against(
+    plain: Callable[[], Any],
+    model: ModelSettings,
+    answering: EvaluateSettings,
+    images: Sequence[Image.Image],
+    questions: Sequence[Sequence[str]],
+    rounds: int,
+) -> dict[str, Any]:
+    """Whether `evaluate.compile` pays on this device: the seconds of its start, and our speed with it against that without."""
+    compiled = Answerer(model, {"base": None}, answering.model_copy(update={"compile": True}), Path())
+    fast = ours(compiled, images, questions)
+    began = time.perf_counter()
+    try:
+        fast()
+    except UserError as error:
+        return {"torch.compile": f"not measured: {error}"}
+    started = time.perf_counter() - began
+    times = alternate({"compiled": fast, "not compiled": plain}, rounds=rounds)
+    work = sum(map(len, questions))
+    return {
+        "torch.compile": compare(times, "compiled", "not compiled", work=work, unit="questions"),
+        "torch.compile: seconds of the first batch": started,
+    }
 
 
 def sweeps(one: Answerer, base: Transformers, rounds: int) -> dict[str, Any]:

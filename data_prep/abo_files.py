@@ -152,7 +152,7 @@ def _decompressed(file: BinaryIO, path: Path) -> Iterator[bytes]:
                     yield piece
                 data = member.unconsumed_tail or (member.unused_data if member.eof else file.read(_PIECE))
             data = data or file.read(_PIECE)
-    except isal_zlib.error as error:
+    except isal_zlib.error as error:  # type: ignore[misc]  # its stub calls the class an exception
         raise UserError(
             f"{path} is damaged ({error}), so that listings would be missing. Download it again."
         ) from error

@@ -75,6 +75,8 @@ class Answerer:
         if settings.decoding == "ranking":
             self.model.set_candidates(candidates)
         self.model.net.to(self.device).eval()
+        if settings.compile:
+            self.model.compile()
 
     def process(
         self,
@@ -114,10 +116,15 @@ class Answerer:
         return self.answer_batch(self.model.processor.collate(pictures, questions))
 
     def answer_batch(self, batch: Batch, variants: Sequence[str] | None = None) -> dict[str, list[Answer]]:
-        """By variant (without ``variants`` all), one answer a question of a collated batch; its pictures are encoded once."""
+        """By variant (without ``variants`` all), one answer a question of a collated batch; its pictures are encoded once.
+
+        Raises:
+            UserError: ``compile`` is on and does not work here.
+        """
         moved: Batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         answers = {}
-        with torch.inference_mode(), autocast(self.device, self.settings.precision):
+        compiling = compiler_needed() if self.settings.compile else contextlib.nullcontext()
+        with compiling, torch.inference_mode(), autocast(self.device, self.settings.precision):
             encoded = self.model.encode(moved)
             for name in self.adapters if variants is None else variants:
                 with self._adapter(name):
@@ -222,6 +229,25 @@ def _questions(groups: Iterator[list[Example]], count: int) -> list[list[Example
     while sum(map(len, taken)) < count and (group := next(groups, None)) is not None:
         taken.append(group)
     return taken
+
+
+@contextlib.contextmanager
+def compiler_needed() -> Iterator[None]:
+    """Turns torch.compile's failure, at the first use of what is compiled, into a sentence.
+
+    Raises:
+        UserError: most often there is no C++ compiler.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed  # imports for seconds
+
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        words = str(error).splitlines()[0]
+        raise UserError(
+            f"evaluate.compile: torch cannot compile the network here ({words}). Load a C++ compiler, such as the module gcc, "
+            f"or leave it off."
+        ) from error
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

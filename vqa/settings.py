@@ -119,6 +119,10 @@ class EvaluateSettings(BaseModel):
 
     max_new_tokens: int = Field(default=10, ge=1, le=50)
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    compile: bool = False
+    """Compile the network with torch.compile. It needs a C++ compiler and up to half a minute at each start of a task, so it
+    is for long ones; on two CPU cores it gains a twentieth (``python -m benchmarks.answering`` measures it where you are)."""
+
     bertscore_model: str | None = "microsoft/deberta-xlarge-mnli"
     """Hub name, folder, ``package:NAME`` for weights in an installed package, or null for none."""
 

@@ -1,5 +1,9 @@
 """What holds for every kind of model; a new file in vqa/models is tested by being there."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,3 +116,42 @@ def test_its_class_says_what_the_contract_asks_for(kind: str) -> None:
     made = model_class(kind)
     assert made.kind == kind and made.lora_targets
     assert {"total", "trainable", "difference"} <= made.published.keys()
+
+
+@EVERY
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_it_gives_the_same_answers_to_batches_of_all_sizes(kind: str, folder: Path, tmp_path: Path) -> None:
+    model = apply_lora_to_model(loaded(kind, folder), LoraSettings(r=2))
+    model.net.save_pretrained(tmp_path)
+    model.save_extra(tmp_path)
+    settings = ModelSettings(kind=kind, weights=str(folder / kind))
+    adapters = {"base": None, "lora": tmp_path}
+    plain = Answerer(settings, adapters, SETTINGS, tmp_path)
+    fast = Answerer(settings, adapters, SETTINGS.model_copy(update={"compile": True}), tmp_path)
+    for count in (1, 2, 4):
+        expected, said = (each.answer(pictures()[:count], QUESTIONS[:count]) for each in (plain, fast))
+        for variant in adapters:
+            assert [a.text for a in said[variant]] == [a.text for a in expected[variant]]
+            assert [a.confidence for a in said[variant]] == pytest.approx(
+                [a.confidence for a in expected[variant]], abs=1e-5
+            )
+
+
+@EVERY
+def test_without_a_compiler_the_advice_is_to_leave_compiling_off(kind: str, folder: Path, tmp_path: Path) -> None:
+    loaded(kind, folder)
+    program = (
+        "import sys; from pathlib import Path; from vqa.inference import Answerer; from vqa.settings import *\n"
+        "from tests.vqa.tiny_models import QUESTIONS, pictures\n"
+        "from data_prep.records import UserError\n"
+        "which = Answerer(ModelSettings(kind=sys.argv[1], weights=sys.argv[2]), {'base': None},\n"
+        "                 EvaluateSettings(compile=True), Path())\n"
+        "try: which.answer(pictures(), QUESTIONS)\n"
+        "except UserError as error: print(error)"
+    )
+    # No compiler, and nothing that was compiled before.
+    environment = os.environ | {"CXX": "/none", "CC": "/none", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", program, kind, str(folder / kind)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "evaluate.compile" in done.stdout and "leave it off" in done.stdout

@@ -103,6 +103,10 @@ class Model(ABC):
         """The closed vocabulary for ``decoding: ranking``."""
         raise UserError(f"evaluate.decoding: {self.kind} has no ranking; use greedy")
 
+    @abstractmethod
+    def compile(self) -> None:
+        """Compile what takes most of the time, at its first use."""
+
     @classmethod
     def adapter_answers(cls, folder: Path) -> list[str]:
         """The answers that the model was extended by when the adapter in ``folder`` was trained."""

@@ -259,6 +259,10 @@ class Model(base.Model):
             return None
         return self.blip.encode_pictures(batch["pixels"])
 
+    def compile(self) -> None:
+        """The picture encoder."""
+        self.blip.vision_model.compile()
+
     def answer(self, batch: Batch, encoded: Any, settings: EvaluateSettings, *, adapted: bool) -> list[Answer]:
         """See `vqa.models.base.Model`."""
         pictures = self.blip.encode_pictures(batch["pixels"]) if encoded is None else encoded

@@ -226,6 +226,10 @@ class Model(base.Model):
             return None
         return self.vilt.encode_pictures(batch["pixels"], batch["patches"])
 
+    def compile(self) -> None:
+        """Everything after the patches; once for each number of texts and patches that is not seen to vary."""
+        self.vilt.logits = torch.compile(self.vilt.logits)  # type: ignore[method-assign]
+
     def answer(self, batch: Batch, encoded: Any, settings: EvaluateSettings, *, adapted: bool) -> list[Answer]:
         """See `vqa.models.base.Model`; without its adapter the model chooses among the labels that it came with.
 
