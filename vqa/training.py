@@ -44,7 +44,7 @@ def train(
     image_root: Path,
     out: Path,
     stop: Callable[[], bool] = lambda: False,
-) -> None:
+) -> int:
     """Train an adapter, going on from the newest whole checkpoint in ``out``.
 
     Where the batch does not fit on the GPU it is divided, and more steps are accumulated: the effective batch and the
@@ -59,6 +59,9 @@ def train(
         out: takes what is written.
         stop: becomes true when the process was asked to stop.
 
+    Returns:
+        Optimiser steps of the whole training, those before an interruption included.
+
     Raises:
         Interrupted: asked to stop; a checkpoint is saved.
         UserError: weights or data are missing, the loss became NaN, the disk is full, memory does not suffice, the checkpoint
@@ -71,8 +74,7 @@ def train(
     while True:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            _Training(name, model, settings, data, splits, image_root, out, batch, accumulation).run(stop)
-            return
+            return _Training(name, model, settings, data, splits, image_root, out, batch, accumulation).run(stop)
         except torch.OutOfMemoryError:
             pass  # left before anything else is done: the traceback's frames hold the network and its optimiser
         except (OSError, RuntimeError, ValueError) as error:
@@ -142,8 +144,8 @@ class _Training:
         if processes.count() > 1:
             self.batch += f" on {processes.count()} processes ({settings.strategy})"
 
-    def run(self, stop: Callable[[], bool]) -> None:
-        """Train to the end, or until ``stop``."""
+    def run(self, stop: Callable[[], bool]) -> int:
+        """Train to the end, or until ``stop``; the number of optimiser steps in all."""
         resumed = processes.decided(self._checkpoint)
         stopping = StopCallback(stop)
         self.trainer.add_callback(stopping)
@@ -157,6 +159,7 @@ class _Training:
         if stopping.stopped:
             raise Interrupted(f"training of {self.name} at step {state.global_step} of {state.max_steps}; saved")
         self.finish()
+        return state.global_step
 
     def _checkpoint(self) -> Path | None:
         """Where to go on from; called in the first process only, which also tidies up."""

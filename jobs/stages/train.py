@@ -68,7 +68,7 @@ class Train(SingleStage):
         self.begin()
         if self.config.models[self.target].weights == TINY:
             data = make_tiny_base(self.run_dir, self.config, self.target)
-        train(
+        steps = train(
             self.target,
             model_settings(self.run_dir, self.config, self.target),
             self.config.train,
@@ -82,4 +82,4 @@ class Train(SingleStage):
             raise UserError(
                 f"Training of {self.target} ended without an adapter in {weights.parent}: see the log above."
             )
-        return Outcome({"adapters": 1}, outputs=[weights])
+        return Outcome({"steps": steps}, outputs=[weights])

@@ -113,7 +113,7 @@ def make_run(folder: Path, items: int, shards: int, unfinished: int) -> RunDir:
     splits = {"questions": items, "train": 0, "val": 0, "test": items}
     write_json(run.done_file(Step("curate")), done | {"counts": splits, "reasons": {}})
     for step in (Step("train", "blip"), Step("report")):
-        write_json(run.done_file(step), done | {"counts": {"adapters": 1}, "reasons": {}})
+        write_json(run.done_file(step), done | {"counts": {"steps": 1}, "reasons": {}})
     fill(run, items, shards, unfinished)
     return run
 
