@@ -102,6 +102,8 @@ def _build(model: str, layer: int | None) -> tuple[Any, dict[str, Any]]:
         import bert_score
         from bert_score.utils import model2layers
         from transformers import AutoConfig
+
+        from vqa.models.base import quiet_loading
     except ImportError as error:
         raise BertScoreUnavailable(f"{error.name} is not installed") from error
     layer = layer or model2layers.get(name)
@@ -112,7 +114,8 @@ def _build(model: str, layer: int | None) -> tuple[Any, dict[str, Any]]:
         # The package keeps a baseline per hub name; a folder of one's own has none.
         baseline = Path(bert_score.__file__).parent / "rescale_baseline" / "en" / f"{name}.tsv"
         rescaled = not Path(name).is_absolute() and baseline.is_file()
-        scorer = bert_score.BERTScorer(model_type=name, num_layers=layer, lang="en", rescale_with_baseline=rescaled)
+        with quiet_loading():
+            scorer = bert_score.BERTScorer(model_type=name, num_layers=layer, lang="en", rescale_with_baseline=rescaled)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BertScoreUnavailable(f"the weights of {model} could not be loaded: {reason}") from error

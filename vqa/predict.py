@@ -7,10 +7,8 @@ Reads ``image_name,question[,answer]`` and writes ``image_name,question,answer,g
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +51,7 @@ def answer_all(
     A missing or broken picture gives an empty answer, a warning and a problem.
     """
     from vqa.inference import Answerer  # torch takes seconds to import
+    from vqa.models.base import quiet_loading
     from vqa.settings import EvaluateSettings
 
     found = Answers([""] * len(asked), [None] * len(asked))
@@ -72,27 +71,11 @@ def answer_all(
 
     order = sorted(range(len(asked)), key=lambda i: asked[i][0])  # the questions about a picture stand together
     items = (Example(str(i), asked[i][0], asked[i][0], asked[i][0], asked[i][1], "", "", "", "") for i in order)
-    with _quiet_loading():
+    with quiet_loading():
         answerer = Answerer(model, {variant: adapter}, settings or EvaluateSettings(), image_dir)
     answerer.process(_stream(items), {variant: emit}, lambda _variant, _key: True)
     assert len(done) == len(asked), "every question ends as an answer or a problem"
     return found
-
-
-@contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without the bar of reading weights, which takes a second, and without a warning about what peft calls."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-            yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _stream(items: Iterator[Example]) -> Iterator[Example]:

@@ -6,12 +6,14 @@ travels to worker processes) makes tensors of them, the network turns those into
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import os
 import pkgutil
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +22,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 import vqa.models
 from data_prep.records import UserError
@@ -186,3 +189,17 @@ def missing_weights(weights: str, error: Exception) -> UserError:
         f"Cannot load {weights}{offline}: {words} On a machine with internet run: launch.py fetch --config ..., or "
         f"download the model and name its folder as weights."
     )
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without the bar of reading weights, which takes a second, and without a warning about what peft calls."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
