@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from data_prep.records import Example, UserError, write_atomic, write_json
 from vqa import processes
-from vqa.dataset import by_picture, open_picture
+from vqa.dataset import by_picture, needed_picture
 from vqa.inference import autocast, cut
 from vqa.metrics import exact_match
 from vqa.models.base import Batch, Model
@@ -66,7 +66,7 @@ def _answered(
     model: Model, examples: Sequence[Example], image_root: Path, settings: EvaluateSettings, adapted: bool
 ) -> list[dict[str, Any]]:
     groups = by_picture(examples)
-    pictures = [open_picture(image_root, path) for path in groups]
+    pictures = [needed_picture(image_root, path) for path in groups]
     batch = model.processor.collate(pictures, [[e.question for e in group] for group in groups.values()])
     moved: Batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     with torch.inference_mode(), autocast(model.device, settings.precision):
@@ -101,11 +101,6 @@ class ValidationCallback(TrainerCallback):
         self.every, self.patience, self.answering = every, patience, answering
         self.trainer: LoraTrainer | None = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """End a training at once that had stopped early, but was killed before it was finished."""
-        if state.global_step and processes.decided(lambda: self._exhausted(state.global_step)):
-            control.should_training_stop = True
-
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Validate at every ``every``-th step and at the last one."""
         if self.sample and (state.global_step % self.every == 0 or state.global_step >= state.max_steps):
@@ -137,7 +132,7 @@ class ValidationCallback(TrainerCallback):
                 )
                 if best is not None and best["step"] != step:
                     shutil.rmtree(self.out / best["folder"], ignore_errors=True)
-        if processes.decided(lambda: self._exhausted(step)):
+        if processes.decided(lambda: self.exhausted(step)):
             control.should_training_stop = True
             if self.trainer.is_world_process_zero():
                 print(f"step {step}: no better exact match for {self.patience} validations, stopping", flush=True)
@@ -164,7 +159,13 @@ class ValidationCallback(TrainerCallback):
         place = {example.id: number for number, example in enumerate(self.sample)}
         return sorted(processes.everywhere(rows), key=lambda row: place[row["id"]])
 
-    def _exhausted(self, step: int) -> bool:
+    def forget(self) -> None:
+        """Delete the best of an earlier training: this one begins anew."""
+        (self.out / BEST).unlink(missing_ok=True)
+        for folder in self.out.glob("best-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def exhausted(self, step: int) -> bool:
         """Whether the best is so long ago that training is over."""
         best = self.best()
         return bool(self.patience and best and step - best["step"] >= self.patience * self.every)

@@ -15,11 +15,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
+from data_prep.image_files import ImageProblem, decode
 from data_prep.records import Example, UserError, read_jsonl
 from vqa.models.base import Batch, Processor
+
+MOST_PIXELS = 1 << 28  # what a configuration may let pass as valid is not refused here, short of a gigabyte of memory
 
 
 def load_dataset_and_metadata(folder: Path) -> tuple[dict[str, list[Example]], dict[str, Any]]:
@@ -53,18 +56,33 @@ def locate_image_path(image_root: Path, image_path: str) -> Path:
 
 
 def open_picture(image_root: Path, image_path: str) -> Image.Image:
-    """The picture as the models see it: RGB, upright, transparent parts white.
+    """The picture as the models see it, decoded as it was when it was validated: RGB, upright, transparent parts white.
 
     Raises:
         UserError: it is not there.
-        OSError: it does not decode.
+        OSError: it cannot be read; with a number where that is the file system's doing.
+        ImageProblem: it does not decode.
     """
-    with Image.open(locate_image_path(image_root, image_path)) as picture:
-        upright = ImageOps.exif_transpose(picture)
-        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-            white = Image.new("RGBA", upright.size, "white")
-            return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
-        return upright.convert("RGB")
+    path = locate_image_path(image_root, image_path)
+    try:
+        return decode(path.read_bytes(), MOST_PIXELS)[0]
+    except ImageProblem as problem:
+        raise ImageProblem(problem.reason, f"{path}: {problem.detail}") from problem
+
+
+def needed_picture(image_root: Path, image_path: str) -> Image.Image:
+    """`open_picture` where nothing can go on without it.
+
+    Raises:
+        UserError: it is not there, or cannot be read or decoded.
+    """
+    try:
+        return open_picture(image_root, image_path)
+    except (OSError, ImageProblem) as error:
+        raise UserError(
+            f"A picture of the curated data set cannot be used any more: {error}. Bring it back as it was when it was "
+            f"validated, and start again; or use another --run-dir without it."
+        ) from error
 
 
 class VQADataset(Dataset[Example]):
@@ -107,9 +125,9 @@ class Collator:
 
     def _picture(self, path: str) -> Image.Image:
         if self.pictures is None:
-            return open_picture(self.image_root, path)
+            return needed_picture(self.image_root, path)
         if path not in self.pictures:
-            self.pictures[path] = open_picture(self.image_root, path)
+            self.pictures[path] = needed_picture(self.image_root, path)
         return self.pictures[path]
 
 

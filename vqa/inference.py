@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from data_prep.image_files import ImageProblem
 from data_prep.records import Emit, Example, Failed, Ok, Prediction, UserError
 from vqa.dataset import open_picture
 from vqa.lora import load_adapter
@@ -36,7 +38,7 @@ class _Ready:
 
     examples: list[Example]
     batch: Batch | None
-    unreadable: dict[str, str]  # by question id
+    unreadable: dict[str, Failed]  # by question id
 
 
 class Answerer:
@@ -50,7 +52,7 @@ class Answerer:
         candidates: answers to choose from under ``decoding: ranking``.
 
     Raises:
-        UserError: weights or adapter are missing, or do not fit.
+        UserError: weights, adapter or image folder are missing, or do not fit.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Answerer:
         image_root: Path,
         candidates: Sequence[str] = (),
     ) -> None:
+        if not image_root.is_dir():
+            raise UserError(f"There is no image folder {image_root}. Is it mounted on {socket.gethostname()}?")
         self.adapters, self.settings, self.image_root = dict(adapters), settings, image_root
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.seconds = self.waited = 0.0
@@ -93,10 +97,10 @@ class Answerer:
         """
         began = time.perf_counter()
         for ready in self._batches(items):
-            for key, words in ready.unreadable.items():
+            for key, failed in ready.unreadable.items():
                 for name in self.adapters:
                     if wanted(name, key):
-                        emits[name](key, Failed("picture_unreadable", words))
+                        emits[name](key, failed)
             names = [name for name in self.adapters if any(wanted(name, e.id) for e in ready.examples)]
             if ready.batch is None or not names:
                 continue
@@ -179,14 +183,15 @@ class Answerer:
     def _prepare(self, examples: Sequence[Example]) -> _Ready:
         """Decode the pictures of a batch and make tensors of them and of their questions."""
         good: list[tuple[Image.Image, list[Example]]] = []
-        unreadable: dict[str, str] = {}
+        unreadable: dict[str, Failed] = {}
         for path, group in groupby(examples, key=lambda e: e.image_path):
             asked = list(group)
             try:
                 good.append((open_picture(self.image_root, path), asked))
-            except (UserError, OSError, ValueError, Image.DecompressionBombError) as error:
-                words = str(error) if isinstance(error, UserError) else repr(error)
-                unreadable |= {example.id: words[:300] for example in asked}
+            except (UserError, OSError, ImageProblem) as error:
+                # The file system may have recovered at the next try; a picture that does not decode never does.
+                failed = Failed("picture_unreadable", str(error)[:300], retry=isinstance(error, OSError))
+                unreadable |= dict.fromkeys((example.id for example in asked), failed)
         batch = None
         if good:
             texts = [[example.question for example in asked] for _, asked in good]

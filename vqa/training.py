@@ -147,6 +147,9 @@ class _Training:
     def run(self, stop: Callable[[], bool]) -> int:
         """Train to the end, or until ``stop``; the number of optimiser steps in all."""
         resumed = processes.decided(self._checkpoint)
+        if resumed and processes.decided(lambda: self.validation.exhausted(checkpoints.step_of(resumed))):
+            self.finish()  # it had stopped early, and was killed before it could
+            return checkpoints.step_of(resumed)
         stopping = StopCallback(stop)
         self.trainer.add_callback(stopping)
         for callback in _tensorboard(self.out, resumed):
@@ -166,6 +169,8 @@ class _Training:
         write_json(self.out / "parameters.json", self.parameters)
         resumed = checkpoints.newest_valid(self.out, processes=processes.count(), strategy=self.settings.strategy)
         checkpoints.discard_newer(self.out, than=resumed)
+        if resumed is None:
+            self.validation.forget()
         for name in LOGS:
             forget_after(self.out / name, checkpoints.step_of(resumed) if resumed else 0)
         print(

@@ -1,5 +1,6 @@
 """Answering in bulk: one pass for all variants of a model, resumed per variant, whatever the pictures and the memory are like."""
 
+import errno
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import torch
 
 from data_prep.records import Example, Failed, Ok, UserError
 from tests.vqa.tiny_models import QUESTIONS, make_model, pictures
+from vqa.dataset import open_picture
 from vqa.inference import Answerer, cut, halve
 from vqa.lora import apply_lora_to_model
 from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings
@@ -124,6 +126,26 @@ def test_an_unreadable_picture_fails_its_questions_and_no_others(folder: Path, t
     failed = filed.outcomes["base"].pop("bad")
     assert isinstance(failed, Failed) and failed.reason == "picture_unreadable" and "gone.png" in failed.detail
     assert filed.answers("base") == run(answerer(folder, "base"), "base").answers("base")
+
+
+def test_a_file_system_that_recovers_costs_no_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(1000))
+
+    def stale(root: Path, path: str) -> Any:
+        if next(calls) < 2:
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+        return open_picture(root, path)
+
+    monkeypatch.setattr("vqa.inference.open_picture", stale)
+    filed = run(answerer(folder, "base"), "base").outcomes["base"]
+    failed = [outcome for outcome in filed.values() if isinstance(outcome, Failed)]
+    assert failed and all(outcome.retry and "Stale" in outcome.detail for outcome in failed)
+
+
+def test_an_image_folder_that_is_not_mounted_ends_the_task_and_fails_no_question(folder: Path) -> None:
+    model = ModelSettings(kind="blip", weights=str(folder / "weights"))
+    with pytest.raises(UserError, match="no image folder .*mounted"):
+        Answerer(model, {"base": None}, SETTINGS, folder / "elsewhere")
 
 
 def test_where_memory_does_not_suffice_a_batch_is_halved_and_no_answer_changes(folder: Path) -> None:

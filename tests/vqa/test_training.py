@@ -235,6 +235,30 @@ def test_training_stops_when_validation_gets_no_better(
     assert outcome(tmp_path)[0] == adapter
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_training_that_stopped_early_takes_no_step_more_when_it_is_resumed(
+    material: Material, tmp_path: Path, seed: int
+) -> None:
+    settings = quick(patience=1, eval_steps=1, learning_rate=5e-3, validation_questions=16, epochs=10, seed=seed)
+    train(material, tmp_path, settings)
+    adapter, _ = outcome(tmp_path)
+    validations = len(log(tmp_path, "validation.jsonl"))
+    shutil.rmtree(tmp_path / "adapter")
+    train(material, tmp_path, settings)
+    assert outcome(tmp_path)[0] == adapter
+    assert len(log(tmp_path, "validation.jsonl")) == validations
+
+
+def test_a_training_from_the_beginning_forgets_the_best_of_an_earlier_one(material: Material, tmp_path: Path) -> None:
+    train(material, tmp_path, quick(epochs=1.5, learning_rate=5e-3, validation_questions=16))
+    earlier, _ = outcome(tmp_path)
+    for folder in tmp_path.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    train(material, tmp_path, quick(eval_steps=12, learning_rate=1e-9, validation_questions=16))
+    assert orjson.loads((tmp_path / "best.json").read_bytes())["step"] == 12
+    assert outcome(tmp_path)[0] != earlier
+
+
 def test_training_to_the_end_does_not_claim_to_stop_early(
     material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

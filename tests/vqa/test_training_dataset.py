@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from data_prep.records import UserError
 from tests.vqa.training_data import Material, make_material, write_splits
 from vqa.dataset import VQADataset, load_dataset_and_metadata, locate_image_path, open_picture, verify_dataset
+from vqa.models.base import model_class
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,30 @@ def test_transparent_parts_are_white_and_the_camera_is_held_upright(tmp_path: Pa
     Image.new("RGB", (20, 10), "red").save(tmp_path / "turned.jpg", exif=exif)
     turned = open_picture(tmp_path, "turned.jpg")
     assert (turned.size, turned.mode) == ((10, 20), "RGB")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("value", [0x00, 0x1B, 0x4E, 0xFF])
+def test_a_broken_orientation_tag_spoils_no_picture(value: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "x", 6
+    tags = exif.tobytes()
+    for place in range(len(tags)):
+        Image.new("RGB", (20, 10)).save(tmp_path / "1.jpg", exif=tags[:place] + bytes([value]) + tags[place + 1 :])
+        assert sorted(open_picture(tmp_path, "1.jpg").size) == [10, 20]
+
+
+def test_a_picture_that_broke_since_it_was_validated_is_named_with_what_to_do(
+    material: Material, tmp_path: Path
+) -> None:
+    shutil.copytree(material.pictures, tmp_path / "images")
+    splits, _ = load_dataset_and_metadata(material.data)
+    path = tmp_path / "images" / material.examples[0].image_path
+    path.write_bytes(path.read_bytes()[:100])
+    dataset = VQADataset(splits["train"], tmp_path / "images")
+    collate = dataset.collator(model_class("blip").load(material.model()).processor)
+    with pytest.raises(UserError, match=rf"{path.name}.*Bring it back"):
+        collate([dataset[0]])
 
 
 def test_dataset_finds_its_examples_and_their_pictures(material: Material) -> None:

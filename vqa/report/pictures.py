@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import os
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from PIL import Image
+from data_prep.image_files import ImageProblem, decode
 
 _MOST_PIXELS = 50_000_000
 
@@ -27,17 +26,12 @@ def inside(root: Path, relative: str) -> Path | None:
 def data_uri(path: Path, side: int) -> str | None:
     """A JPEG of at most ``side`` pixels, or None where the file cannot be shown."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if picture.width * picture.height > _MOST_PIXELS:
-                return None
-            picture.draft("RGB", (side, side))
-            small = picture.convert("RGB")
-            small.thumbnail((side, side))
-            buffer = io.BytesIO()
-            small.save(buffer, "JPEG", quality=72, optimize=True)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        small = decode(path.read_bytes(), _MOST_PIXELS)[0]
+    except (OSError, ImageProblem):
         return None
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=72, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
