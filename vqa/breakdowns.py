@@ -13,9 +13,9 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from data_prep.records import Example, Prediction
-from vqa.metrics import edit_distance
 from vqa.normalize import normalize
 from vqa.statistics import interval
 
@@ -135,7 +135,7 @@ def error_kind(truth: str, answer: str, known: set[str] | None = None) -> str:
     a, b = normalize(truth), normalize(answer)
     if not b:
         return "empty"
-    near = len(a) > 3 and len(b) > 3 and edit_distance(a, b) <= 2
+    near = len(a) > 3 and len(b) > 3 and Levenshtein.distance(a, b) <= 2
     inside = min(len(a), len(b)) > 2 and (a in b or b in a)
     if near or inside or (a.isdigit() and b.isdigit()):
         return "fine-grained"

@@ -14,7 +14,7 @@ import numpy as np
 from data_prep.records import Prediction, UserError
 from vqa.metrics import exact_match
 from vqa.normalize import normalize
-from vqa.statistics import codes, paired
+from vqa.statistics import bounds, codes, paired
 
 
 def compare(
@@ -58,12 +58,11 @@ def render(result: dict[str, Any]) -> str:
     if left_out:
         lines.append(f"left out: {', '.join(left_out)}")
     for name, side in ((a, found["before"]), (b, found["after"])):
-        lines.append(f"  {name:<24} exact match {side['mean']:.4f}  95 % [{side['low']:.4f}, {side['high']:.4f}]")
-    lines.append(
-        f"  difference               {difference['mean']:+.4f}  95 % [{difference['low']:+.4f}, {difference['high']:+.4f}]"
-    )
+        lines.append(f"  {name:<24} exact match {side['mean']:.4f}  {bounds(side)}")
+    lines.append(f"  difference               {difference['mean']:+.4f}  {bounds(difference, '+.4f')}")
     lines.append(
         f"  McNemar p = {test['p']:.2g} ({b} alone right: {test['fixed']:,}, {a} alone right: {test['broken']:,})"
     )
-    lines.append(f"  smallest difference that these questions can show: {found['detectable']:.4f}")
+    if found["detectable"]:
+        lines.append(f"  smallest difference that these questions can show: {found['detectable']:.4f}")
     return "\n".join(lines)

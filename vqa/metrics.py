@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+from rapidfuzz.distance import Levenshtein
 
 from vqa.normalize import normalize
 
@@ -77,8 +77,9 @@ class MetricSettings(BaseModel):
 
 
 def exact_match(truth: str, answer: str) -> float:
-    """1.0 where both are equal after `normalize`; an empty answer is wrong."""
-    return float(bool(answer.strip()) and normalize(truth) == normalize(answer))
+    """1.0 where both are equal after `normalize`; an empty answer is wrong, and so is one that is nothing but punctuation."""
+    given = normalize(answer)
+    return float(bool(given) and normalize(truth) == given)
 
 
 def strict_exact_match(truth: str, answer: str) -> float:
@@ -107,20 +108,7 @@ def levenshtein(truth: str, answer: str) -> float:
     """1 − edit distance ÷ the longer length, of the lower-case strings; two empty strings are equal."""
     a, b = truth.lower().strip(), answer.lower().strip()
     longest = max(len(a), len(b))
-    return 1.0 - edit_distance(a, b) / longest if longest else 1.0
-
-
-@lru_cache(maxsize=200_000)
-def edit_distance(a: str, b: str) -> int:
-    """Insertions, deletions and replacements between two strings (Wagner and Fischer 1974)."""
-    if len(a) < len(b):
-        a, b = b, a
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        previous, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
-    return row[-1]
+    return 1.0 - Levenshtein.distance(a, b) / longest if longest else 1.0
 
 
 SIMPLE: dict[str, Callable[[str, str], float]] = {

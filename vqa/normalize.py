@@ -23,7 +23,7 @@ CONTRACTIONS = {
     "whats": "what's", "wont": "won't", "wouldnt": "wouldn't", "youre": "you're",
 }  # fmt: skip
 _PUNCTUATION = re.compile(r'[;/\[\]"{}()=+\\_><@`?!-]')
-_PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")  # a decimal point stays
+_PERIOD = re.compile(r"\.(?!\d)")  # a decimal point stays
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d)")
 
 
@@ -32,8 +32,8 @@ def normalize(answer: str) -> str:
     """Lower case, no punctuation, no articles, number words as digits, contractions with their apostrophe.
 
     The steps of the VQA challenge's evaluation code (Antol et al. 2015, "VQA: Visual Question Answering",
-    ``vqaEvaluation/vqaEval.py``). Two differences: hyphens always become a space, and of the contractions only the common
-    ones are listed. An answer that is nothing but an article is left as it is, since otherwise it would become empty.
+    ``vqaEvaluation/vqaEval.py``). Three differences: hyphens always become a space, colons too, and of the contractions only
+    the common ones are listed. An answer that is nothing but an article is left as it is, since otherwise it would become empty.
     """
     text = answer.lower().strip().replace("\n", " ").replace("\t", " ")
     text = _COMMA_IN_NUMBER.sub("", text).replace(",", " ")

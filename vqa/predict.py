@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,8 +95,9 @@ def predict(
     """Answer every row of ``csv_path`` and write ``output``, whole or not at all.
 
     Raises:
-        UserError: a folder or file is missing, or a column is.
+        UserError: a folder or file is missing, or a column is, or nothing can be written to ``output``.
     """
+    require_writable(output)
     if not image_dir.is_dir():
         raise UserError(f"There is no image folder {image_dir}.")
     if adapter is not None and not (adapter / "adapter_config.json").is_file():
@@ -104,10 +106,23 @@ def predict(
     image = next((name for name in IMAGE_COLUMNS if name in columns), IMAGE_COLUMNS[0])
     check_column(image, columns, "the column", csv_path)
     check_column("question", columns, "the column", csv_path)
-    asked = [(row[image], row["question"]) for row in rows]
+    asked = [(row.get(image, ""), row.get("question", "")) for row in rows]
     found = answer_all(asked, model, adapter, image_dir, settings, warn) if asked else Answers([], [])
     write_atomic(output, _csv(rows, image, found.answers))
     return found
+
+
+def require_writable(file: Path) -> None:
+    """Look before hours of work whether their result can be written.
+
+    Raises:
+        UserError: ``file`` is a folder, or its own folder takes no files and cannot be made.
+    """
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: give the file that the answers go to.")
+    nearest = next(folder for folder in file.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"Cannot write {file}: {nearest} is no folder that takes files.")
 
 
 def predict_one(
@@ -116,6 +131,7 @@ def predict_one(
     """Answer one question about one picture."""
     if not picture.is_file():
         raise UserError(f"There is no picture {picture}.")
+    picture = picture.resolve()  # a link leads to where the picture is
     return answer_all([(picture.name, question)], model, adapter, picture.parent, settings)
 
 
@@ -124,5 +140,5 @@ def _csv(rows: Sequence[Mapping[str, str]], image: str, answers: Sequence[str]) 
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row, answer in zip(rows, answers, strict=True):
-        writer.writerow((row[image], row["question"], row.get("answer", ""), answer))
+        writer.writerow((*(row.get(column, "") for column in (image, "question", "answer")), answer))
     return text.getvalue().encode()

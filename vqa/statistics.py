@@ -10,23 +10,29 @@ intervals that are too narrow; everything here resamples products.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 RESAMPLES = 2000
+# The percentile bootstrap's nominal 95 % hold the truth in 50 % of cases with 2 clusters, 71 % with 3, 83 % with 5, 92 % with
+# 10 and 94.5 % with 30 (simulated; right or wrong answers, five to a cluster).
+FEW = 10
 _CHUNK = 4_000_000  # multinomial counts held at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean with its 95 % interval. ``clusters`` products carry ``questions`` questions."""
+    """A mean with its 95 % interval. ``clusters`` products carry ``questions`` questions.
+
+    One product says nothing about others: below two there is no interval. Below `FEW` it is too narrow.
+    """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     questions: int
     clusters: int
 
@@ -58,13 +64,23 @@ def interval(values: np.ndarray, clusters: np.ndarray, *, resamples: int = RESAM
         clusters: the cluster of each answer (N,), whole numbers from 0.
     """
     if not len(values):
-        return Interval(math.nan, math.nan, math.nan, 0, 0)
+        return Interval(math.nan, None, None, 0, 0)
     _, dense = np.unique(clusters, return_inverse=True)
     counts = np.bincount(dense)
     sums = np.bincount(dense, weights=values)
+    if len(counts) < 2:
+        return Interval(float(values.mean()), None, None, len(values), len(counts))
     draws = _resampled_means(sums, counts, resamples, seed)
     low, high = np.quantile(draws, (0.025, 0.975))
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high), len(values), len(counts))
+
+
+def bounds(interval: Mapping[str, Any], form: str = ".4f") -> str:
+    """The limits of an `Interval` (as a dictionary) in words."""
+    if interval["low"] is None:
+        return "no interval: one cluster"
+    few = f", too narrow: only {interval['clusters']} clusters" if interval["clusters"] < FEW else ""
+    return f"95 % [{interval['low']:{form}}, {interval['high']:{form}}]{few}"
 
 
 def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
@@ -115,11 +131,11 @@ def paired(
     }
 
 
-def detectable_difference(differences: np.ndarray, clusters: np.ndarray, *, power: float = 0.8) -> float:
+def detectable_difference(differences: np.ndarray, clusters: np.ndarray, *, power: float = 0.8) -> float | None:
     """The smallest true difference that this test set would show with the given power, two-sided at 5 %.
 
     (z(0.975) + z(power)) times the cluster-robust standard error of the paired difference. Source: Cohen 1988,
-    "Statistical Power Analysis", with the linearised variance of a ratio of cluster sums (Cochran 1977, 6.3). NaN below
+    "Statistical Power Analysis", with the linearised variance of a ratio of cluster sums (Cochran 1977, 6.3). None below
     two clusters.
     """
     from scipy.stats import norm
@@ -128,7 +144,7 @@ def detectable_difference(differences: np.ndarray, clusters: np.ndarray, *, powe
     counts = np.bincount(dense)
     k = len(counts)
     if k < 2:
-        return math.nan
+        return None
     residuals = np.bincount(dense, weights=differences) - differences.mean() * counts
     error = math.sqrt(k / (k - 1) * float(residuals @ residuals)) / counts.sum()
     return float((norm.ppf(0.975) + norm.ppf(power)) * error)

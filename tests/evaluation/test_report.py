@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def test_report_json_holds_the_headline_and_its_uncertainty(tmp_path: Path) -> N
     assert found["variants"]["lora"]["metrics"]["exact_match"]["mean"] > 0.7
     assert found["blind"]["questions"] == found["questions"] == 150
     assert {"category", "question type", "product type", "answer frequency"} == set(found["breakdowns"])
+
+
+def test_one_product_is_no_evidence(tmp_path: Path) -> None:
+    rows = examples(1)
+    answers = {"blip": {"base": predictions(rows, 0.0), "lora": predictions(rows, 1.0)}}
+    build(ReportInputs(test=rows, predictions=answers, metrics=NO_BERT), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "All questions are about one product" in page and "Fine-tuning helps" not in page
+    assert "no interval" in page and not re.search(r"\bnan\b", page)
 
 
 def test_the_page_needs_no_other_file(tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ def test_a_wrong_column_lists_the_columns_and_names_the_nearest(table: Path) -> 
     [
         ("a.csv", "answer,p\n", "no rows"),
         ("a.csv", "answer,p\nred,blue,green\n", r"a\.csv:2: more values than columns"),
+        ("a.csv", 'answer,p\nred,"blue\ngreen,red\n', r"a\.csv:3: not CSV .*quotation mark"),
+        ("a.csv", "answer,p,p\nred,blue,red\n", "has 2 columns 'p'"),
+        ("a.csv", "answer,p\n,blue\n ,red\n", "'answer' is empty in all rows"),
         ("a.jsonl", '{"answer": "red", "p": "x"}\n{"answer', r"a\.jsonl:2: not JSON"),
         ("a.jsonl", "[1]\n", "must be a JSON object"),
     ],
@@ -66,6 +69,34 @@ def test_a_damaged_table_is_named_with_its_line(tmp_path: Path, name: str, conte
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         score_table(tmp_path / name, "answer", "p")
+
+
+def test_rows_without_a_truth_are_left_out_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("answer,p\nred,red\n,red\nblue,\n")
+    found = score_table(tmp_path / "a.csv", "answer", "p")
+    assert (found["questions"], found["without_truth"], found["empty_answers"]) == (2, 1, 1)
+    assert found["metrics"]["exact_match"]["mean"] == 0.5
+    assert "left out: 1 rows without a truth" in render(found)
+
+
+def test_a_row_that_names_no_product_stands_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        "item_id,answer,p\n" + "".join(f",red,{'red' if n % 2 else 'x'}\n" for n in range(40))
+    )
+    alone = score_table(tmp_path / "a.csv", "answer", "p")
+    assert (alone["cluster"], alone["clusters"]) == (None, 40)
+    named = score_table(tmp_path / "a.csv", "answer", "p", cluster="item_id")
+    assert named["clusters"] == 40
+
+
+def test_one_product_has_no_interval_and_a_few_are_said_to_be_few(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("item_id,answer,p\n1,red,red\n1,blue,red\n")
+    assert "0.5000  no interval: one cluster" in render(score_table(tmp_path / "a.csv", "answer", "p"))
+    (tmp_path / "b.csv").write_text("item_id,answer,p\n1,red,red\n2,blue,red\n")
+    assert "too narrow: only 2 clusters" in render(score_table(tmp_path / "b.csv", "answer", "p"))
+    rows = examples(1)
+    found = render_comparison(compare(predictions(rows, 0.0), predictions(rows, 1.0)))
+    assert "no interval: one cluster" in found and "can show" not in found
 
 
 def test_a_missing_table_is_one_clear_sentence(tmp_path: Path) -> None:
@@ -135,6 +166,26 @@ def test_a_missing_picture_gives_an_empty_answer_a_warning_and_an_exit_code(tmp_
     ]
     assert found.exit_code == 1
     assert warned == found.problems == ["row 2, no.jpg: image_missing"]
+
+
+@pytest.mark.usefixtures("model")
+def test_what_cannot_be_written_is_noticed_before_anything_is_answered(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images", examples(1))
+    (tmp_path / "asked.csv").write_text("image_name,question\n0/0.jpg,What?\n")
+    (tmp_path / "file").touch()
+    for output in (tmp_path, tmp_path / "file" / "out.csv"):
+        with pytest.raises(UserError, match=r"folder"):
+            predict(None, None, tmp_path / "images", tmp_path / "asked.csv", output, warn=pytest.fail)  # type: ignore[arg-type]
+    predict(None, None, tmp_path / "images", tmp_path / "asked.csv", tmp_path / "new/out.csv")  # type: ignore[arg-type]
+    assert (tmp_path / "new/out.csv").read_text().endswith("red\n")
+
+
+@pytest.mark.usefixtures("model")
+def test_a_line_that_lacks_a_field_costs_its_own_answer_and_no_other(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images", examples(1))
+    (tmp_path / "asked.jsonl").write_text('{"image_name": "0/0.jpg", "question": "What?"}\n{"question": "Where?"}\n')
+    found = predict(None, None, tmp_path / "images", tmp_path / "asked.jsonl", tmp_path / "out.csv")  # type: ignore[arg-type]
+    assert found.answers == ["red", ""] and found.exit_code == 1
 
 
 def test_importing_the_package_and_scoring_do_not_import_torch(table: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_file_system_that_recovers_costs_no_answer(folder: Path, monkeypatch: 
 
 def test_an_image_folder_that_is_not_mounted_ends_the_task_and_fails_no_question(folder: Path) -> None:
     model = ModelSettings(kind="blip", weights=str(folder / "weights"))
-    with pytest.raises(UserError, match="no image folder .*mounted"):
+    with pytest.raises(UserError, match=r"no image folder .*mounted"):
         Answerer(model, {"base": None}, SETTINGS, folder / "elsewhere")
 
 

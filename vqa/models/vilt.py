@@ -205,9 +205,16 @@ class Model(base.Model):
 
     @classmethod
     def adapter_answers(cls, folder: Path) -> list[str]:
-        """The answers that the model was extended by when the adapter was trained; none for adapters from elsewhere."""
+        """The answers that the model was extended by when the adapter was trained; none for adapters from elsewhere.
+
+        Raises:
+            UserError: the file of answers is damaged.
+        """
         file = folder / ANSWERS
-        return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+        try:
+            return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+        except ValueError as error:
+            raise UserError(f"{file} is damaged ({error}): the adapter cannot be used without it.") from error
 
     def save_extra(self, folder: Path) -> None:
         """Write the answers that were added, in the order of their rows."""

@@ -23,7 +23,7 @@ from vqa.report.charts import reliability, training_charts
 from vqa.report.figures import Table, figures, join
 from vqa.report.inputs import ReportInputs
 from vqa.report.pictures import link_prefix, sheet_uri, thumbnails
-from vqa.statistics import RESAMPLES
+from vqa.statistics import FEW, RESAMPLES
 
 TEMPLATES = Path(__file__).parent / "templates"
 CONTENTS = (
@@ -82,6 +82,7 @@ def render(inputs: ReportInputs, result: Mapping[str, Any], page: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["few"] = FEW
     models = {name: _for_page(model) for name, model in result["models"].items()}
     by_id = {e.id: pictures[e.image_path] for t in tables.values() for e in t.examples if e.image_path in pictures}
     names, rows, notes = _parameters(inputs)
@@ -177,7 +178,9 @@ def _for_page(model: Mapping[str, Any]) -> dict[str, Any]:
     if paired := model["paired"]:
         p, difference = paired["mcnemar"]["p"], paired["difference"]
         page["p"] = "< 0.0001" if p < 1e-4 else f"= {p:.4f}"
-        if difference["low"] > 0:
+        if difference["low"] is None:
+            page["verdict"] = ("open", "All questions are about one product: that says nothing about others.")
+        elif difference["low"] > 0:
             page["verdict"] = ("up", "Fine-tuning helps: the interval lies above zero.")
         elif difference["high"] < 0:
             page["verdict"] = ("down", "Fine-tuning hurts: the interval lies below zero.")

@@ -90,7 +90,8 @@ def notices(inputs: ReportInputs, models: Mapping[str, Any]) -> list[str]:
             found.append(f"{name}: {total:,} questions have no answer ({why}); they are in no figure.")
     for name, model in models.items():
         if not model["variants"]:
-            found.append(f"{name}: no answers yet.")
+            why = "no question was answered by every variant" if model["unshared"] else "no answers yet"
+            found.append(f"{name}: {why}.")
             continue
         if model["unshared"]:
             found.append(
