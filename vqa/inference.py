@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 import torch
@@ -215,17 +215,22 @@ def halve(batch: Batch) -> tuple[Batch, Batch]:
 
 
 def cut(items: Iterator[Example], size: int, window: int = 1) -> Iterator[list[Example]]:
-    """Batches of whole pictures: closed as soon as they hold ``size`` questions.
+    """Batches of whole pictures: closed as soon as they hold ``size`` questions. A picture with more comes several times.
 
     Within ``window`` batches, pictures whose longest questions are about as long come together: less of a batch is padding.
     Wide windows save more, but are all answered before a task that was asked to stop does.
     """
-    groups = (list(group) for _, group in groupby(items, key=lambda e: e.image_path))
+    groups = (part for _, group in groupby(items, key=lambda e: e.image_path) for part in _parts(group, size))
     while pictures := _questions(groups, size * window):
         pictures.sort(key=lambda group: max(len(example.question) for example in group))
         rest = iter(pictures)
         while batch := _questions(rest, size):
             yield [example for group in batch for example in group]
+
+
+def _parts(items: Iterator[Example], size: int) -> Iterator[list[Example]]:
+    while part := list(islice(items, size)):
+        yield part
 
 
 def _questions(groups: Iterator[list[Example]], count: int) -> list[list[Example]]:

@@ -72,6 +72,7 @@ def load_adapter(model: Model, folder: Path, name: str = "default") -> Model:
             f"its adapter_config.json gives as base_model_name_or_path."
         )
     model.net.eval()
+    model.load_extra(folder)
     return model
 
 

@@ -45,7 +45,9 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
                         )
                     rows.append({key: value or "" for key, value in row.items()})
             except csv.Error as error:
-                raise UserError(f"{path}:{reader.reader.line_num}: not CSV ({error}). Is a quotation mark open?") from error
+                raise UserError(
+                    f"{path}:{reader.reader.line_num}: not CSV ({error}). Is a quotation mark open?"
+                ) from error
             return list(reader.fieldnames or []), rows
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None

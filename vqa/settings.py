@@ -77,7 +77,8 @@ class TrainSettings(BaseModel):
 
     max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """auto: bf16 on GPUs that have it (Ampere on), fp16 on others (a T4), fp32 on CPU. Weights that train stay fp32."""
+    """auto: bf16 on GPUs that have it (Ampere on), fp16 on others (a T4), fp32 on CPU. Weights that train stay fp32 under ddp;
+    DeepSpeed keeps its fp32 copies to itself, so that under ZeRO the adapter is saved in half precision."""
 
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
     """How several processes share the work: plain data parallel, or DeepSpeed ZeRO with vqa/deepspeed/<strategy>.json."""

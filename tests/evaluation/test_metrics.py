@@ -54,7 +54,10 @@ def test_answers_that_mean_the_same_match(truth: str, answer: str) -> None:
     assert exact_match(truth, answer) == 1.0
 
 
-@pytest.mark.parametrize(("truth", "answer"), [("3.5", "35"), ("red", "dark red"), ("red", ""), ("", ""), ("a", "the"), ("?", "!"), (".5", "5")])
+@pytest.mark.parametrize(
+    ("truth", "answer"),
+    [("3.5", "35"), ("red", "dark red"), ("red", ""), ("", ""), ("a", "the"), ("?", "!"), (".5", "5")],
+)
 def test_answers_that_differ_do_not_match(truth: str, answer: str) -> None:
     assert exact_match(truth, answer) == 0.0
 

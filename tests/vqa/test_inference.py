@@ -128,6 +128,16 @@ def test_an_unreadable_picture_fails_its_questions_and_no_others(folder: Path, t
     assert filed.answers("base") == run(answerer(folder, "base"), "base").answers("base")
 
 
+def test_a_picture_with_more_questions_than_a_batch_is_answered_in_parts(folder: Path) -> None:
+    def asked() -> list[Example]:
+        return [Example(f"{n}", "I", "P", "0.png", QUESTIONS[0][n % 2], "red", "", "", "") for n in range(20)]
+
+    assert [len(batch) for batch in cut(iter(asked()), 8)] == [8, 8, 4]
+    few = run(answerer(folder, "one", batch_size=3), "one", items=iter(asked())).answers("one")
+    assert few == run(answerer(folder, "one", batch_size=50), "one", items=iter(asked())).answers("one")
+    assert len(few) == 20
+
+
 def test_a_file_system_that_recovers_costs_no_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = iter(range(1000))
 

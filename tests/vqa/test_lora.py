@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from transformers import BlipConfig, BlipForQuestionAnswering
 
 from data_prep.records import Example, UserError
@@ -132,6 +133,24 @@ def test_a_saved_model_that_does_not_load_is_named_with_the_reason(folder: Path,
 
 
 @pytest.mark.slow
+def test_adapter_and_merged_weights_remember_how_their_questions_began(folder: Path, tmp_path: Path) -> None:
+    trained = ModelSettings(kind="blip", weights=str(folder), question_prefix="enc")
+    model = apply_lora_to_model(model_class("blip").load(trained), LoraSettings(r=2))
+    model.net.save_pretrained(tmp_path / "adapter")
+    model.save_extra(tmp_path / "adapter")
+    plain = trained.model_copy(update={"question_prefix": "cls"})  # as a user who only has the adapter
+    merged = merge_adapter(plain, tmp_path / "adapter", tmp_path / "merged")
+    picture = [Image.new("RGB", (64, 64))]
+    expected = model.processor.collate(picture, [["What?"]])["input_ids"]
+    for other in (
+        load_adapter(model_class("blip").load(plain), tmp_path / "adapter"),
+        model_class("blip").load(ModelSettings(kind="blip", weights=str(merged))),
+    ):
+        assert torch.equal(other.processor.collate(picture, [["What?"]])["input_ids"], expected)
+    untouched = model_class("blip").load(plain).processor.collate(picture, [["What?"]])["input_ids"]
+    assert not torch.equal(untouched, expected)
+
+
 def test_the_command_merges_an_adapter_into_a_folder_that_answers_by_itself(folder: Path, tmp_path: Path) -> None:
     adapted(folder, tmp_path / "adapter")
     out = tmp_path / "merged"

@@ -118,6 +118,9 @@ class Model(ABC):
     def save_extra(self, folder: Path) -> None:  # noqa: B027 - nothing to save is the common case
         """Write what an adapter needs beside its weights."""
 
+    def load_extra(self, folder: Path) -> None:  # noqa: B027 - nothing to read is the common case
+        """Go by what `save_extra` wrote beside an adapter's weights, or `Processor.save` beside a model's."""
+
     @property
     def device(self) -> torch.device:
         """Where the network is."""

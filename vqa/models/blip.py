@@ -13,6 +13,7 @@ Where this differs from calling transformers' `BlipForQuestionAnswering` directl
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional
 from transformers import BlipForQuestionAnswering, BlipImageProcessorPil
 from transformers.models.blip.modeling_blip import BlipAttention
 
+from data_prep.records import write_json
 from vqa import processes
 from vqa.models import base
 from vqa.models.attention import Fold, attend, keys_values
@@ -31,6 +33,9 @@ from vqa.settings import EvaluateSettings, ModelSettings
 MAX_QUESTION_TOKENS = 40
 MAX_ANSWER_TOKENS = 12
 IGNORED = -100
+PREFIX = (
+    "question_prefix.json"  # beside adapters and merged weights that were trained with questions that start with [ENC]
+)
 
 
 class Processor(base.Processor):
@@ -38,6 +43,16 @@ class Processor(base.Processor):
 
     def __init__(self, tokenizer: Any, images: Any, size: int, dec_id: int, enc_id: int | None) -> None:
         self.tokenizer, self.images, self.size, self.dec_id, self.enc_id = tokenizer, images, size, dec_id, enc_id
+
+    def save(self, folder: Path) -> None:
+        """Tokenizer, image processor, and how questions begin."""
+        super().save(folder)
+        self.save_prefix(folder)
+
+    def save_prefix(self, folder: Path) -> None:
+        """Write how questions begin, where that is not what anybody would expect of transformers' BLIP."""
+        if self.enc_id is not None:
+            write_json(folder / PREFIX, {"question_prefix": "enc"})
 
     def collate(
         self,
@@ -244,7 +259,20 @@ class Model(base.Model):
         text = net.config.text_config
         enc_id = text.bos_token_id + 1 if settings.question_prefix == "enc" else None  # [ENC] follows [DEC]
         processor = Processor(tokenizer, images, net.config.vision_config.image_size, text.bos_token_id, enc_id)
-        return cls(net.eval(), processor, text.sep_token_id)
+        model = cls(net.eval(), processor, text.sep_token_id)
+        model.load_extra(Path(settings.weights))
+        return model
+
+    def save_extra(self, folder: Path) -> None:
+        """Write how questions begin."""
+        assert isinstance(self.processor, Processor)
+        self.processor.save_prefix(folder)
+
+    def load_extra(self, folder: Path) -> None:
+        """Let questions begin as they did when the adapter or the weights in ``folder`` were trained."""
+        assert isinstance(self.processor, Processor)
+        if (folder / PREFIX).is_file():
+            self.processor.enc_id = self.blip.config.text_config.bos_token_id + 1
 
     @property
     def blip(self) -> ImageOnceBlip:
