@@ -139,7 +139,7 @@ class _Crew:
                 self._emit(key, Failed(problem.reason, problem.detail))
                 return
             except ItemRefused as refused:
-                empty = RawReply("", refused.reason, refused.input_tokens, 0, self._settings.model)
+                empty = RawReply("", refused.reason, refused.input_tokens, refused.output_tokens, self._settings.model)
                 stored = stored_reply(item, empty, self._settings, seconds=time.monotonic() - started)
                 value = stored if refused.input_tokens else None
                 detail = self.sender.mask(refused.detail)

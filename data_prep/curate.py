@@ -115,7 +115,14 @@ def curate(
     for product in known.values():
         item_id = product.item_id
         pairs = parsed.pop(item_id, None)
-        if item_id not in facts:
+        if item_id in facts and facts[item_id].image_path != product.image_path:
+            seen = facts[item_id].image_path
+            drop_product(
+                item_id, "picture_changed", f"validated with {seen}, now {product.image_path}: use another --run-dir"
+            )
+            for pair in pairs or ():
+                drop_pair(item_id, "picture_changed", f"{pair.question} -> {pair.answer}")
+        elif item_id not in facts:
             reason = image_failures.get(item_id, "not_validated")
             drop_product(item_id, reason, f"image {product.image_path}")
             for pair in pairs or ():
@@ -148,6 +155,10 @@ def _best_replies(
     for reply in replies:
         if reply.item_id not in known:
             continue  # an earlier run had chosen more products
+        if reply.image_id != known[reply.item_id].image_id:
+            detail = f"it was asked about with image {reply.image_id}: use another --run-dir to ask again"
+            unparsable.setdefault(reply.item_id, ("picture_changed", detail))
+            continue
         try:
             found = parser.parse(reply.text or "")
         except QAParseError as error:
@@ -155,8 +166,13 @@ def _best_replies(
             continue
         if len(found.pairs) >= len(pairs.get(reply.item_id, ())):
             pairs[reply.item_id] = list(found.pairs)
-            rejected[reply.item_id] = [(str(raw)[:300], reason) for raw, reason in found.rejected]
+            rejected[reply.item_id] = [(_writable(raw), reason) for raw, reason in found.rejected]
     return pairs, rejected, unparsable
+
+
+def _writable(raw: Any) -> str:
+    """What a model said, cut short; half a surrogate pair, which JSON can say and UTF-8 cannot, as a question mark."""
+    return str(raw)[:300].encode("utf-8", "replace").decode()
 
 
 def _rows(

@@ -227,7 +227,7 @@ class Sender:
             error.key = key
             raise
         except GeneratorError as error:
-            paid = self._price(getattr(error, "input_tokens", 0), 0)
+            paid = self._price(getattr(error, "input_tokens", 0), getattr(error, "output_tokens", 0))
             unheard = isinstance(error, TryAgain) and not error.reason.startswith("status_")
             if unheard and not isinstance(error, Unreachable):
                 paid = self._dearest  # nobody knows whether the reply that never came is on the bill

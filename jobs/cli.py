@@ -177,7 +177,9 @@ def predict(
     image: Annotated[Path | None, typer.Option(help="One picture, instead of a table.")] = None,
     question: Annotated[str | None, typer.Option(help="One question about it.")] = None,
     model: Annotated[str, typer.Option(help="blip, vilt.")] = "blip",
-    weights: Annotated[str | None, typer.Option(help="Hub name or folder; without it the published ones.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Hub name or folder; without it the adapter's base, or the published ones.")
+    ] = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter.")] = None,
 ) -> None:
     """Answer the questions of a table, or one question about one picture."""
@@ -192,7 +194,9 @@ def merge(
     adapter: Annotated[Path, typer.Option(help="Folder of a LoRA adapter.")],
     output: Annotated[Path, typer.Option(help="Takes the model; must not be there yet.")],
     model: Annotated[str, typer.Option(help="blip, vilt.")] = "blip",
-    weights: Annotated[str | None, typer.Option(help="Hub name or folder; without it the published ones.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Hub name or folder; without it the adapter's base, or the published ones.")
+    ] = None,
 ) -> None:
     """Fold an adapter into its base: one folder that transformers loads, without peft."""
     from jobs import tools

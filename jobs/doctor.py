@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -125,17 +126,24 @@ def key_checks(config: Config) -> list[Check]:
 
 def _key_check(name: str, config: Config) -> Check:
     title = f"API key {name}"
-    key = os.environ.get(name)
+    key = os.environ.get(name, "").strip()
+    own_server = config.generate.generator.replace("-", "_") == "openai_compatible"
+    if not key and own_server:
+        return Check(title, None, "not set, which is right for a server that asks for none")
     if not key:
         advice = f"export {name}=... before launching; it is never written to the run's files"
         return Check(title, False, "not set", advice)
-    if config.generate.generator == "openai_compatible":
+    if not re.fullmatch(r"[!-~]*", key):  # a library's own error about it would show it
+        return Check(title, False, "holds a character that no key has, such as a space", "Set it to the key alone.")
+    if own_server:
         return Check(title, None, "set; not tried, since servers of this kind differ")
     import httpx  # not needed by the other verbs
 
     url = f"{config.generate.endpoint or GOOGLE}/v1beta/models/{config.generate.model}"
     try:
         reply = httpx.get(url, headers={"x-goog-api-key": key}, timeout=20)
+    except httpx.InvalidURL as error:
+        return Check(title, False, f"generate.endpoint is no address: {error}", "Set it to https://...")
     except httpx.HTTPError as error:
         advice = "Look at the network; on a cluster, give generate a partition that has internet."
         return Check(title, None, f"set; not tried, no connection from this machine: {broken(error)}", advice)

@@ -24,14 +24,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from data_prep.records import UserError, write_json
+from data_prep.records import write_json
 from jobs.config import Config
 from jobs.fingerprint import read_json
 from jobs.loop import freeze_shards, pending_shards
 from jobs.pipeline import PROJECT, make_stage, task_command
 from jobs.rundir import RunDir, Step
 from jobs.stages.base import ShardedStage, SingleStage, Stage
-from jobs.status import error_in_log, launcher_alive, process_started, step_status
+from jobs.status import error_in_log, process_started, step_status
 from jobs.stop import REQUEUE, StopFlag
 from slurm.local import Task, TaskResult, run_tasks
 
@@ -62,11 +62,7 @@ def run_local(run: RunDir, config: Config, steps: Sequence[Step], workers: int |
 
 @contextmanager
 def _announced(run: RunDir) -> Iterator[None]:
-    """Leave a note of who drives the run, so that a second launch by mistake is told so instead of doing double work."""
-    if other := launcher_alive(run):
-        raise UserError(
-            f"{run.path} is being driven by another launch.py (process {other['pid']}). Wait for it, or stop it: kill {other['pid']}"
-        )
+    """Leave a note of who drives the run: a second launch by mistake looks for it (`jobs.runner.require_alone`)."""
     write_json(
         run.launcher_file, {"host": platform.node(), "pid": os.getpid(), "started": process_started(os.getpid())}
     )
@@ -169,7 +165,9 @@ def _watch(
             if status.items:
                 bars.update(bar, total=status.items, completed=status.done + status.failed, unit=unit)
 
-        return run_tasks(tasks, workers=workers, stop=stop, on_tick=tick, gpus=gpus)
+        # A request that was sent is paid: its reply is waited for.
+        grace = config.generate.timeout + 15 if stage.name == "generate" else 30
+        return run_tasks(tasks, workers=workers, stop=stop, on_tick=tick, gpus=gpus, grace=grace)
 
 
 def _summary(run: RunDir, config: Config, step: Step) -> str:

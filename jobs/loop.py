@@ -197,6 +197,12 @@ def shard_marker_valid(marker: dict[str, Any] | None, fingerprint: str, shards: 
     )
 
 
+def may_try_more(marker: dict[str, Any] | None, work: Work[Any]) -> bool:
+    """Whether items that failed have tries left, since the limits were raised after the shard was finished."""
+    limits = (marker or {}).get("limits", [work.max_tries, work.max_replies])
+    return bool(marker and marker["failed"]) and (work.max_tries > limits[0] or work.max_replies > limits[1])
+
+
 def pending_shards(work: Work[T], shards: int) -> list[int]:
     """The shards that have something left to do: those without a valid marker, or whose records were damaged since.
 
@@ -218,7 +224,7 @@ def pending_shards(work: Work[T], shards: int) -> list[int]:
         for shard in range(shards):
             marker = read_marker(store, shard)
             valid = shard_marker_valid(marker, fingerprint, shards, len(keys[shard]), digests[shard])
-            if frozen is None or not valid or changed_since(store, shard, marker):
+            if frozen is None or not valid or may_try_more(marker, work) or changed_since(store, shard, marker):
                 pending.add(shard)
             else:
                 finished.append(shard)
@@ -350,6 +356,7 @@ def _conclude(
                 "failed": failed.total(),
                 "remaining": 0,
                 "reasons": dict(sorted(failed.items())),
+                "limits": [work.max_tries, work.max_replies],
                 "fingerprint": fingerprints[name],
                 "shards": shards,
                 "keys_digest": keys_digest(keys),

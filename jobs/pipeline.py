@@ -126,7 +126,8 @@ def open_run(path: Path, config: Config, command: Sequence[str]) -> tuple[RunDir
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         known = read_json(run.run_file)
-        if known is None and any(run.path.iterdir()):
+        foreign = any(not path.name.startswith(".") for path in run.path.iterdir())
+        if known is None and foreign and not run.run_file.exists():
             raise UserError(f"{run.path} holds files but no run.json, so it is not a run directory. Name a new folder.")
         launch = {
             "at": time.time(),

@@ -25,6 +25,7 @@ STAGES = ("prepare", "validate", "generate", "curate", "train", "evaluate", "rep
 BASE = "base"
 LORA = "lora"
 VARIANTS = (BASE, LORA)
+TINY_LOG = "tiny-base.jsonl"  # steps of the tiny base, in the folder of the training
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_prep import abo
+from data_prep.records import UserError
 from jobs import local
 from jobs.config import DEFAULT_CONFIG, Config, load_config
 from jobs.loop import frozen_shards, pending_shards
 from jobs.pipeline import load_run, make_stage, open_run, parse_stages, steps_of
 from jobs.rundir import RunDir, Step
 from jobs.stages.base import ShardedStage, SingleStage
-from jobs.status import StepStatus, as_dict, run_status
+from jobs.status import StepStatus, as_dict, launcher_alive, run_status
 
 WATCH_SECONDS = 5.0
 
@@ -63,6 +64,7 @@ def launch(request: Request, cluster: str, console: Console) -> int:
     elif request.dry_run:
         show_plan(planned, config, steps, console)
         return 0
+    require_alone(planned)  # before anything of a run that is under way is changed
     run, notes = open_run(run_dir, config, sys.argv)
     console.print(f"Run directory: {escape(str(run.path))}", style="bold")
     for note in notes:
@@ -70,6 +72,25 @@ def launch(request: Request, cluster: str, console: Console) -> int:
     if cluster == "slurm":
         return slurm_backend.submit(run, config, steps, profile, console)
     return local.run_local(run, config, steps, request.workers, console)
+
+
+def require_alone(run: RunDir) -> None:
+    """A run has one launcher or one chain of jobs at a time.
+
+    Raises:
+        UserError: another local launch drives it, or jobs of it are in SLURM's queue.
+    """
+    from jobs import slurm_backend
+
+    if other := launcher_alive(run):
+        raise UserError(
+            f"{run.path} is being driven by another launch.py (process {other['pid']}). Wait for it, or stop it: kill {other['pid']}"
+        )
+    if queued := slurm_backend.queue_counts(run):
+        listed = ", ".join(f"{step} ({states.total()})" for step, states in queued.items())
+        raise UserError(
+            f"This run is in SLURM's queue already: {listed}. Wait for it, or cancel it: launch.py cancel RUN_DIR"
+        )
 
 
 def resolve(

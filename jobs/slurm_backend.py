@@ -21,7 +21,7 @@ from jobs.loop import freeze_shards, frozen_shards, pending_shards
 from jobs.pipeline import make_stage, steps_of, task_command
 from jobs.rundir import STAGES, RunDir, Step
 from jobs.stages.base import ShardedStage, SingleStage, Stage
-from jobs.status import launcher_alive, step_status
+from jobs.status import step_status
 from slurm import queue
 from slurm.chain import STOPPED, ChainFolder, after_gates, submit_chain
 from slurm.cluster import Cluster, StepWork
@@ -59,10 +59,6 @@ def submit(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile,
     Raises:
         UserError: the run is queued already, is driven by a local launch, or SLURM refuses.
     """
-    if other := launcher_alive(run):
-        raise UserError(
-            f"{run.path} is being worked on by a local launch (process {other['pid']}): wait for it or stop it."
-        )
     works = plan(run, config, steps, profile)
     for step in steps:
         if str(step) not in {work.name for work in works}:

@@ -20,7 +20,7 @@ from jobs.fingerprint import digest, last_json_line, read_json
 from jobs.journal import Damage
 from jobs.loop import Progress, Work, known_shards, outcome_of, read_marker, store_records
 from jobs.pipeline import make_stage, steps_of
-from jobs.rundir import RunDir, Step, Store
+from jobs.rundir import TINY_LOG, RunDir, Step, Store
 from jobs.stages.base import ShardedStage, SingleStage
 
 RATE_WINDOW_SECONDS = 300.0
@@ -125,8 +125,9 @@ def _single_status(run: RunDir, stage: SingleStage) -> StepStatus:
 
 
 def _training_progress(run: RunDir, stage: SingleStage, status: StepStatus) -> None:
-    """Steps done and to do, from the last line of the training log."""
-    line = last_json_line(run.step_folder(stage.step) / "log.jsonl")
+    """Steps done and to do, from the last line of the training log; before there is one, those of a tiny base."""
+    folder = run.step_folder(stage.step)
+    line = last_json_line(folder / "log.jsonl") or last_json_line(folder / TINY_LOG)
     if line and "step" in line and line.get("max_steps"):
         status.state = "partial"
         status.items, status.done = int(line["max_steps"]), int(line["step"])

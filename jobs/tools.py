@@ -42,11 +42,13 @@ def predict(request: Prediction, out: Console, err: Console) -> int:
     """
     from vqa import predict as predicting
 
-    model = _named_model(request.model, request.weights)
+    model = _named_model(request.model, request.weights, request.adapter)
     if request.image is not None or request.question is not None:
         if request.image is None or request.question is None or request.csv_path is not None:
             raise UserError("Give --image together with --question, or --csv_path together with --image_dir.")
         found = predicting.predict_one(model, request.adapter, request.image, request.question)
+        for problem in found.problems:
+            err.print(f"warning: {problem}", markup=False, style="yellow")
         out.print(found.answers[0], markup=False)
     else:
         if request.csv_path is None or request.image_dir is None:
@@ -65,10 +67,13 @@ def predict(request: Prediction, out: Console, err: Console) -> int:
     return found.exit_code
 
 
-def _named_model(kind: str, weights: str | None) -> ModelSettings:
+def _named_model(kind: str, weights: str | None, adapter: Path | None) -> ModelSettings:
+    """The model that the options name: without weights the adapter's own base, without an adapter the published ones."""
+    from vqa.predict import base_of
+
     if kind not in PUBLISHED_WEIGHTS:
         raise UserError(f"--model: {unknown(kind, list(PUBLISHED_WEIGHTS), 'model')}")
-    return ModelSettings(kind=kind, weights=weights or PUBLISHED_WEIGHTS[kind])
+    return ModelSettings(kind=kind, weights=weights or base_of(adapter) or PUBLISHED_WEIGHTS[kind])
 
 
 def merge(kind: str, weights: str | None, adapter: Path, output: Path, out: Console) -> None:
@@ -81,7 +86,7 @@ def merge(kind: str, weights: str | None, adapter: Path, output: Path, out: Cons
 
     if output.exists():
         raise UserError(f"{output} is there already: name a new folder.")
-    merge_adapter(_named_model(kind, weights), adapter, output)
+    merge_adapter(_named_model(kind, weights, adapter), adapter, output)
     out.print(f"The merged model is in {output}", markup=False)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from data_prep.records import Example, read_jsonl, write_jsonl
 from jobs.config import Config
 from jobs.loop import shard_of
-from jobs.rundir import RunDir
+from jobs.rundir import TINY_LOG, RunDir
 from vqa.settings import TINY, ModelSettings
 
 # What the tiny base is taught: the easy questions (or all, where none has a category), so that LoRA has something to add.
@@ -65,7 +65,8 @@ def make_tiny_base(run: RunDir, config: Config, target: str) -> Path:
 def _teach(
     config: Config, target: str, folder: Path, base_half: Sequence[Example], lora_half: Sequence[Example]
 ) -> None:
-    from vqa.tiny import make_tiny_model, pretrain  # torch
+    from vqa.callbacks import append  # torch
+    from vqa.tiny import make_tiny_model, pretrain
 
     settings = config.models[target]
     texts = [text for example in [*base_half, *lora_half] for text in (example.question, example.answer)]
@@ -74,17 +75,18 @@ def _teach(
     shutil.rmtree(part, ignore_errors=True)
     make_tiny_model(settings.kind, part, texts)
     print(f"{target}: training a tiny base on {len(taught):,} questions", flush=True)
+
+    def say(step: int, steps: int, loss: float) -> None:
+        if step % 25 == 0 or step == steps:
+            print(f"  tiny base: step {step} of {steps}, loss {loss:.3f}", flush=True)
+            append(folder.parent / TINY_LOG, {"step": step, "max_steps": steps, "loss": loss})
+
     pretrain(
         part,
         settings.kind,
         taught,
         config.data.image_root,
         epochs=settings.tiny_epochs,
-        progress=lambda step, steps, loss: _say(step, steps, loss),
+        progress=say,
     )
     part.rename(folder)
-
-
-def _say(step: int, steps: int, loss: float) -> None:
-    if step % 50 == 0 or step == steps:
-        print(f"  tiny base: step {step} of {steps}, loss {loss:.3f}", flush=True)

@@ -10,13 +10,14 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from slurm.chain import COMPLETE, STOPPED, ChainFolder, StepState, after_gates, after_jobs
 from slurm.cluster import Cluster
 from slurm.ends import Why, read_end, why
 from slurm.profile import Profile, SlurmError
-from slurm.queue import ended_states, run_command
+from slurm.queue import ended_states, live_jobs, run_command
 
 WAIT_FOR_SUBMITTER_SECONDS = 120.0
 
@@ -35,9 +36,13 @@ def run_gate(
     Returns:
         The gate's exit code: 0 lets the next steps start.
     """
-    chain = _whole_chain(folder)
     state = folder.step(name)
     assert state is not None, name
+    try:
+        chain = _whole_chain(folder)
+    except SlurmError as error:
+        return _stop(folder, state, str(error))
+    state = folder.step(name) or state
     if state.gate != os.environ.get("SLURM_JOB_ID", state.gate):
         # This one was started again after it had submitted the retry; perhaps it was ended before the next line.
         repoint_followers(folder, name)
@@ -129,6 +134,9 @@ def _first(shards: Sequence[int | None]) -> str:
 def _retry(folder: ChainFolder, cluster: Cluster, state: StepState, left: list[int | None]) -> None:
     """Submit what is left, and let what waits for this gate wait for the new one."""
     since = time.time()
+    # Those of this gate's earlier start, if it was ended between submitting them and writing them down.
+    if forgotten := {j.base for j in live_jobs(cluster.token) if j.step == state.work.name and not j.is_gate}:
+        run_command(["scancel", *sorted(forgotten)])
     jobs = cluster.submit(state.work, left)
     try:
         gate = cluster.submit_gate(state.work, after_jobs(jobs, []))
@@ -152,6 +160,8 @@ def repoint_followers(folder: ChainFolder, name: str) -> None:
         before = [states[step] for step in follower.work.after if step in states]
         # A gate that has succeeded may be forgotten by SLURM already: it must not be named again.
         gates = [one.gate for one in before if one is not None and one.state != COMPLETE]
-        for job in follower.jobs:
-            run_command(["scontrol", "update", f"jobid={job.id}", f"dependency={after_gates(gates)}"])
-        run_command(["scontrol", "update", f"jobid={follower.gate}", f"dependency={after_jobs(follower.jobs, gates)}"])
+        changes = {job.id: after_gates(gates) for job in follower.jobs}
+        changes[follower.gate] = after_jobs(follower.jobs, gates)
+        for job, dependency in changes.items():
+            with suppress(SlurmError):  # it has ended: another step that it waited for has failed
+                run_command(["scontrol", "update", f"jobid={job}", f"dependency={dependency}"])

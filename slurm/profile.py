@@ -38,11 +38,8 @@ def minutes(value: object) -> int:
     """SLURM's ways of writing a duration, as whole minutes.
 
     Raises:
-        ValueError: it is none of them. YAML reads an unquoted 4:00:00 as the number 14400, which is accepted as what was meant.
+        ValueError: it is none of them.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        # YAML 1.1's base 60: minutes are never written as more than a week's worth of them by hand.
-        return value // 60 if value >= 3600 and value % 60 == 0 else value
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(value).strip())
     if not match:
         raise ValueError("write a time as minutes (90), hours (4:00:00) or days (1-12:00:00)")
@@ -118,6 +115,17 @@ class Profile(Strict):
 GATE_RESOURCES = {"cpus": 1, "memory": "2G", "time": 60, "gpus": 0, "gpu_type": None, "nodes": 1}
 
 
+class _Loader(yaml.SafeLoader):
+    """Leaves 4:00:00 as it is written: YAML 1.1 would make the number 14400 of it, base 60."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
 def load_profile(name: str | Path, stages: Collection[str]) -> Profile:
     """Read a profile by its name under slurm/profiles/ or by its path.
 
@@ -132,7 +140,7 @@ def load_profile(name: str | Path, stages: Collection[str]) -> Profile:
     if not path.is_file():
         raise SlurmError(f"No cluster profile {path}. {nearest(str(name), shipped())} Or give a YAML file's path.")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SlurmError(f"Cannot read the cluster profile {path}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):

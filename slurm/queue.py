@@ -64,12 +64,13 @@ def run_command(command: Sequence[str], timeout: float = 60.0) -> str:
 
 
 def outside_of_jobs() -> dict[str, str]:
-    """The environment without what SLURM sets inside a job: a job that is submitted from a job would inherit its limits."""
-    kept = ("SLURM_CONF",)
+    """The environment without what SLURM sets inside a job: a job that is submitted from a job would inherit its limits; and
+    without the user's own choice of what squeue and sacct show."""
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS")
     return {
         name: value
         for name, value in os.environ.items()
-        if name in kept or not name.startswith(("SLURM_", "SLURMD_", "SUBMITIT_", "SRUN_"))
+        if name in kept or not name.startswith(("SLURM_", "SLURMD_", "SUBMITIT_", "SRUN_", "SQUEUE_", "SACCT_"))
     }
 
 

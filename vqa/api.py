@@ -18,7 +18,7 @@ def answer(
     images: Sequence[str | Path],
     questions: Sequence[str],
     *,
-    weights: str | Path = "Salesforce/blip-vqa-base",
+    weights: str | Path | None = None,
     kind: str = "blip",
     adapter: str | Path | None = None,
 ) -> list[str]:
@@ -27,14 +27,14 @@ def answer(
     Args:
         images: picture files.
         questions: one a picture; repeat a picture to ask more about it, it is encoded once.
-        weights: hub name or folder of the model.
+        weights: hub name or folder of the model; by default the adapter's own base, else Salesforce/blip-vqa-base.
         kind: which model it is: blip or vilt.
         adapter: folder of a LoRA adapter that training wrote.
 
     Raises:
         UserError: different lengths, or a picture that cannot be used.
     """
-    from vqa.predict import answer_all
+    from vqa.predict import answer_all, base_of
     from vqa.settings import ModelSettings
 
     if len(images) != len(questions):
@@ -44,8 +44,10 @@ def answer(
         return []
     root = Path(os.path.commonpath([file.parent for file in files]))  # all pictures must lie within the image root
     asked = [(file.relative_to(root).as_posix(), question) for file, question in zip(files, questions, strict=True)]
-    model = ModelSettings.model_validate({"kind": kind, "weights": str(weights)})
-    found = answer_all(asked, model, Path(adapter) if adapter else None, root)
+    trained = Path(adapter) if adapter else None
+    base = weights or base_of(trained) or "Salesforce/blip-vqa-base"
+    model = ModelSettings.model_validate({"kind": kind, "weights": str(base)})
+    found = answer_all(asked, model, trained, root)
     if found.problems:
         raise UserError("; ".join(found.problems))
     return found.answers

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +78,17 @@ def answer_all(
     answerer.process(_stream(items), {variant: emit}, lambda _variant, _key: True)
     assert len(done) == len(asked), "every question ends as an answer or a problem"
     return found
+
+
+def base_of(adapter: Path | None) -> str | None:
+    """The base that an adapter says it was trained on; None where it says nothing."""
+    if adapter is None:
+        return None
+    try:
+        told = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        return told.get("base_model_name_or_path") or None
+    except (OSError, ValueError, AttributeError):
+        return None  # whoever loads the adapter says what is wrong with it
 
 
 def _stream(items: Iterator[Example]) -> Iterator[Example]:

@@ -59,11 +59,11 @@ class Unreachable(TryAgain):
 class ItemRefused(GeneratorError):
     """The model will not answer for this product, however often it is asked."""
 
-    def __init__(self, reason: str, detail: str = "", *, input_tokens: int = 0) -> None:
+    def __init__(self, reason: str, detail: str = "", *, input_tokens: int = 0, output_tokens: int = 0) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
-        self.input_tokens = input_tokens  # paid all the same
+        self.input_tokens, self.output_tokens = input_tokens, output_tokens  # paid all the same: what it thought, too
 
 
 class KeyRejected(GeneratorError):
@@ -80,19 +80,21 @@ class Hopeless(UserError):
     """No request can succeed until the user changes something."""
 
 
-def classify(status: int, message: str, details: Iterable[dict[str, Any]]) -> Exception:
+def classify(status: int, message: str, details: Iterable[Any] | None) -> Exception:
     """The error for an HTTP status, the server's words and Google's error details (as JSON objects).
 
     Args:
         status: HTTP status.
         message: the server's words; never contains the key, which travels in a header.
-        details: entries such as ``{"@type": ".../RetryInfo", "retryDelay": "3s"}``.
+        details: entries, of which those count that are such as ``{"@type": ".../RetryInfo", "retryDelay": "3s"}``.
     """
     reasons, quotas, delay = set(), [], None
-    for detail in details:
+    for detail in details or ():
+        if not isinstance(detail, dict):
+            continue  # a proxy's own error body
         reasons.add(detail.get("reason"))
         delay = seconds(detail["retryDelay"]) if "retryDelay" in detail else delay
-        quotas += detail.get("violations", [])
+        quotas += [quota for quota in detail.get("violations") or () if isinstance(quota, dict)]
     words = " ".join(message.split())[:300]
     if "API_KEY_INVALID" in reasons or status in (401, 403) or (status == 400 and "API key not valid" in message):
         return KeyRejected(f"{status} {words}")

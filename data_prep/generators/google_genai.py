@@ -111,9 +111,11 @@ class Client:
             ItemRefused: it said nothing.
         """
         if text is None:
-            raise ItemRefused("blocked" if blocked else "no_candidate", blocked, input_tokens=paid_in)
+            raise ItemRefused(
+                "blocked" if blocked else "no_candidate", blocked, input_tokens=paid_in, output_tokens=paid_out
+            )
         if not text and finish != "MAX_TOKENS":
-            raise ItemRefused(f"finished_{finish.lower()}", "no text", input_tokens=paid_in)
+            raise ItemRefused(f"finished_{finish.lower()}", "no text", input_tokens=paid_in, output_tokens=paid_out)
         return RawReply(text, finish, paid_in, paid_out, self._model)
 
     def upload(self, file: BinaryIO, title: str) -> str:
@@ -189,14 +191,16 @@ def _told_apart() -> Iterator[None]:
     except errors.APIError as error:
         body = error.details if isinstance(error.details, dict) else {}
         inner = body.get("error", body)
-        raise classify(error.code, str(error.message), inner.get("details", [])) from error
+        raise classify(
+            error.code, str(error.message), inner.get("details") if isinstance(inner, dict) else ()
+        ) from error
     except _http_errors("ConnectTimeout") as error:
         raise Unreachable("it does not take the connection in time") from error
     except _http_errors("TimeoutException") as error:
         raise TryAgain("no answer in time", reason="timeout") from error
     except _http_errors("HTTPError") as error:
         raise broken(error) from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, AttributeError, TypeError) as error:  # JSON of another shape, as a proxy's
         raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
 
 

@@ -63,25 +63,24 @@ class Client:
             raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
         except requests.RequestException as error:
             raise broken(error) from error
-        except ValueError as error:
+        except (ValueError, AttributeError, TypeError) as error:  # JSON of another shape, as a proxy's
             raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
         usage = reply.usage_metadata
+        # Thinking is paid as output; this library knows it only as the rest of the sum.
+        paid_out = max(usage.candidates_token_count, usage.total_token_count - usage.prompt_token_count)
+        paid = {"input_tokens": usage.prompt_token_count, "output_tokens": paid_out}
         if not reply.candidates:
             blocked = reply.prompt_feedback.block_reason
             if (
                 not blocked and not usage.prompt_token_count
             ):  # JSON of another shape: the library passes over what it does not know
                 raise TryAgain("not a reply of the API: nothing in it", reason="not_json")
-            raise ItemRefused(
-                "blocked" if blocked else "no_candidate", blocked.name, input_tokens=usage.prompt_token_count
-            )
+            raise ItemRefused("blocked" if blocked else "no_candidate", blocked.name, **paid)
         candidate = reply.candidates[0]
         finish = candidate.finish_reason.name
         text = "".join(part.text for part in candidate.content.parts)
         if not text and finish != "MAX_TOKENS":
-            raise ItemRefused(f"finished_{finish.lower()}", "no text", input_tokens=usage.prompt_token_count)
-        # Thinking is paid as output; this library knows it only as the rest of the sum.
-        paid_out = max(usage.candidates_token_count, usage.total_token_count - usage.prompt_token_count)
+            raise ItemRefused(f"finished_{finish.lower()}", "no text", **paid)
         return RawReply(text, finish, usage.prompt_token_count, paid_out, self._model.model_name)
 
 
@@ -89,6 +88,8 @@ def _as_json(detail: Any) -> dict[str, Any]:
     """One of Google's error details, a protobuf message or an object already, as its JSON."""
     if isinstance(detail, dict):
         return detail
+    if not hasattr(detail, "DESCRIPTOR"):
+        return {}
     from google.protobuf.json_format import MessageToDict
 
     found: dict[str, Any] = MessageToDict(detail)

@@ -48,7 +48,13 @@ class Client:
             reply = response.json()
             choice = reply["choices"][0]
             usage = reply.get("usage") or {}
+            paid = {
+                "input_tokens": int(usage.get("prompt_tokens") or 0),
+                "output_tokens": int(usage.get("completion_tokens") or 0),
+            }
             text = choice["message"].get("content") or ""
+            if isinstance(text, list):  # some servers answer in parts
+                text = "".join(part.get("text") or "" for part in text)
         except httpx.ConnectTimeout as error:
             raise Unreachable("it does not take the connection in time") from error
         except httpx.TimeoutException as error:
@@ -61,12 +67,12 @@ class Client:
             raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
         finish = str(choice.get("finish_reason"))
         if finish == "content_filter":
-            raise ItemRefused("blocked", finish, input_tokens=usage.get("prompt_tokens", 0))
+            raise ItemRefused("blocked", finish, **paid)
         return RawReply(
             text,
             _FINISHED.get(finish, finish.upper()),
-            usage.get("prompt_tokens", 0),
-            usage.get("completion_tokens", 0),
+            paid["input_tokens"],
+            paid["output_tokens"],
             self._settings.model,
         )
 

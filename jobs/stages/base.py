@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-from data_prep.records import UserError, write_json
+from data_prep.records import UserError, read_jsonl, write_json
 from jobs.config import Config
 from jobs.fingerprint import differences, digest, file_digest, read_json
+from jobs.journal import journal_files
 from jobs.loop import Work, known_shards
 from jobs.rundir import RunDir, Step, Store
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -37,6 +40,19 @@ class Stage(ABC):
         self.target = target
         self.step = Step(self.name, target)
         self.stopping: Callable[[], bool] = lambda: False  # whether the task was asked to stop
+
+    def read(self, path: Path, kind: type[T]) -> Iterator[T]:
+        """Stream the records that an earlier stage wrote.
+
+        Raises:
+            UserError: it has not run.
+        """
+        if not path.is_file():
+            raise UserError(
+                f"{self.step} has nothing to work on: there is no {path}. Launch without --stages, or name the stages "
+                f"before it, too."
+            )
+        return read_jsonl(path, kind)
 
 
 class ShardedStage(Stage):
@@ -135,9 +151,14 @@ def outputs_digest(stage_marker: dict[str, Any] | None) -> str:
 
 
 def store_digest(store: Store) -> str:
-    """One digest of a store's markers, which change when its records do."""
+    """One digest of a store's markers, which change when its records do; where a shard has none, of its records' sizes."""
     known = known_shards(store)
     if known is None:
         return ""
-    markers = [read_json(store.done(shard)) for shard in range(known["shards"])]
-    return digest([{k: m[k] for k in ("keys_digest", "fingerprint", "done", "failed")} if m else None for m in markers])
+    parts: list[object] = []
+    for shard in range(known["shards"]):
+        if marker := read_json(store.done(shard)):
+            parts.append({name: marker[name] for name in ("keys_digest", "fingerprint", "done", "failed")})
+        else:
+            parts.append([[path.name, path.stat().st_size] for path in journal_files(store.shard(shard))])
+    return digest(parts)

@@ -18,7 +18,6 @@ from data_prep.records import (
     UserError,
     dumps,
     from_dict,
-    read_jsonl,
 )
 from jobs.fingerprint import read_json
 from jobs.journal import Damage
@@ -57,7 +56,7 @@ class Curate(SingleStage):
             def reject(record: Rejected) -> None:
                 rejected.write(dumps(record))
 
-            products = read_jsonl(self.run_dir.products, Product)
+            products = self.read(self.run_dir.products, Product)
             dataset = curate.curate(products, facts, failures, self._replies(), self.config.curate, reject)
         if not dataset.train or not dataset.test:
             dropped = _in_words(dataset.stats["pairs"]["dropped"]) or _in_words(dataset.stats["products"]["dropped"])

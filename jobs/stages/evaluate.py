@@ -64,7 +64,7 @@ class Evaluate(ShardedStage):
         return Work(
             stores=self.variants(),
             settings=identities,
-            items=partial(read_jsonl, self.run_dir.split(settings.split), Example),
+            items=partial(self.read, self.run_dir.split(settings.split), Example),
             key=lambda example: example.id,
             group=lambda example: example.image_id,  # the questions about a picture stay together: it is encoded once
             process=process,

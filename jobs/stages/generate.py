@@ -10,7 +10,7 @@ from typing import Any
 from data_prep import asking, dataset_csv
 from data_prep.prompting import verdict
 from data_prep.qa_parser import QAParseError, QAParser
-from data_prep.records import Emit, Product, read_jsonl
+from data_prep.records import Emit, Product
 from jobs.journal import Damage
 from jobs.loop import Previous, Work, store_records
 from jobs.rundir import Store
@@ -38,7 +38,7 @@ class Generate(ShardedStage):
 
     def items(self) -> Iterator[Product]:
         """The products to ask about, streamed."""
-        return (product for product in read_jsonl(self.run_dir.products, Product) if product.item_id in self.readable)
+        return (product for product in self.read(self.run_dir.products, Product) if product.item_id in self.readable)
 
     def work(self) -> Work[Product]:
         settings = self.config.generate

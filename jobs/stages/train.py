@@ -7,7 +7,7 @@ import shutil
 import time
 from typing import Any
 
-from data_prep.records import UserError, write_json
+from data_prep.records import Example, UserError, write_json
 from jobs.fingerprint import differences, read_json
 from jobs.rundir import Step
 from jobs.stages.base import Outcome, SingleStage
@@ -65,6 +65,7 @@ class Train(SingleStage):
 
         folder = self.run_dir.step_folder(self.step)
         data = self.run_dir.dataset
+        self.read(self.run_dir.split("train"), Example)
         self.begin()
         if self.config.models[self.target].weights == TINY:
             data = make_tiny_base(self.run_dir, self.config, self.target)

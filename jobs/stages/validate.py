@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from data_prep import images
-from data_prep.records import Emit, Product, read_jsonl
+from data_prep.records import Emit, Product
 from jobs.loop import Previous, Work
 from jobs.stages.base import ShardedStage
 
@@ -33,7 +33,7 @@ class Validate(ShardedStage):
         return Work(
             stores={"validate": self.run_dir.store("validate")},
             settings={"validate": settings.model_dump(mode="json", exclude={"shards"})},
-            items=partial(read_jsonl, self.run_dir.products, Product),
+            items=partial(self.read, self.run_dir.products, Product),
             key=lambda product: product.item_id,
             process=process,
         )

@@ -178,6 +178,26 @@ def test_a_damaged_answer_is_never_a_reply_but_retried_counted_and_recorded(
     assert server.requests == 3 * len(shop.products) == 3 * len(outcomes.failed)
 
 
+ERRORS = {
+    b"502 Bad Gateway": [b'{"error": "Bad gateway"}', b'["x"]', b'"x"'],
+    b"503 Service Unavailable": [b'{"error": null}', b'{"error": {"message": "m", "details": null}}'],
+    b"500 Internal Server Error": [
+        b'{"error": {"code": 500, "message": "m", "details": "none"}}',
+        b'[{"error": {"code": 500, "message": "m", "status": "INTERNAL"}}]',
+    ],
+}
+
+
+@pytest.mark.parametrize(("status", "body"), [(status, body) for status, bodies in ERRORS.items() for body in bodies])
+def test_an_error_in_a_shape_of_its_own_is_retried_as_any_other(
+    shop: Shop, generator: str, status: bytes, body: bytes
+) -> None:
+    with endpoint(lambda connection: connection.sendall(answer(body, status=status))) as server:
+        outcomes = ask(shop, generator, server.url, max_retries=1)
+    assert {f.retry for f in outcomes.failed.values()} == {True} and len(outcomes.failed) == len(shop.products)
+    assert {f.reason for f in outcomes.failed.values()} <= {f"status_{int(status[:3])}", "not_json"}
+
+
 def test_the_server_of_these_tests_can_give_a_good_reply(shop: Shop, generator: str) -> None:
     """So that the tests around can fail."""
     with endpoint(lambda connection: connection.sendall(answer(good_reply(generator)))) as server:

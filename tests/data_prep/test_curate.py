@@ -148,6 +148,27 @@ def test_products_without_a_usable_image_or_reply_are_counted() -> None:
     assert len(rejected) == 5 + 6
 
 
+def test_questions_about_another_picture_than_the_products_are_never_joined_to_it() -> None:
+    rejected: list[Rejected] = []
+    asked = dataclasses.replace(reply(1, PAIRS), image_id="i7")  # before the product's main image was another one
+    dataset = curate.curate(
+        [product(n) for n in range(3)],
+        {f"B{n:04}": facts_of(n, **({"image_path": "aa/i9.jpg"} if n == 2 else {})) for n in range(3)},
+        {},
+        [reply(0, PAIRS), asked, reply(2, PAIRS)],
+        CurateSettings(),
+        rejected.append,
+    )
+    assert {row.item_id for row in rows(dataset)} == {"B0000"}
+    assert dataset.stats["products"]["dropped"] == {"picture_changed": 2}
+    assert {r.item_id for r in rejected if "another --run-dir" in r.detail} == {"B0001", "B0002"}
+
+
+def test_half_a_surrogate_pair_in_a_reply_can_be_written_down() -> None:
+    _, rejected = run({0: json.dumps([*PAIRS, "\ud83d cut"])})
+    assert any("? cut" in r.detail for r in rejected) and all(r.detail.encode() for r in rejected)
+
+
 def test_of_several_replies_the_one_with_most_good_pairs_counts() -> None:
     rejected: list[Rejected] = []
     replies = [reply(0, PAIRS[:2]), reply(0, PAIRS), reply(0, "broken"), reply(0, PAIRS[:3])]

@@ -84,6 +84,24 @@ def test_dry_run_writes_nothing(tmp_path: Path, catalogue: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("stage", ["validate", "generate", "curate", "train", "evaluate"])
+def test_a_stage_without_the_one_before_it_says_what_to_launch(tmp_path: Path, catalogue: Path, stage: str) -> None:
+    done = launch(*launch_args(write_config(tmp_path / "c.yaml", catalogue), tmp_path / "run", "--stages", stage))
+    assert done.returncode in (1, 2)
+    assert "has nothing to work on" in output(done) and "Launch without --stages" in output(done)
+    assert "Traceback" not in output(done)
+
+
+def test_what_a_kill_left_of_the_first_write_does_not_make_a_folder_foreign(tmp_path: Path, catalogue: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.0a1b.tmp").write_text("{")
+    done = launch(*launch_args(write_config(tmp_path / "c.yaml", catalogue), tmp_path / "run", "--stages", "prepare"))
+    assert done.returncode == 0, output(done)
+    (tmp_path / "run" / "run.json").write_text("{")
+    again = launch(*launch_args(write_config(tmp_path / "c.yaml", catalogue), tmp_path / "run", "--stages", "prepare"))
+    assert again.returncode == 0, output(again)
+
+
 def test_a_failing_task_is_named_with_its_log_and_exit_code_1(tmp_path: Path, catalogue: Path) -> None:
     config = write_config(
         tmp_path / "c.yaml", catalogue, generate={"generator": "google_generativeai", "stand_in": None}

@@ -1,5 +1,6 @@
 """items = done + failed + remaining, at any moment, after any kill, in any number of shards."""
 
+import dataclasses
 import random
 import signal
 import subprocess
@@ -55,6 +56,21 @@ def test_an_item_that_may_pass_is_tried_again_and_one_that_cannot_is_not(tmp_pat
     tries = {p.name: len(p.read_text().splitlines()) for p in (tmp_path / "tried").iterdir()}
     assert all(tries[key] == 1 for key in FAILING)
     assert tries["item-5"] == 3
+
+
+def test_items_without_tries_left_get_some_when_the_limit_is_raised(tmp_path: Path) -> None:
+    few = dataclasses.replace(make_work(tmp_path, ITEMS), max_tries=2)
+    freeze_shards(few.stores["only"], 2)
+    for shard in range(2):
+        run_shard(few, shard, 2, lambda: False)
+    assert pending_shards(few, 2) == []
+    assert results(tmp_path)["item-5"] == "eleventh"
+    more = dataclasses.replace(few, max_tries=3)
+    pending = pending_shards(more, 2)
+    assert shard_of("item-5", 2) in pending
+    for shard in pending:
+        run_shard(more, shard, 2, lambda: False)
+    assert results(tmp_path) == expected() and pending_shards(more, 2) == []
 
 
 @pytest.mark.parametrize("second", [1, 2, 7])

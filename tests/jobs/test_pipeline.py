@@ -212,7 +212,10 @@ def test_killed_in_training_and_evaluation_it_ends_with_the_same_adapter_and_ans
     assert content(tmp_path / "run") == content(finished[0])
 
 
-def test_ctrl_c_ends_cleanly_and_the_next_start_goes_on(tmp_path: Path, catalogue: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_lost_terminal_end_cleanly_and_the_next_start_goes_on(
+    tmp_path: Path, catalogue: Path, number: signal.Signals
+) -> None:
     config = write_config(
         tmp_path / "c.yaml",
         catalogue,
@@ -231,7 +234,7 @@ def test_ctrl_c_ends_cleanly_and_the_next_start_goes_on(tmp_path: Path, catalogu
     deadline = time.monotonic() + 60
     while not any(store_records(store, Damage())) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "the same command again resumes" in said
@@ -252,9 +255,11 @@ def test_a_second_launch_of_a_run_is_told_that_the_first_is_at_work(tmp_path: Pa
     try:
         while not (tmp_path / "run" / "launcher.json").is_file():
             time.sleep(0.1)
-        second = launch(*arguments)
+        before = (tmp_path / "run" / "run.json").read_bytes()
+        second = launch(*arguments, "--set", "curate.seed=5")
         assert second.returncode == 2, output(second)
         assert f"process {first.pid}" in output(second)
+        assert (tmp_path / "run" / "run.json").read_bytes() == before, "the first goes on as it was started"
     finally:
         first.kill()
         first.wait()

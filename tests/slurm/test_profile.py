@@ -24,15 +24,24 @@ def test_every_shipped_profile_is_valid_and_its_stages_become_sbatch_parameters(
         (90, 90),
         ("90", 90),
         ("4:00:00", 240),
-        (14400, 240),
+        (4320, 4320),
         ("0:30", 1),
         ("90:30", 91),
         ("1-00:00:00", 1440),
         ("2-3", 3060),
     ],
 )
-def test_times_are_read_as_slurm_reads_them_even_where_yaml_makes_them_a_number(written: object, means: int) -> None:
+def test_times_are_read_as_slurm_reads_them(written: object, means: int) -> None:
     assert minutes(written) == means
+
+
+def test_times_in_a_file_need_no_quotation_marks(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(
+        "defaults: {time: 4:00:00, cpus: 8}\nstages: {train: {time: 4320}, validate: {time: 4:00}}\n"
+    )
+    profile = load_profile(tmp_path / "site.yaml", STAGES)
+    assert [profile.resources(stage).time for stage in ("evaluate", "train", "validate")] == [240, 4320, 4]
+    assert profile.resources("evaluate").cpus == 8
 
 
 def test_a_stage_gets_the_defaults_for_what_it_does_not_say_and_the_gate_needs_little() -> None:

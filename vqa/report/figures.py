@@ -80,8 +80,8 @@ def notices(inputs: ReportInputs, models: Mapping[str, Any]) -> list[str]:
     found = []
     if inputs.stand_in:
         found.append(
-            "The questions and their true answers came from the stand-in server, not from Gemini: this run shows that the "
-            "pipeline works, not how good Gemini's questions are."
+            "The questions and their true answers came from the stand-in server, which replays a file, not from Gemini: this "
+            "run shows that the pipeline works, not how good Gemini's questions are."
         )
     found += inputs.warnings
     for name, reasons in inputs.failed.items():
