@@ -3,7 +3,12 @@
 
 import sys
 
-from jobs.cli import main
+try:
+    from jobs.cli import main
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"error: {sys.executable} has no {error.name}. Run: make install   and then: .venv/bin/python launch.py ..."
+    )
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -73,7 +73,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"No configuration file {path}. Known ones: {', '.join(_shipped())}.") from None
+        raise UserError(f"No configuration file {path.absolute()}. Shipped ones: {', '.join(_shipped())}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the configuration {path}: {error}.") from error
     except yaml.YAMLError as error:
@@ -104,7 +104,7 @@ def dump_config(config: Config) -> dict[str, Any]:
 
 
 def _shipped() -> list[str]:
-    return sorted(f"jobs/configs/{file.name}" for file in CONFIGS.glob("*.yaml"))
+    return sorted(str(file) for file in CONFIGS.glob("*.yaml"))
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -212,3 +213,11 @@ def test_the_page_has_a_style_for(theme: str, tmp_path: Path) -> None:
     assert {"dark": "prefers-color-scheme:dark", "light": ":root{color-scheme:light dark", "print": "@media print"}[
         theme
     ] in page
+
+
+def test_a_gain_that_stays_below_guessing_is_not_praised(tmp_path: Path) -> None:
+    rows = [dataclasses.replace(e, question=f"What is property {e.id[-1]}?", answer="red") for e in examples(40)]
+    answers = {"blip": {"base": predictions(rows, 0.0), "lora": predictions(rows, 0.5)}}
+    build(ReportInputs(test=rows, train=rows, predictions=answers, metrics=NO_BERT), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "Fine-tuning helps: the interval lies above zero. But the blind floor is higher" in page

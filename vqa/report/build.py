@@ -186,6 +186,13 @@ def _for_page(model: Mapping[str, Any]) -> dict[str, Any]:
             page["verdict"] = ("down", "Fine-tuning hurts: the interval lies below zero.")
         else:
             page["verdict"] = ("open", "The interval holds zero: this test set does not show a difference.")
+        after, blind = paired["after"]["mean"], model["blind"]
+        if blind and after < blind["mean"]:
+            page["verdict"] = (
+                "open",
+                f"{page['verdict'][1]} But the blind floor is higher: the most frequent answer to each kind of question, "
+                "without a look at the picture, is right more often than the fine-tuned model.",
+            )
     return page
 
 
