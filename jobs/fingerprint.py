@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         try:
             value = orjson.loads(path.read_bytes())
             return value if isinstance(value, dict) else None
-        except (FileNotFoundError, orjson.JSONDecodeError):
+        except (FileNotFoundError, NotADirectoryError, orjson.JSONDecodeError):
             return None
         except OSError as error:
             # A network file system may lose a file that another node replaces between opening and reading it.
@@ -70,16 +70,25 @@ def freeze_settings(store: Store, settings: dict[str, Any]) -> str:
     Raises:
         UserError: the store holds records that were made with other settings; names each that changed.
     """
+    refuse_other_settings(store, settings)
+    if read_json(store.settings) != settings:
+        write_json(store.settings, settings)  # nothing was made with the others: the attempt that froze them failed
+    return digest(settings)
+
+
+def refuse_other_settings(store: Store, settings: dict[str, Any]) -> None:
+    """Look whether a store's records, if it has any, were made with these settings.
+
+    Raises:
+        UserError: they were made with others; names each that changed.
+    """
     known = read_json(store.settings)
     changed = [] if known is None else differences(known, settings)
-    if known is None or (changed and not any(store.folder.glob("shards/*/records.*"))):
-        write_json(store.settings, settings)  # nothing was made with the others: the attempt that froze them failed
-    elif changed:
+    if changed and any(store.folder.glob("shards/*/records.*")):
         raise UserError(
             f"{store.folder} holds records that were made with other settings ({'; '.join(changed)}). "
             f"They are never mixed. Set it back, or use another --run-dir (or delete {store.folder} to do it again)."
         )
-    return digest(settings)
 
 
 def last_json_line(path: Path) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from data_prep import abo
 from data_prep.records import UserError
 from jobs import local
 from jobs.config import DEFAULT_CONFIG, Config, load_config
+from jobs.fingerprint import refuse_other_settings
 from jobs.loop import frozen_shards, pending_shards
 from jobs.pipeline import load_run, make_stage, open_run, parse_stages, steps_of
 from jobs.rundir import RunDir, Step
@@ -64,7 +65,15 @@ def launch(request: Request, cluster: str, console: Console) -> int:
     elif request.dry_run:
         show_plan(planned, config, steps, console)
         return 0
-    require_alone(planned)  # before anything of a run that is under way is changed
+    # Before anything is changed of a run that is under way, or of another configuration's.
+    require_alone(planned)
+    for step in steps:
+        if step.stage in ("validate", "generate"):
+            stage = make_stage(step, planned, config)
+            assert isinstance(stage, ShardedStage)
+            work = stage.work()
+            for name, store in work.stores.items():
+                refuse_other_settings(store, work.settings[name])
     run, notes = open_run(run_dir, config, sys.argv)
     console.print(f"Run directory: {escape(str(run.path))}", style="bold")
     for note in notes:
