@@ -98,7 +98,7 @@ class ChainFolder:
         """The last submission; None if there was none."""
         try:
             data: dict[str, Any] = json.loads((self.path / "chain.json").read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return data
 
