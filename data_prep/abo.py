@@ -80,6 +80,8 @@ def find_sources(settings: DataSettings) -> AboSources:
     pattern = Path(settings.listings)
     base = Path(pattern.anchor) if pattern.is_absolute() else root
     relative = pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern
+    if relative.name in ("", ".."):
+        raise UserError(f"data.listings is {settings.listings!r}: give files, such as listings/metadata/*.json.gz")
     listings = sorted(path for path in base.glob(str(relative)) if path.is_file())
     if not listings:
         raise UserError(f"No file matches {base / relative} (data.root and data.listings). {_HOW_TO_GET_ABO}")
