@@ -140,7 +140,7 @@ def load_profile(name: str | Path, stages: Collection[str]) -> Profile:
     if not path.is_file():
         raise SlurmError(f"No cluster profile {path}. {nearest(str(name), shipped())} Or give a YAML file's path.")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SlurmError(f"Cannot read the cluster profile {path}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):

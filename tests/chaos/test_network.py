@@ -58,7 +58,7 @@ class Endpoint:
         self._behave, self._context = behave, context
         self._listening = socket.create_server(("127.0.0.1", port))
         self.url = f"{'https' if context else 'http'}://localhost:{self._listening.getsockname()[1]}"
-        self.requests = 0
+        self.requests, self._counting = 0, threading.Lock()
         self.over = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -78,7 +78,8 @@ class Endpoint:
             (length,) = (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
             while len(body) < length:
                 body += connection.recv(65536)
-            self.requests += 1
+            with self._counting:
+                self.requests += 1
             self._behave(connection)
 
     def _read_head(self, connection: socket.socket) -> bytes:
@@ -114,9 +115,14 @@ def ask(shop: Shop, generator: str, url: str, **changes: Any) -> Outcomes:
 
 
 def answer(body: bytes, head: bytes = b"", status: bytes = b"200 OK", length: int | None = None) -> bytes:
-    """A whole HTTP answer; ``length`` says another length than there is."""
+    """A whole HTTP answer, the only one of its connection; ``length`` says another length than there is."""
     stated = b"content-length: %d\r\n" % (len(body) if length is None else length)
-    return b"HTTP/1.1 %s\r\ncontent-type: application/json\r\n%s%s\r\n%s" % (status, stated, head, body)
+    return b"HTTP/1.1 %s\r\nconnection: close\r\ncontent-type: application/json\r\n%s%s\r\n%s" % (
+        status,
+        stated,
+        head,
+        body,
+    )
 
 
 def good_reply(generator: str) -> bytes:
@@ -172,7 +178,7 @@ def test_a_damaged_answer_is_never_a_reply_but_retried_counted_and_recorded(
 ) -> None:
     damage, reason = BODIES[body]
     with endpoint(lambda connection: connection.sendall(damage(good_reply(generator)))) as server:
-        outcomes = ask(shop, generator, server.url)
+        outcomes = ask(shop, generator, server.url, timeout=10.0)
     assert not outcomes.ok
     assert {(f.reason, f.retry) for f in outcomes.failed.values()} == {(reason, True)}
     assert server.requests == 3 * len(shop.products) == 3 * len(outcomes.failed)
@@ -193,7 +199,7 @@ def test_an_error_in_a_shape_of_its_own_is_retried_as_any_other(
     shop: Shop, generator: str, status: bytes, body: bytes
 ) -> None:
     with endpoint(lambda connection: connection.sendall(answer(body, status=status))) as server:
-        outcomes = ask(shop, generator, server.url, max_retries=1)
+        outcomes = ask(shop, generator, server.url, max_retries=1, timeout=10.0)
     assert {f.retry for f in outcomes.failed.values()} == {True} and len(outcomes.failed) == len(shop.products)
     assert {f.reason for f in outcomes.failed.values()} <= {f"status_{int(status[:3])}", "not_json"}
 
