@@ -4,7 +4,7 @@ A reply is on disk, raw, before anything looks at it; one that breaks the rules 
 wrong, up to ``generate.max_asks`` replies. A stored reply, the value of a record::
 
     {"item_id": "B0ADB4121C", "image_id": "70a3384411L", "text": "[{\\"question\\": ...", "finish_reason": "STOP",
-     "model": "gemini-2.0-flash", "input_tokens": 912, "output_tokens": 148, "dollars": 0.00015, ...}
+     "model": "gemini-3.5-flash-lite", "input_tokens": 912, "output_tokens": 148, "dollars": 0.00015, ...}
 """
 
 from __future__ import annotations

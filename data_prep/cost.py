@@ -1,7 +1,7 @@
 """What asking will cost, before anything is sent.
 
 >>> estimate(147_702, settings)
-Estimate(requests=162472, input_tokens=146_224_980, output_tokens=24_370_830, dollars=24.37, hours=2.71, ...)
+Estimate(requests=162472, input_tokens=146_224_980, output_tokens=24_370_830, dollars=104.79, hours=2.71, ...)
 """
 
 from __future__ import annotations

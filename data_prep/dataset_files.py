@@ -41,7 +41,7 @@ def write_dataset(
         dataset: what `curate` made.
         folder: made if it is not there.
         image_root: where the sample sheet's pictures are.
-        source: who answered, for the card: "gemini-2.0-flash".
+        source: who answered, for the card: "gemini-3.5-flash-lite".
         stand_in: the answers came from the stand-in server, which the card says first.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,12 @@
 ::
 
     generate:
-      generator: google_generativeai
-      model: gemini-2.0-flash
+      generator: google_genai
+      model: gemini-3.5-flash-lite
       projects:
         - {name: mine, keys: [GEMINI_API_KEY]}          # names of environment variables, never the keys themselves
       quota: {requests_per_minute: 15, requests_per_day: 1500}
-      prices: {input: 0.10, output: 0.40, read_on: 2026-01-15}
+      prices: {input: 0.30, output: 2.50, read_on: 2026-11-24}
       max_dollars: 20
 """
 
@@ -60,9 +60,9 @@ class PriceSettings(BaseModel):
 
     model_config = _STRICT
 
-    input: float = Field(default=0.10, ge=0)
-    output: float = Field(default=0.40, ge=0)
-    read_on: datetime.date = datetime.date(2025, 6, 1)
+    input: float = Field(default=0.30, ge=0)
+    output: float = Field(default=2.50, ge=0)
+    read_on: datetime.date = datetime.date(2026, 11, 24)
 
 
 class BatchSettings(BaseModel):
@@ -118,10 +118,10 @@ class GenerateSettings(BaseModel):
 
     model_config = _STRICT
 
-    generator: str = "google_generativeai"
-    """A file of data_prep/generators/: google_generativeai, google_genai, openai_compatible."""
+    generator: str = "google_genai"
+    """A file of data_prep/generators/: google_genai, google_generativeai, openai_compatible."""
 
-    model: str = "gemini-2.0-flash"
+    model: str = "gemini-3.5-flash-lite"
     endpoint: str | None = None
     """Another server than Google's, such as http://gpu-node:8000 (vLLM, Ollama) for openai_compatible."""
 

@@ -4,7 +4,7 @@
 
     data: {root: $ABO_ROOT}
     prepare: {max_items: 5000}
-    generate: {model: gemini-2.0-flash, max_dollars: 20}
+    generate: {model: gemini-3.5-flash-lite, max_dollars: 20}
     models: {blip: {kind: blip, weights: Salesforce/blip-vqa-base}}
 
 Unknown keys, wrong types and impossible values are errors that name the key, the value and what would be right.

@@ -74,5 +74,12 @@ def key(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def settings_for(url: str, **changes: Any) -> GenerateSettings:
     return GenerateSettings.model_validate(
-        {"generator": "google_genai", "endpoint": url, "concurrency": 4, "timeout": 5.0, **changes}
+        {
+            "generator": "google_genai",
+            "endpoint": url,
+            "concurrency": 4,
+            "timeout": 5.0,
+            "prices": {"input": 0.10, "output": 0.40, "read_on": "2025-06-01"},  # round ones, whatever the default is
+            **changes,
+        }
     )

@@ -129,7 +129,7 @@ def test_the_end_of_the_daily_quota_ends_the_task_and_says_until_when(shop: Shop
 
 
 def test_an_unknown_model_fails_at_once(shop: Shop) -> None:
-    with StandIn(shop.answers, models=["gemini-2.0-flash"]) as server:
+    with StandIn(shop.answers, models=["gemini-3.5-flash-lite"]) as server:
         with pytest.raises(UserError, match=r"generate\.model"):
             ask(shop, settings_for(server.url, model="gemini-9"))
         assert len(server.entries) <= 4

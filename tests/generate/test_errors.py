@@ -24,7 +24,7 @@ NONE = [{"violations": [{"quotaId": "GenerateRequestsPerMinutePerProjectPerModel
         (302, "Found", [], Hopeless),
         (429, "You exceeded your current quota", DAY, DailyQuotaGone),
         (429, "You exceeded your current quota", NONE, Hopeless),
-        (429, "You exceeded your current quota, limit: 0, model: gemini-2.0-flash", [], Hopeless),
+        (429, "You exceeded your current quota, limit: 0, model: gemini-3.5-flash-lite", [], Hopeless),
         (429, "Resource has been exhausted", [{"retryDelay": "3.5s"}], TryAgain),
         (503, "The model is overloaded. Please try again later.", [], TryAgain),
         (408, "Request timeout", [], TryAgain),

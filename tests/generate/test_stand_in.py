@@ -51,7 +51,7 @@ def test_the_command_serves_with_every_option(shop: Shop, tmp_path: Path) -> Non
         "--tokens-per-minute": "600000",
         "--requests-per-day": "1000",
         "--key": KEY,
-        "--model": "gemini-2.0-flash",
+        "--model": "gemini-3.5-flash-lite",
         "--log": str(log),
     }
     with stand_in_process(shop.answers, *[word for option in options.items() for word in option]) as url:

@@ -132,7 +132,7 @@ def test_a_changed_setting_is_refused_by_name_before_records_are_mixed(finished:
         *launch_args(config, run_dir, "--set", "generate.model=another-model", "--set", "prepare.max_items=9")
     )
     assert done.returncode == 2, output(done)
-    assert "model: 'gemini-2.0-flash' → 'another-model'" in output(done)
+    assert "model: 'gemini-3.5-flash-lite' → 'another-model'" in output(done)
     assert (content(run_dir), (run_dir / "run.json").read_bytes()) == before, "not a stage before it was done again"
 
 
