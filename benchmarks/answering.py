@@ -1,10 +1,10 @@
-"""Answering at full size: pictures encoded once for all of their questions, against what people call.
+"""Answering at full size: images encoded once for all of their questions, against what people call.
 
-    python -m benchmarks.answering [--pictures 4] [--questions 5] [--rounds 3] [--sweep] [--out FILE] [--plots FOLDER]
+    python -m benchmarks.answering [--images 4] [--questions 5] [--rounds 3] [--sweep] [--out FILE] [--plots FOLDER]
 
 The other side is transformers' own code with the same weights: `BlipForQuestionAnswering.generate` in batches of the same number
 of questions and one question at a time, and `ViltForQuestionAnswering` in the same batches. All sides get tensors that are
-ready, so neither pays for decoding pictures. Answers have at most 3 tokens (one word and its end), since random weights would
+ready, so neither pays for decoding images. Answers have at most 3 tokens (one word and its end), since random weights would
 never end by themselves; that the answers are the same is counted. On a GPU both sides run under the same autocast.
 """
 
@@ -26,10 +26,10 @@ from transformers import BlipForQuestionAnswering, ViltForQuestionAnswering
 from benchmarks.full_size import make_full_size
 from benchmarks.measure import alternate, compare, report
 from benchmarks.plots import draw
-from data_prep.records import UserError
-from vqa.inference import Answerer, autocast
-from vqa.lora import apply_lora_to_model
+from data_prep.outcomes import UserError
+from vqa.inference.answerer import Answerer, autocast
 from vqa.models.base import model_class
+from vqa.models.lora import apply_lora_to_model
 from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings
 
 TOKENS = 3
@@ -37,7 +37,7 @@ WORDS = ("color", "shape", "material", "pattern", "type", "style", "finish", "br
 
 
 def questions_about(pictures: int, each: int) -> list[list[str]]:
-    """Questions of ABO's length, 8 to 12 tokens, all different for a picture."""
+    """Questions of ABO's length, 8 to 12 tokens, all different for an image."""
     return [
         [
             f"What is the main {WORDS[(p + q) % len(WORDS)]} of {'this' if q % 2 else 'the whole'} product?"
@@ -48,7 +48,7 @@ def questions_about(pictures: int, each: int) -> list[list[str]]:
 
 
 def noise(count: int) -> list[Image.Image]:
-    """Pictures of ABO's small size."""
+    """Images of ABO's small size."""
     numbers = np.random.default_rng(0)
     return [Image.fromarray(numbers.integers(0, 256, (256, 256, 3), dtype=np.uint8)) for _ in range(count)]
 
@@ -67,7 +67,7 @@ class Transformers:
         self.net.to(device).eval()
 
     def prepare(self, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
-        """A batch with a picture for every question."""
+        """A batch with an image for every question."""
         flat = [question for group in questions for question in group]
         text = self.processor.tokenizer(flat, padding=True, return_tensors="pt")
         pixels = self.processor.images(list(pictures), return_tensors="pt")
@@ -111,8 +111,8 @@ def measure(pictures: int, each: int, rounds: int, sweep: bool, precision: str =
     """All comparisons; speeds in questions a second."""
     answering = EvaluateSettings(max_new_tokens=TOKENS, precision=precision)  # type: ignore[arg-type]
     figures: dict[str, Any] = {
-        "pictures": pictures,
-        "questions_a_picture": each,
+        "images": pictures,
+        "questions_a_image": each,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
     }
@@ -153,7 +153,7 @@ def measure(pictures: int, each: int, rounds: int, sweep: bool, precision: str =
         plain = Transformers("vilt", weights, vilt.model.processor, None, vilt.device, precision)
         batch = plain.prepare(images, questions)
         sides = {
-            "ViLT, picture prepared once": ours(vilt, images, questions),
+            "ViLT, image prepared once": ours(vilt, images, questions),
             "ViLT of transformers": lambda: plain.answer(batch),
         }
         figures["ViLT"] = compare(alternate(sides, rounds=2 * rounds + 1), *sides, work=work, unit="questions")
@@ -186,11 +186,11 @@ def compiled_against(
 
 
 def sweeps(one: Answerer, base: Transformers, rounds: int) -> dict[str, Any]:
-    """Speeds against the batch size (5 questions a picture) and against the questions a picture (2 pictures)."""
+    """Speeds against the batch size (5 questions an image) and against the questions an image (2 images)."""
     found: dict[str, Any] = {}
     for name, shapes in (
         ("batch size", [(1, 5), (2, 5), (4, 5), (8, 5)]),
-        ("questions a picture", [(2, 1), (2, 2), (2, 5), (2, 10)]),
+        ("questions an image", [(2, 1), (2, 2), (2, 5), (2, 10)]),
     ):
         rows = []
         for pictures, each in shapes:
@@ -207,8 +207,8 @@ def sweeps(one: Answerer, base: Transformers, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=4, help="pictures in a batch")
-    parser.add_argument("--questions", type=int, default=5, help="questions a picture")
+    parser.add_argument("--images", type=int, default=4, help="images in a batch")
+    parser.add_argument("--questions", type=int, default=5, help="questions an image")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sweep", action="store_true", help="also other batch sizes and numbers of questions")
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -217,7 +217,7 @@ def main() -> None:
     figures = measure(arguments.pictures, arguments.questions, arguments.rounds, arguments.sweep)
     report("answering", figures, arguments.out)
     if arguments.plots and arguments.sweep:
-        for name in ("batch size", "questions a picture"):
+        for name in ("batch size", "questions an image"):
             title = f"questions a second by {name}"
             draw(figures[title], name, "questions a second", arguments.plots / f"{title.replace(' ', '_')}.png")
 

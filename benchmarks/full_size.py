@@ -20,9 +20,10 @@ from transformers import (
     ViltImageProcessorPil,
 )
 
-from data_prep.records import Example, write_json, write_jsonl
+from data_prep.files import write_json, write_jsonl
+from data_prep.records import Example
 
-QUESTION = "What is the main color of the product in this picture?"  # 12 words and a mark, longer than most
+QUESTION = "What is the main color of the product in this image?"  # 12 words and a mark, longer than most
 ANSWER = "multicolored"
 BERT_WORDS = 30_522
 
@@ -50,7 +51,7 @@ def make_full_size(kind: str, folder: Path) -> Path:
 
 
 def make_data(folder: Path, pictures: int, questions: int) -> tuple[Path, Path, list[Example]]:
-    """Curated splits (without validation) about grey pictures of ABO's usual size, and the folder of the pictures."""
+    """Curated splits (without validation) about grey images of ABO's usual size, and the folder of the images."""
     images, data = folder / "images", folder / "data"
     for part in (images, data):
         part.mkdir(parents=True)

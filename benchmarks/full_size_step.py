@@ -1,8 +1,8 @@
-"""A few training steps of a full-size model with random weights, by `vqa.training.train` as in a run: it fits, and so fast.
+"""A few training steps of a full-size model with random weights, by `vqa.training.train.train` as in a run: it fits, and so fast.
 
     python -m benchmarks.full_size_step [blip|vilt] [--steps N] [--out FILE]
 
-Batches are the configuration's defaults (4 questions, the gradients of 4 batches summed), 5 questions a picture as in a run.
+Batches are the configuration's defaults (4 questions, the gradients of 4 batches summed), 5 questions an image as in a run.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 from benchmarks.full_size import make_data, make_full_size
 from benchmarks.measure import report
 from vqa.settings import ModelSettings, TrainSettings
-from vqa.training import train
+from vqa.training.train import train
 
-QUESTIONS_A_PICTURE = 5
+QUESTIONS_A_IMAGE = 5
 
 
 def measure(kind: str, steps: int) -> dict[str, Any]:
@@ -32,9 +32,9 @@ def measure(kind: str, steps: int) -> dict[str, Any]:
         folder = Path(scratch)
         settings = ModelSettings(kind=kind, weights=str(make_full_size(kind, folder / "weights")))
         effective = settings.batch_size * settings.gradient_accumulation
-        # One picture more than an epoch of that many steps needs is cut off again by `epochs`.
-        pictures = -(-steps * effective // QUESTIONS_A_PICTURE)
-        data, images, examples = make_data(folder / "data", pictures, QUESTIONS_A_PICTURE)
+        # One image more than an epoch of that many steps needs is cut off again by `epochs`.
+        pictures = -(-steps * effective // QUESTIONS_A_IMAGE)
+        data, images, examples = make_data(folder / "data", pictures, QUESTIONS_A_IMAGE)
         out = folder / "out"
         began = time.perf_counter()
         train(

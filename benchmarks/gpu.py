@@ -1,10 +1,10 @@
-"""On a GPU: the comparisons of answering and training, with model FLOPs utilisation, peak memory and the share of waiting.
+"""On a GPU: the comparisons of answering and training, with model FLOPs utilization, peak memory and the share of waiting.
 
     python -m benchmarks.gpu [--rounds N] [--out FILE] [--plots FOLDER]
 
 Twice, each in a process of its own: in fp16 with no more than 16 GB of the GPU's memory, as a T4 has, and in bf16 with all of it.
 
-Utilisation is counted operations (`torch.utils.flop_counter`, of our network: what transformers does twice is not work) by the
+Utilization is counted operations (`torch.utils.flop_counter`, of our network: what transformers does twice is not work) by the
 seconds and the GPU's peak for dense tensors of that type, as its maker states it.
 """
 
@@ -26,15 +26,15 @@ from benchmarks import answering, training_step
 from benchmarks.full_size import make_data, make_full_size
 from benchmarks.measure import report
 from benchmarks.plots import draw
-from data_prep.records import Failed, Ok
-from vqa.inference import Answerer, autocast
+from data_prep.outcomes import Failed, Ok
+from vqa.inference.answerer import Answerer, autocast
 from vqa.models.base import Batch, Model
 from vqa.settings import EvaluateSettings, ModelSettings
 
 RUNS = {"fp16": 16.0, "bf16": None}  # GB of memory that may be used
 # Operations a second in half precision, dense: the makers' data sheets.
 PEAKS = {"T4": 65e12, "V100": 125e12, "L4": 121e12, "A10": 125e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
-QUESTIONS_A_PICTURE = 5
+QUESTIONS_A_IMAGE = 5
 
 
 def peak_of(name: str) -> float | None:
@@ -49,14 +49,14 @@ def operations(do: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-def utilisation(a_question: float, questions_a_second: float, peak: float | None) -> float | None:
+def utilization(a_question: float, questions_a_second: float, peak: float | None) -> float | None:
     """Share of the peak, 0 to 1."""
     return None if peak is None else a_question * questions_a_second / peak
 
 
 def answer_from_files(weights: Path, folder: Path, pictures: int, precision: str, batch: int) -> dict[str, Any]:
-    """Answers as a task of the stage gives them, pictures decoded from files: how fast, and how long the GPU waited."""
-    _, images, examples = make_data(folder, pictures, QUESTIONS_A_PICTURE)
+    """Answers as a task of the stage gives them, images decoded from files: how fast, and how long the GPU waited."""
+    _, images, examples = make_data(folder, pictures, QUESTIONS_A_IMAGE)
     settings = EvaluateSettings(precision=precision, batch_size=batch, max_new_tokens=answering.TOKENS)  # type: ignore[arg-type]
     answerer = Answerer(ModelSettings(weights=str(weights)), {"base": None}, settings, images)
     answered = 0
@@ -70,9 +70,9 @@ def answer_from_files(weights: Path, folder: Path, pictures: int, precision: str
     answered = 0
     answerer.process(iter(examples), {"base": emit})
     shown = answering.noise(2)
-    asked = answering.questions_about(2, QUESTIONS_A_PICTURE)
+    asked = answering.questions_about(2, QUESTIONS_A_IMAGE)
     collated = answerer.model.processor.collate(shown, asked)
-    flop = operations(lambda: answerer.answer_batch(collated)) / (2 * QUESTIONS_A_PICTURE)
+    flop = operations(lambda: answerer.answer_batch(collated)) / (2 * QUESTIONS_A_IMAGE)
     return {
         "questions": answered,
         "questions_a_second": answered / answerer.seconds,
@@ -110,22 +110,22 @@ def measure(precision: str, memory: float | None, rounds: int) -> dict[str, Any]
         folder = Path(scratch)
         weights = make_full_size("blip", folder / "weights")
         found = answer_from_files(weights, folder / "files", 400, precision, batch=160)
-        found["model_flops_utilisation"] = utilisation(
+        found["model_flops_utilization"] = utilization(
             found["gflop_a_question"] * 1e9, found["questions_a_second"], peak
         )
         figures["answering from files"] = found | _memory()
-        figures |= answering.measure(16, QUESTIONS_A_PICTURE, rounds, sweep=True, precision=precision)
+        figures |= answering.measure(16, QUESTIONS_A_IMAGE, rounds, sweep=True, precision=precision)
         figures["answering, memory"] = _memory()
         trained = training_step.measure_speed(weights, folder / "training", rounds, 5, precision=precision)
         model = training_step.load_ours(weights)
         model.net.cuda()
-        shown, asked = answering.noise(4), answering.questions_about(4, QUESTIONS_A_PICTURE)
-        batch = model.processor.collate(shown, asked, [["red"] * QUESTIONS_A_PICTURE] * 4)
+        shown, asked = answering.noise(4), answering.questions_about(4, QUESTIONS_A_IMAGE)
+        batch = model.processor.collate(shown, asked, [["red"] * QUESTIONS_A_IMAGE] * 4)
         flop = training_operations(model, batch, precision)
         for comparison in trained.values():
             if isinstance(comparison, dict) and "per_second" in comparison:
                 speed = comparison["per_second"][comparison["ours"]]
-                comparison["model_flops_utilisation"] = utilisation(flop, speed, peak)
+                comparison["model_flops_utilization"] = utilization(flop, speed, peak)
         figures |= {f"training: {name}": value for name, value in trained.items()}
         figures["training, memory"] = _memory()
     return figures
@@ -148,7 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks/gpu.json"))
-    parser.add_argument("--plots", type=Path, help="folder for speed against batch size and questions a picture")
+    parser.add_argument("--plots", type=Path, help="folder for speed against batch size and questions an image")
     parser.add_argument("--precision", choices=list(RUNS), help="only this one, in this process")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -168,7 +168,7 @@ def main() -> int:
         subprocess.run([*command, "--out", str(part)], check=True)
         if arguments.plots:
             figures = json.loads(part.read_text())
-            for name in ("batch size", "questions a picture"):
+            for name in ("batch size", "questions an image"):
                 title = f"questions a second by {name}"
                 out = arguments.plots / f"{precision}_{title.replace(' ', '_')}.png"
                 draw(figures[title], name, "questions a second", out)

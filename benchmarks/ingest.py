@@ -3,7 +3,7 @@
 ``python benchmarks/ingest.py --out ingest.json`` makes 147,702 listings in 16 files and an index of 398,212 images, some
 5 kB a listing as in ABO, and measures in turns:
 
-- ours: `abo.prepare`, from the files to the products, rejections and all;
+- ours: `listings.prepare`, from the files to the products, rejections and all;
 - floor: ``for line in gzip.open(file): orjson.loads(line)`` over the same listings, and the lines of the index decompressed.
 
 The bar is a ratio of 1 / 1.5 = 0.67 or more, and a peak of memory below 1 GB (of a process of its own).
@@ -24,9 +24,9 @@ import orjson
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import alternate, compare, report
-from data_prep import abo
+from data_prep.abo import listings
 from data_prep.records import Rejected
-from data_prep.settings_data import DataSettings, PrepareSettings
+from data_prep.settings import DataSettings, PrepareSettings
 
 LISTINGS, IMAGES, FILES = 147_702, 398_212, 16
 _LANGUAGES = ("en_US", "en_GB", "en_IN", "de_DE", "fr_FR", "es_ES", "ja_JP", "zh_CN")
@@ -91,8 +91,8 @@ def ours(root: Path) -> tuple[int, int]:
         nonlocal rejected
         rejected += 1
 
-    sources = abo.find_sources(DataSettings(root=root))
-    return sum(1 for _ in abo.prepare(sources, PrepareSettings(), reject)), rejected
+    sources = listings.find_sources(DataSettings(root=root))
+    return sum(1 for _ in listings.prepare(sources, PrepareSettings(), reject)), rejected
 
 
 def floor(root: Path) -> int:

@@ -5,7 +5,7 @@
 4519.2
 >>> report("validation", compare(result, "ours", "theirs", work=1500, unit="images"), Path("validation.json"))
 
-A figure worth quoting is the median of the ratios of neighbouring turns, with their spread: what else the machine does
+A figure worth quoting is the median of the ratios of neighboring turns, with their spread: what else the machine does
 changes slowly against the length of a turn, so it cancels out.
 """
 

@@ -32,11 +32,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import report
-from data_prep import asking
-from data_prep.records import Failed, Ok, Product
-from data_prep.settings_generate import GenerateSettings
+from data_prep.generate import workers
+from data_prep.generate.settings import GenerateSettings
+from data_prep.outcomes import Failed, Ok
+from data_prep.records import Product
 
-TASKS, LATENCY, PICTURES = 4, 2.0, 64
+TASKS, LATENCY, IMAGES = 4, 2.0, 64
 BAR = 0.95
 
 
@@ -61,13 +62,13 @@ CASES = {
 
 
 def make_shop(folder: Path) -> None:
-    """Pictures (any bytes will do) and the stand-in's answers about them."""
+    """Images (any bytes will do) and the stand-in's answers about them."""
     lines = []
-    for i in range(PICTURES):
-        picture = b"\xff\xd8\xff\xe0" + i.to_bytes(2) + bytes(10_000)  # as large as a small product photo
-        (folder / f"{i}.jpg").write_bytes(picture)
+    for i in range(IMAGES):
+        image = b"\xff\xd8\xff\xe0" + i.to_bytes(2) + bytes(10_000)  # as large as a small product photo
+        (folder / f"{i}.jpg").write_bytes(image)
         qas = [{"question": f"What is number {n}?", "answer": "red", "category": "easy"} for n in range(5)]
-        lines.append(json.dumps({"image_sha256": hashlib.sha256(picture).hexdigest(), "qas": qas}))
+        lines.append(json.dumps({"image_sha256": hashlib.sha256(image).hexdigest(), "qas": qas}))
     (folder / "answers.jsonl").write_text("\n".join(lines) + "\n")
 
 
@@ -77,8 +78,8 @@ def task(folder: str, url: str, number: int, case: Case, over: Event) -> None:
 
     def products() -> Iterator[Product]:
         for i in itertools.count():
-            picture = f"{(i * TASKS + number) % PICTURES}.jpg"
-            yield Product(f"T{number}-{i}", picture, picture, "mug", "MUG", "red", [])
+            image = f"{(i * TASKS + number) % IMAGES}.jpg"
+            yield Product(f"T{number}-{i}", image, image, "mug", "MUG", "red", [])
 
     failures: list[str] = []
 
@@ -96,7 +97,7 @@ def task(folder: str, url: str, number: int, case: Case, over: Event) -> None:
             "max_asks": 1,
         }
     )
-    asking.ask_all(
+    workers.ask_all(
         products(),
         emit,
         image_root=Path(folder),

@@ -30,21 +30,23 @@ from typing import Any
 import orjson
 
 from benchmarks.measure import Times, compare, report
-from data_prep.records import Emit, Example, Ok, Prediction, read_jsonl, write_jsonl
-from jobs.fingerprint import digest
-from jobs.journal import Damage
-from jobs.loop import Previous, Work, freeze_shards, load_progress, pending_shards, run_shard, shard_of
-from jobs.rundir import Store
+from data_prep.files import read_jsonl, write_jsonl
+from data_prep.outcomes import Emit, Ok
+from data_prep.records import Example, Prediction
+from jobs.run.layout import Store
+from jobs.shards.digest import digest
+from jobs.shards.journal import Damage
+from jobs.shards.loop import Previous, Work, freeze_shards, load_progress, pending_shards, run_shard, shard_of
 
-QUESTIONS_A_PICTURE = 5
+QUESTIONS_A_IMAGE = 5
 CASES = ("all done", "killed", "other shards", "floor")
 
 
 def examples(count: int) -> Iterator[Example]:
     """Questions of ABO's size."""
     for number in range(count):
-        item = number // QUESTIONS_A_PICTURE
-        question = f"What is the {number % 13}th detail of the product in this picture?"
+        item = number // QUESTIONS_A_IMAGE
+        question = f"What is the {number % 13}th detail of the product in this image?"
         yield Example(
             id=f"{number:016x}",
             item_id=f"B{item:09d}",
@@ -55,7 +57,7 @@ def examples(count: int) -> Iterator[Example]:
             category="easy",
             question_type="color",
             product_type="HOME_BED_AND_BATH",
-            picture_group=f"{item:08x}L",
+            image_group=f"{item:08x}L",
         )
 
 

@@ -10,36 +10,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from data_prep.cost import estimate
-from data_prep.settings_generate import BatchSettings, GenerateSettings, QuotaSettings
-from jobs.runner import duration
+from data_prep.generate.cost import estimate
+from data_prep.generate.settings import BatchSettings, GenerateSettings, QuotaSettings
+from jobs.verbs.launch import duration
 
 PRODUCTS = (1_000, 10_000, 100_000, 147_702, 1_000_000, 10_000_000, 100_000_000)
 QUESTIONS = 5
 
 LISTINGS_A_SECOND = 24_000  # python -m benchmarks.ingest, one core
-PICTURES_A_SECOND = 1_800  # python -m benchmarks.validation, one core; pictures of ABO's small size
+IMAGES_A_SECOND = 1_800  # python -m benchmarks.validation, one core; images of ABO's small size
 CURATE_SECONDS, CURATE_BYTES = 0.4e-3, 12_300  # a product; of a task with 100,000 of them
 # Bytes on disk, a product: python -m tests.chaos.load writes such runs.
 RECORD_BYTES = {"1_prepare": 250, "2_validate": 390, "3_generate": 900, "4_curate": 1_700, "6_evaluate": 670}
 LOOP_BYTES = 200  # of a task's memory, an item of its shard: docs/reliability.md, Load
-# 10⁹ operations: 577 picture tokens through ViT-B and the 12 layers' keys and values; 12 question and 3 answer tokens through
+# 10⁹ operations: 577 image tokens through ViT-B and the 12 layers' keys and values; 12 question and 3 answer tokens through
 # two BERTs. A training step goes back through the text layers only: twice their forward pass.
-PICTURE_GFLOP, QUESTION_GFLOP = 114.0, 3.3
+IMAGE_GFLOP, QUESTION_GFLOP = 114.0, 3.3
 EPOCHS, TRAIN_SHARE, TEST_SHARE = 3, 0.7, 0.2
 GPUS = {"T4": (65e12, 0.25), "A100": (312e12, 0.30)}  # peak in half precision, share of it that is assumed
 
 
 def training_hours(products: int, gpu: str) -> float:
     """LoRA on BLIP."""
-    flop = (PICTURE_GFLOP + 3 * QUESTIONS * QUESTION_GFLOP) * 1e9 * products * TRAIN_SHARE * EPOCHS
+    flop = (IMAGE_GFLOP + 3 * QUESTIONS * QUESTION_GFLOP) * 1e9 * products * TRAIN_SHARE * EPOCHS
     peak, share = GPUS[gpu]
     return flop / (peak * share) / 3600
 
 
 def answering_hours(products: int, gpu: str) -> float:
     """Base and adapter in one pass over the test split."""
-    flop = (PICTURE_GFLOP + 2 * QUESTIONS * QUESTION_GFLOP) * 1e9 * products * TEST_SHARE
+    flop = (IMAGE_GFLOP + 2 * QUESTIONS * QUESTION_GFLOP) * 1e9 * products * TEST_SHARE
     peak, share = GPUS[gpu]
     return flop / (peak * share) / 3600
 
@@ -76,7 +76,7 @@ def work() -> str:
     """What processors and GPUs take."""
     rows: list[tuple[str, Callable[[int], str]]] = [
         ("prepare, one core", lambda n: duration(n / LISTINGS_A_SECOND)),
-        ("validate, core time", lambda n: duration(n / PICTURES_A_SECOND)),
+        ("validate, core time", lambda n: duration(n / IMAGES_A_SECOND)),
         ("curate, one core", lambda n: duration(n * CURATE_SECONDS)),
     ]
     for gpu in GPUS:

@@ -4,11 +4,11 @@ matters).
     python -m benchmarks.training_memory [blip|vilt] [--out FILE]
 
 Every tensor that autograd saves is counted once by its storage, weights themselves left out. Three batches of different numbers
-of questions and pictures tell three parts apart: what one question adds, what one picture adds, and what is there whatever
+of questions and images tell three parts apart: what one question adds, what one image adds, and what is there whatever
 the batch is. Counted twice: in fp32, and under a CPU's autocast to a 2-byte type. A GPU's autocast is between the two in what a
-question or picture adds (it keeps the inputs of layer norm and softmax in fp32, a CPU's does not), and has the fixed part of
+question or image adds (it keeps the inputs of layer norm and softmax in fp32, a CPU's does not), and has the fixed part of
 the latter: 2-byte copies of the frozen weights, since the backward pass goes through those layers too. `launch.py plan`
-computes with the higher of both; see SIZES in jobs/planning.py.
+computes with the higher of both; see SIZES in jobs/verbs/plan.py.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from PIL import Image
 
 from benchmarks.full_size import ANSWER, QUESTION, make_full_size
 from benchmarks.measure import report
-from vqa.lora import apply_lora_to_model, parameter_table
 from vqa.models.base import Model, model_class
+from vqa.models.lora import apply_lora_to_model, parameter_table
 from vqa.settings import ModelSettings
 
-BATCHES = ((2, 2), (4, 2), (4, 4))  # questions, pictures
+BATCHES = ((2, 2), (4, 2), (4, 4))  # questions, images
 CHECK = (8, 2)
-PICTURE = (256, 154)  # ViLT keeps sides up to 5 : 3, and has more patches then; BLIP makes a square of all
+IMAGE = (256, 154)  # ViLT keeps sides up to 5 : 3, and has more patches then; BLIP makes a square of all
 
 
 def saved_bytes(model: Model, questions: int, pictures: int, mixed: bool) -> int:
-    """Bytes that one step of ``questions`` about ``pictures`` saves for its backward pass; ``mixed`` is under autocast."""
+    """Bytes that one step of ``questions`` about ``images`` saves for its backward pass; ``mixed`` is under autocast."""
     each = questions // pictures
-    images = [Image.new("RGB", PICTURE, "grey")] * pictures
+    images = [Image.new("RGB", IMAGE, "grey")] * pictures
     batch = model.processor.collate(images, [[QUESTION] * each] * pictures, [[ANSWER] * each] * pictures)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.net.parameters()}
     kept: dict[
@@ -72,16 +72,16 @@ def measure(kind: str) -> dict[str, Any]:
 
 
 def parts(model: Model, *, mixed: bool) -> dict[str, float]:
-    """Bytes a question, a picture and always; and how well they predict a batch that they were not taken from."""
-    first, more_questions, more_pictures, check = (saved_bytes(model, *batch, mixed) for batch in (*BATCHES, CHECK))
+    """Bytes a question, an image and always; and how well they predict a batch that they were not taken from."""
+    first, more_questions, more_images, check = (saved_bytes(model, *batch, mixed) for batch in (*BATCHES, CHECK))
     question = (more_questions - first) / 2
-    picture = (more_pictures - more_questions) / 2
-    always = first - 2 * question - 2 * picture
+    image = (more_images - more_questions) / 2
+    always = first - 2 * question - 2 * image
     return {
         "bytes_per_question": round(question),
-        "bytes_per_picture": round(picture),
+        "bytes_per_image": round(image),
         "bytes_always": round(always),
-        "prediction_over_count": (always + CHECK[0] * question + CHECK[1] * picture) / check,
+        "prediction_over_count": (always + CHECK[0] * question + CHECK[1] * image) / check,
     }
 
 

@@ -1,25 +1,25 @@
-"""A training step at full size, a question: pictures encoded once for their questions, against what people call; and whether
-keeping the questions of a picture together costs anything in what is learnt.
+"""A training step at full size, a question: images encoded once for their questions, against what people call; and whether
+keeping the questions of an image together costs anything in what is learnt.
 
     python -m benchmarks.training_step [--rounds N] [--steps N] [--seeds N] [--out FILE] [--plots FOLDER]
 
 Speed: both sides are the HF Trainer with the same weights, the same LoRA (query and value, r = 16; no dropout), AdamW, fp32,
-the same questions (5 a picture, 384 px) and 16 of them in an optimiser step: 4 in a batch and the gradients of 4 batches
-summed, as our defaults say, or all 16 in one batch. A turn is a whole `Trainer.train()` of some optimiser steps.
+the same questions (5 an image, 384 px) and 16 of them in an optimizer step: 4 in a batch and the gradients of 4 batches
+summed, as our defaults say, or all 16 in one batch. A turn is a whole `Trainer.train()` of some optimizer steps.
 
-- "image once" is `vqa.trainer.LoraTrainer` as a run has it: batches of questions that are kept together by picture, from
-  decoded pictures held in memory. Making pixels and tokens of them is in its time.
-- "Trainer" is `transformers.Trainer` with `default_data_collator` over a data set that holds finished tensors: tokens, and the
-  pixel values of the question's own picture. The network is `BlipForQuestionAnswering` within peft, with explicit decoder
+- "image once" is `vqa.training.trainer.LoraTrainer` as a run has it: batches of questions that are kept together by image, from
+  decoded images held in memory. Making pixels and tokens of them is in its time.
+- "Trainer" is `transformers.Trainer` with `default_data_collator` over a dataset that holds finished tensors: tokens, and the
+  pixel values of the question's own image. The network is `BlipForQuestionAnswering` within peft, with explicit decoder
   inputs that start with [DEC] and with our labels. Its loss is divided by the accumulated batches, as ours is.
 
 Neither writes checkpoints. The vision tower has gradients in neither: peft freezes all but the adapters, and no adapter is
-there. So what is compared is going through it for every question with going through it once a picture, and the same for the
+there. So what is compared is going through it for every question with going through it once an image, and the same for the
 keys and values of cross-attention.
 
-Loss: a tiny model, taught a little about some drawn pictures, then trained with LoRA on the questions about others,
+Loss: a tiny model, taught a little about some drawn images, then trained with LoRA on the questions about others,
 by `LoraTrainer` both times: once in its own order, once with all questions shuffled. The questions and the
-number of them in an optimiser step are the same; the loss is that of held-out pictures' questions. It is done with several seeds
+number of them in an optimizer step are the same; the loss is that of held-out images' questions. It is done with several seeds
 (of order and adapter), and the differences are those of two trainings with one seed.
 """
 
@@ -50,20 +50,20 @@ from transformers.trainer_utils import set_seed
 from benchmarks.full_size import make_data, make_full_size
 from benchmarks.measure import alternate, compare, report
 from benchmarks.plots import draw
-from data_prep import demo_drawing
+from data_prep.demo import drawing
 from data_prep.records import Example
-from vqa.dataset import VQADataset, open_picture
-from vqa.lora import apply_lora_to_model
+from vqa.dataset import VQADataset, open_image
 from vqa.models.base import Batch, Model, model_class
+from vqa.models.lora import apply_lora_to_model
+from vqa.models.tiny import make_tiny_model, pretrain
 from vqa.settings import LoraSettings, ModelSettings, TrainSettings
-from vqa.tiny import make_tiny_model, pretrain
-from vqa.trainer import LoraTrainer, training_arguments
+from vqa.training.trainer import LoraTrainer, training_arguments
 
-QUESTIONS_A_PICTURE = 5
-BATCHES = ((4, 4), (16, 1))  # questions in a batch, batches in an optimiser step
+QUESTIONS_A_IMAGE = 5
+BATCHES = ((4, 4), (16, 1))  # questions in a batch, batches in an optimizer step
 EFFECTIVE = 16
 LORA = LoraSettings(dropout=0.0)
-# On every linear layer, the picture encoder's too: query and value alone could not teach a tiny model that has seen little.
+# On every linear layer, the image encoder's too: query and value alone could not teach a tiny model that has seen little.
 TINY_LORA = LoraSettings(dropout=0.0, targets=["query", "key", "value", "dense", "qkv", "fc1", "fc2", "projection"])
 
 
@@ -73,7 +73,7 @@ def distinct(examples: Sequence[Example]) -> list[Example]:
     transformers looks at the padding of questions in part, so with it the two sides would not compute the same loss.
     """
     return [
-        replace(example, question=f"What is the word{number} of the product in this picture?", answer=f"word{number}")
+        replace(example, question=f"What is the word{number} of the product in this image?", answer=f"word{number}")
         for number, example in enumerate(examples)
     ]
 
@@ -100,10 +100,10 @@ def load_theirs(weights: Path, ours: Model) -> Any:
 
 
 def finished_rows(model: Model, examples: Sequence[Example], images: Path) -> list[dict[str, torch.Tensor]]:
-    """What transformers' network takes: a row a question, with its own picture."""
+    """What transformers' network takes: a row a question, with its own image."""
     processor: Any = model.processor
     seen = {
-        path: processor.images(open_picture(images, path), return_tensors="pt")["pixel_values"][0]
+        path: processor.images(open_image(images, path), return_tensors="pt")["pixel_values"][0]
         for path in {example.image_path for example in examples}
     }
     rows = []
@@ -118,7 +118,7 @@ def finished_rows(model: Model, examples: Sequence[Example], images: Path) -> li
 def our_trainer(
     model: Model, examples: Sequence[Example], images: Path, batch: tuple[int, int], out: Path, settings: TrainSettings
 ) -> LoraTrainer:
-    """The trainer of a run, without checkpoints; decoded pictures stay in memory."""
+    """The trainer of a run, without checkpoints; decoded images stay in memory."""
     data = VQADataset(examples, images)
     arguments = training_arguments(settings, out, len(data), *batch)
     arguments.save_strategy = "no"  # type: ignore[assignment]
@@ -154,8 +154,8 @@ def measure_speed(
     weights: Path, folder: Path, rounds: int, steps: int, precision: Literal["fp32", "fp16", "bf16"] = "fp32"
 ) -> dict[str, Any]:
     """Both sides with both sizes of batch, all in turns; speeds in questions a second."""
-    pictures = -(-steps * EFFECTIVE // QUESTIONS_A_PICTURE)
-    _, images, examples = make_data(folder / "data", pictures, QUESTIONS_A_PICTURE)
+    pictures = -(-steps * EFFECTIVE // QUESTIONS_A_IMAGE)
+    _, images, examples = make_data(folder / "data", pictures, QUESTIONS_A_IMAGE)
     examples = distinct(examples)[: steps * EFFECTIVE]
     model = load_ours(weights)
     net = load_theirs(weights, model)
@@ -168,8 +168,8 @@ def measure_speed(
         trainers |= {f"image once, {size}": ours, f"Trainer, {size}": their_trainer(net, rows, ours.args)}
     figures: dict[str, Any] = {
         "questions": len(examples),
-        "pictures": pictures,
-        "optimiser_steps": steps,
+        "images": pictures,
+        "optimizer_steps": steps,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "loss of the same questions": {name: loss_of(t, min(20, len(rows))) for name, t in trainers.items()},
@@ -192,14 +192,14 @@ def drawn_examples(folder: Path, pictures: int) -> list[Example]:
     chance = random.Random(0)
     examples = []
     for number in range(pictures):
-        look = demo_drawing.random_look(chance)
-        demo_drawing.draw(look).save(folder / f"{number}.png")
+        look = drawing.random_look(chance)
+        drawing.draw(look).save(folder / f"{number}.png")
         asked = {
             "What product is shown?": look.noun,
             "What color is it?": look.color,
             "What pattern does it have?": look.pattern,
             "How many are there?": look.count,
-            f"Is this a {chance.choice([look.noun, chance.choice(demo_drawing.NOUNS)])}?": "",
+            f"Is this a {chance.choice([look.noun, chance.choice(drawing.NOUNS)])}?": "",
         }
         for place, (question, answer) in enumerate(asked.items()):
             examples.append(
@@ -219,7 +219,7 @@ def drawn_examples(folder: Path, pictures: int) -> list[Example]:
 
 
 class HeldOut(TrainerCallback):
-    """The loss of held-out questions every few optimiser steps, and before the first."""
+    """The loss of held-out questions every few optimizer steps, and before the first."""
 
     def __init__(self, model: Model, batches: Sequence[Batch], every: int) -> None:
         self.model, self.batches, self.every = model, batches, every
@@ -247,15 +247,15 @@ def measure_losses(folder: Path, pictures: int, seeds: int, epochs: int = 8, bas
     """Losses over questions seen, in both orders.
 
     Args:
-        folder: takes pictures and weights.
-        pictures: two fifths make the base, two fifths train the adapters, one fifth is held out.
+        folder: takes images and weights.
+        images: two fifths make the base, two fifths train the adapters, one fifth is held out.
         seeds: how many pairs of trainings.
         epochs: of the adapters.
         base_epochs: of the base.
     """
-    images = folder / "pictures"
+    images = folder / "images"
     examples = drawn_examples(images, pictures)
-    fifth = pictures // 5 * QUESTIONS_A_PICTURE
+    fifth = pictures // 5 * QUESTIONS_A_IMAGE
     base, train, held_out = examples[: 2 * fifth], examples[2 * fifth : 4 * fifth], examples[4 * fifth :]
     weights = make_tiny_model("blip", folder / "tiny", [text for e in examples for text in (e.question, e.answer)])
     pretrain(weights, "blip", base, images, epochs=base_epochs)
@@ -307,7 +307,7 @@ def main() -> None:
     """Measure, print, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5, help="optimiser steps in a turn, of 16 questions each")
+    parser.add_argument("--steps", type=int, default=5, help="optimizer steps in a turn, of 16 questions each")
     parser.add_argument("--seeds", type=int, default=5, help="pairs of trainings whose losses are compared")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--plots", type=Path, help="folder for the plot of the losses")

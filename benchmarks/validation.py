@@ -3,7 +3,7 @@
 ``python benchmarks/validation.py --out validation.json`` renders some hundred products (or takes ``--root``, a folder in
 ABO's layout) and measures in turns:
 
-- ours: `images.validate`: path checks, reading, decoding, SHA-256, fingerprints, records;
+- ours: `validate.validate`: path checks, reading, decoding, SHA-256, fingerprints, records;
 - floor: ``Image.open(path).load()`` for the same files.
 
 The bar is 0.9. We can be faster than the floor since a JPEG is decoded completely but not to its full size.
@@ -21,9 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from PIL import Image
 
 from benchmarks.measure import alternate, compare, report
-from data_prep import abo, demo_catalogue, images
-from data_prep.records import Failed, Ok, Product
-from data_prep.settings_data import DataSettings, PrepareSettings, ValidateSettings
+from data_prep.abo import listings
+from data_prep.demo import catalogue
+from data_prep.images import validate
+from data_prep.outcomes import Failed, Ok
+from data_prep.records import Product
+from data_prep.settings import DataSettings, PrepareSettings, ValidateSettings
 
 
 def main() -> None:
@@ -38,9 +41,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = options.root or Path(temporary)
         if options.root is None:
-            demo_catalogue.render(root, products=options.products, seed=1)
-        sources = abo.find_sources(DataSettings(root=root))
-        products = list(abo.prepare(sources, PrepareSettings(max_items=options.limit), lambda rejected: None))
+            catalogue.render(root, products=options.products, seed=1)
+        sources = listings.find_sources(DataSettings(root=root))
+        products = list(listings.prepare(sources, PrepareSettings(max_items=options.limit), lambda rejected: None))
         good: list[Product] = []
 
         def check(items: list[Product]) -> dict[str, Ok | Failed]:
@@ -49,7 +52,7 @@ def main() -> None:
             def emit(key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
                 emitted[key] = outcome
 
-            images.validate(iter(items), emit, image_root=sources.image_root, settings=ValidateSettings())
+            validate.validate(iter(items), emit, image_root=sources.image_root, settings=ValidateSettings())
             return emitted
 
         def floor() -> None:

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_prep.records import AtomicFile, QAPair, from_dict
+from data_prep.files import AtomicFile
+from data_prep.records import QAPair, from_dict
 
 _HEADER = ["item_id", "image_id", "qas"]
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from data_prep.records import UserError
+from data_prep.outcomes import UserError
 
 app = typer.Typer(
     help="From raw Amazon Berkeley Objects listings to a fine-tuned product-VQA model and a report about it.",
@@ -71,10 +71,10 @@ def run(
         return
     if cluster is None:
         raise typer.BadParameter("Say where to run: --cluster local or --cluster slurm (or see --help for the verbs).")
-    from jobs import runner
+    from jobs.verbs import launch
 
-    request = runner.Request(config, run_dir, stages, shards, workers, tuple(overrides or ()), dry_run, profile)
-    raise typer.Exit(runner.launch(request, cluster.value, out))
+    request = launch.Request(config, run_dir, stages, shards, workers, tuple(overrides or ()), dry_run, profile)
+    raise typer.Exit(launch.launch(request, cluster.value, out))
 
 
 @app.command()
@@ -84,17 +84,17 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until Ctrl-C.")] = False,
 ) -> None:
     """How far a run is: items, shards, rates, money, errors."""
-    from jobs import runner
+    from jobs.verbs import launch
 
-    runner.show_status(run_dir, out, as_json=json, watch=watch)
+    launch.show_status(run_dir, out, as_json=json, watch=watch)
 
 
 @app.command()
 def report(run_dir: RunDirArgument) -> None:
     """Write the report of what a run has so far."""
-    from jobs import runner
+    from jobs.verbs import launch
 
-    runner.write_report(run_dir, out)
+    launch.write_report(run_dir, out)
 
 
 @app.command()
@@ -104,17 +104,17 @@ def logs(
     failed: Annotated[bool, typer.Option("--failed", help="Only tasks whose work is not complete.")] = False,
 ) -> None:
     """Which log to read: the newest one of every task, with its last error."""
-    from jobs import runner
+    from jobs.verbs import launch
 
-    runner.show_logs(run_dir, stage, failed, out)
+    launch.show_logs(run_dir, stage, failed, out)
 
 
 @app.command()
 def cancel(run_dir: RunDirArgument) -> None:
     """Cancel the jobs of a run in SLURM's queue, and no others."""
-    from jobs import runner
+    from jobs.verbs import launch
 
-    raise typer.Exit(runner.cancel(run_dir, out))
+    raise typer.Exit(launch.cancel(run_dir, out))
 
 
 @app.command()
@@ -123,9 +123,9 @@ def plan(
     overrides: SetOption = None,
 ) -> None:
     """What a run will cost: requests, tokens, dollars, hours; memory of training. Sends nothing."""
-    from jobs import planning
+    from jobs.verbs import plan
 
-    planning.show_plan(config, tuple(overrides or ()), out)
+    plan.show_plan(config, tuple(overrides or ()), out)
 
 
 @app.command()
@@ -134,9 +134,9 @@ def agreement(
     products: Annotated[int, typer.Option(min=1, help="How many; each is paid for again.")] = 50,
 ) -> None:
     """Ask about a sample of products a second time: does the generator say the same again?"""
-    from jobs import asked_twice
+    from jobs.verbs import agreement
 
-    raise typer.Exit(asked_twice.ask_twice(run_dir, products, out))
+    raise typer.Exit(agreement.ask_twice(run_dir, products, out))
 
 
 @app.command()
@@ -150,15 +150,15 @@ def doctor(
     overrides: SetOption = None,
 ) -> None:
     """Will it work here? Looks before anything is queued, and says what to do."""
-    from jobs import runner
+    from jobs.verbs import launch
 
-    raise typer.Exit(runner.diagnose(config, run_dir, profile, tuple(overrides or ()), cluster.value, out))
+    raise typer.Exit(launch.diagnose(config, run_dir, profile, tuple(overrides or ()), cluster.value, out))
 
 
 @app.command()
 def fetch(config: ConfigOption = None, overrides: SetOption = None) -> None:
     """Download the models' weights into the cache, on a machine that has internet (a login node)."""
-    from jobs import tools
+    from jobs.verbs import tools
 
     tools.fetch(config, tuple(overrides or ()), out)
 
@@ -168,13 +168,11 @@ def predict(
     csv_path: Annotated[
         Path | None, typer.Option("--csv_path", "--csv-path", help="Table with image_name,question[,answer].")
     ] = None,
-    image_dir: Annotated[
-        Path | None, typer.Option("--image_dir", "--image-dir", help="Folder of its pictures.")
-    ] = None,
+    image_dir: Annotated[Path | None, typer.Option("--image_dir", "--image-dir", help="Folder of its images.")] = None,
     output: Annotated[Path, typer.Option(help="Takes image_name,question,answer,generated_answer.")] = Path(
         "results.csv"
     ),
-    image: Annotated[Path | None, typer.Option(help="One picture, instead of a table.")] = None,
+    image: Annotated[Path | None, typer.Option(help="One image, instead of a table.")] = None,
     question: Annotated[str | None, typer.Option(help="One question about it.")] = None,
     model: Annotated[str, typer.Option(help="blip, vilt.")] = "blip",
     weights: Annotated[
@@ -182,8 +180,8 @@ def predict(
     ] = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter.")] = None,
 ) -> None:
-    """Answer the questions of a table, or one question about one picture."""
-    from jobs import tools
+    """Answer the questions of a table, or one question about one image."""
+    from jobs.verbs import tools
 
     request = tools.Prediction(model, weights, adapter, image_dir, csv_path, output, image, question)
     raise typer.Exit(tools.predict(request, out, err))
@@ -199,7 +197,7 @@ def merge(
     ] = None,
 ) -> None:
     """Fold an adapter into its base: one folder that transformers loads, without peft."""
-    from jobs import tools
+    from jobs.verbs import tools
 
     tools.merge(model, weights, adapter, output, out)
 
@@ -210,7 +208,7 @@ def score(
     truth: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the true answers.")] = "answer",
     prediction: Annotated[str, typer.Option(metavar="COLUMN", help="Column to score.")] = "generated_answer",
     cluster: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that names the product or picture, for the intervals.")
+        str | None, typer.Option(metavar="COLUMN", help="Column that names the product or image, for the intervals.")
     ] = None,
     bertscore: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Hub name or folder of the BERT for BERTScore; without it none.")
@@ -218,7 +216,7 @@ def score(
     json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
     """Score any table of answers, by whatever model, with the metrics and intervals of the report."""
-    from jobs import tools
+    from jobs.verbs import tools
 
     tools.score(table, truth, prediction, cluster, bertscore, json, out)
 
@@ -232,7 +230,7 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
     """Two runs on the questions that they share, paired."""
-    from jobs import tools
+    from jobs.verbs import tools
 
     tools.compare(run_a, run_b, model, variant, json, out)
 
@@ -243,7 +241,7 @@ def demo(
     workers: Annotated[int | None, typer.Option(min=1, help="Tasks at once; without it one a core.")] = None,
 ) -> None:
     """The whole pipeline on a small rendered catalogue: no ABO, no key, no GPU, no download."""
-    from jobs import demo as demo_module
+    from jobs.verbs import demo as demo_module
 
     raise typer.Exit(demo_module.run_demo(run_dir, workers, out))
 

@@ -25,9 +25,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data_prep.records import UserError
-from data_prep.settings_data import CurateSettings, DataSettings, PrepareSettings, ValidateSettings
-from data_prep.settings_generate import GenerateSettings
+from data_prep.generate.settings import GenerateSettings
+from data_prep.outcomes import UserError
+from data_prep.settings import CurateSettings, DataSettings, PrepareSettings, ValidateSettings
 from vqa.report.settings import ReportSettings
 from vqa.settings import EvaluateSettings, ModelSettings, TrainSettings
 

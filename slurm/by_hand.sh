@@ -7,7 +7,7 @@ by_hand() {
   local stage=$1 run_dir=$2 shard=${3:-}
   local python=${PRODUCT_VQA_PYTHON:-.venv/bin/python}
   command -v "$python" >/dev/null || python=python3
-  local task=("$python" -u -m jobs.task "$run_dir" "$stage")
+  local task=("$python" -u -m jobs.backends.task "$run_dir" "$stage")
   [ -n "$shard" ] && task+=(--shard "$shard")
 
   export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"

@@ -28,9 +28,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slurm.cluster import Cluster, StepWork, Submitted
 from slurm.profile import Profile, SlurmError
 from slurm.queue import cancel, live_jobs
+from slurm.submit import Cluster, StepWork, Submitted
 
 QUEUED, COMPLETE, STOPPED = "queued", "complete", "stopped"
 STALE_NOTE_SECONDS = 600.0

@@ -19,9 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.cluster import PROJECT, Cluster, StepWork
 from slurm.profile import Profile, Resources, SlurmError
 from slurm.queue import outside_of_jobs, run_command
+from slurm.submit import PROJECT, Cluster, StepWork
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 NODE_WAIT_SECONDS = 60

@@ -14,10 +14,10 @@ from contextlib import suppress
 from typing import Any
 
 from slurm.chain import COMPLETE, STOPPED, ChainFolder, StepState, after_gates, after_jobs
-from slurm.cluster import Cluster
 from slurm.ends import Why, read_end, why
 from slurm.profile import Profile, SlurmError
 from slurm.queue import ended_states, live_jobs, run_command
+from slurm.submit import Cluster
 
 WAIT_FOR_SUBMITTER_SECONDS = 120.0
 

@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import yaml
 
-from data_prep import demo_catalogue
+from data_prep.demo.catalogue import render
 
 # Machines are slow and busy at times, and the first call imports things: no example of a property has a time limit.
 hypothesis.settings.register_profile("without deadline", deadline=None)
@@ -27,7 +27,7 @@ SAMPLE = SHARED / "abo_sample"
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty products and some dirt, in ABO's layout, with facts.jsonl for the stand-in."""
     folder = tmp_path_factory.mktemp("catalogue")
-    demo_catalogue.render(folder, products=40, seed=3)
+    render(folder, products=40, seed=3)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Models, data set, LoRA, training, inference, metrics and report of product VQA.
+"""Models, dataset, LoRA, training, inference, metrics and report of product VQA.
 
 As a library: ``vqa.answer(images, questions)``. Importing this package does not import torch.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vqa.api import answer
+    from vqa.inference.api import answer
 
 __all__ = ["answer"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "answer":
-        from vqa.api import answer
+        from vqa.inference.api import answer
 
         return answer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

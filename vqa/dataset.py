@@ -1,9 +1,9 @@
-"""The curated splits as batches: every picture decoded once a batch, with all of its questions that are in it.
+"""The curated splits as batches: every image decoded once a batch, with all of its questions that are in it.
 
 A row of ``train.jsonl``::
 
     {"id": "5f1c…", "item_id": "B0…", "image_id": "61…L", "image_path": "3f/3f9ab012.jpg", "question": "What color is the mug?",
-     "answer": "red", "category": "easy", "question_type": "color", "product_type": "MUG", "picture_group": "0c1e…"}
+     "answer": "red", "category": "easy", "question_type": "color", "product_type": "MUG", "image_group": "0c1e…"}
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
-from data_prep.image_files import ImageProblem, decode
-from data_prep.records import Example, UserError, read_jsonl
+from data_prep.files import read_jsonl
+from data_prep.images.decode import ImageProblem, decode
+from data_prep.outcomes import UserError
+from data_prep.records import Example
 from vqa.models.base import Batch, Processor
 
 MOST_PIXELS = 1 << 28  # what a configuration may let pass as valid is not refused here, short of a gigabyte of memory
@@ -29,19 +31,19 @@ def load_dataset_and_metadata(folder: Path) -> tuple[dict[str, list[Example]], d
     """The splits and the statistics that curation wrote.
 
     Raises:
-        UserError: the folder is not a curated data set.
+        UserError: the folder is not a curated dataset.
     """
     missing = [
         name for name in ("train.jsonl", "val.jsonl", "test.jsonl", "stats.json") if not (folder / name).is_file()
     ]
     if missing:
-        raise UserError(f"{folder} is no curated data set: it lacks {', '.join(missing)}. Run the stage curate first.")
+        raise UserError(f"{folder} is no curated dataset: it lacks {', '.join(missing)}. Run the stage curate first.")
     splits = {name: list(read_jsonl(folder / f"{name}.jsonl", Example)) for name in ("train", "val", "test")}
     return splits, json.loads((folder / "stats.json").read_text(encoding="utf-8"))
 
 
 def locate_image_path(image_root: Path, image_path: str) -> Path:
-    """Where a picture is on this machine.
+    """Where an image is on this machine.
 
     Raises:
         UserError: the path leads out of the image folder, or there is no such file.
@@ -49,14 +51,14 @@ def locate_image_path(image_root: Path, image_path: str) -> Path:
     relative = PurePosixPath(image_path)
     path = image_root / relative
     if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(image_root.resolve()):
-        raise UserError(f"The picture {image_path!r} lies outside of {image_root}: it is not opened.")
+        raise UserError(f"The image {image_path!r} lies outside of {image_root}: it is not opened.")
     if not path.is_file():
-        raise UserError(f"There is no picture {path}. Is {image_root} the folder that the pictures belong to?")
+        raise UserError(f"There is no image {path}. Is {image_root} the folder that the images belong to?")
     return path
 
 
-def open_picture(image_root: Path, image_path: str) -> Image.Image:
-    """The picture as the models see it, decoded as it was when it was validated: RGB, upright, transparent parts white.
+def open_image(image_root: Path, image_path: str) -> Image.Image:
+    """The image as the models see it, decoded as it was when it was validated: RGB, upright, transparent parts white.
 
     Raises:
         UserError: it is not there.
@@ -70,23 +72,23 @@ def open_picture(image_root: Path, image_path: str) -> Image.Image:
         raise ImageProblem(problem.reason, f"{path}: {problem.detail}") from problem
 
 
-def needed_picture(image_root: Path, image_path: str) -> Image.Image:
-    """`open_picture` where nothing can go on without it.
+def needed_image(image_root: Path, image_path: str) -> Image.Image:
+    """`open_image` where nothing can go on without it.
 
     Raises:
         UserError: it is not there, or cannot be read or decoded.
     """
     try:
-        return open_picture(image_root, image_path)
+        return open_image(image_root, image_path)
     except (OSError, ImageProblem) as error:
         raise UserError(
-            f"A picture of the curated data set cannot be used any more: {error}. Bring it back as it was when it was "
+            f"An image of the curated dataset cannot be used any more: {error}. Bring it back as it was when it was "
             f"validated, and start again; or use another --run-dir without it."
         ) from error
 
 
 class VQADataset(Dataset[Example]):
-    """Examples by index. Pictures are decoded when a batch is put together, once each: see `collator`."""
+    """Examples by index. Images are decoded when a batch is put together, once each: see `collator`."""
 
     def __init__(self, examples: Sequence[Example], image_root: Path) -> None:
         self.examples = list(examples)
@@ -99,50 +101,50 @@ class VQADataset(Dataset[Example]):
         return self.examples[index]
 
     def locate_image_path(self, index: int) -> Path:
-        """Where an example's picture is; see `locate_image_path`."""
+        """Where an example's image is; see `locate_image_path`."""
         return locate_image_path(self.image_root, self.examples[index].image_path)
 
     def collator(self, processor: Processor, *, cache: bool = False) -> Callable[[Sequence[Example]], Batch]:
-        """What makes a batch of examples; travels to worker processes. ``cache`` keeps decoded pictures in memory."""
+        """What makes a batch of examples; travels to worker processes. ``cache`` keeps decoded images in memory."""
         return Collator(processor, self.image_root, cache)
 
 
 class Collator:
-    """Groups a batch's examples by picture (in the order of their first appearance) and makes tensors of them."""
+    """Groups a batch's examples by image (in the order of their first appearance) and makes tensors of them."""
 
     def __init__(self, processor: Processor, image_root: Path, cache: bool = False) -> None:
         self.processor, self.image_root = processor, image_root
         self.pictures: dict[str, Image.Image] | None = {} if cache else None
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        """A batch with answers; its questions are sorted by picture."""
-        groups = by_picture(examples)
+        """A batch with answers; its questions are sorted by image."""
+        groups = by_image(examples)
         return self.processor.collate(
-            [self._picture(path) for path in groups],
+            [self._image(path) for path in groups],
             [[e.question for e in group] for group in groups.values()],
             [[e.answer for e in group] for group in groups.values()],
         )
 
-    def _picture(self, path: str) -> Image.Image:
+    def _image(self, path: str) -> Image.Image:
         if self.pictures is None:
-            return needed_picture(self.image_root, path)
+            return needed_image(self.image_root, path)
         if path not in self.pictures:
-            self.pictures[path] = needed_picture(self.image_root, path)
+            self.pictures[path] = needed_image(self.image_root, path)
         return self.pictures[path]
 
 
-def by_picture(examples: Sequence[Example]) -> dict[str, list[Example]]:
-    """Examples grouped by picture, pictures in the order of their first appearance."""
+def by_image(examples: Sequence[Example]) -> dict[str, list[Example]]:
+    """Examples grouped by image, images in the order of their first appearance."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[example.image_path].append(example)
     return dict(groups)
 
 
-class PictureOrder(Sampler[int]):
-    """Shuffles pictures and keeps each picture's questions (shuffled too) together, so that a batch has few pictures.
+class ImageOrder(Sampler[int]):
+    """Shuffles images and keeps each image's questions (shuffled too) together, so that a batch has few images.
 
-    The order is a function of seed and epoch. Batches are cut by questions: one picture can end up in two of them.
+    The order is a function of seed and epoch. Batches are cut by questions: one image can end up in two of them.
     """
 
     def __init__(self, examples: Sequence[Example], seed: int) -> None:
@@ -170,9 +172,9 @@ class PictureOrder(Sampler[int]):
 
 
 def verify_dataset(splits: dict[str, list[Example]], image_root: Path) -> list[str]:
-    """What is wrong with a data set, in words; empty where nothing is.
+    """What is wrong with a dataset, in words; empty where nothing is.
 
-    Looks for missing pictures, empty fields, ids that come twice, and items or pictures on two sides of a split.
+    Looks for missing images, empty fields, ids that come twice, and items or images on two sides of a split.
     """
     problems = []
     seen_ids: set[str] = set()
@@ -191,7 +193,7 @@ def verify_dataset(splits: dict[str, list[Example]], image_root: Path) -> list[s
             if example.id in seen_ids:
                 problems.append(f"{name}: the id {example.id} comes twice")
             seen_ids.add(example.id)
-            marks = (("item", example.item_id), ("picture", example.image_id), ("picture group", example.picture_group))
+            marks = (("item", example.item_id), ("image", example.image_id), ("image group", example.image_group))
             for kind, mark in marks:
                 if mark and sides.setdefault((kind, mark), name) != name:
                     problems.append(f"{kind} {mark} is in {sides[kind, mark]} and in {name}")

@@ -1,4 +1,4 @@
-"""The VQA challenge's answer normalisation: the strings that exact match compares.
+"""The VQA challenge's answer normalization: the strings that exact match compares.
 
 >>> normalize("The  Two-tone Mug.")
 '2 tone mug'

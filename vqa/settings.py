@@ -81,7 +81,7 @@ class TrainSettings(BaseModel):
     DeepSpeed keeps its fp32 copies to itself, so that under ZeRO the adapter is saved in half precision."""
 
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
-    """How several processes share the work: plain data parallel, or DeepSpeed ZeRO with vqa/deepspeed/<strategy>.json."""
+    """How several processes share the work: plain data parallel, or DeepSpeed ZeRO with vqa/training/deepspeed/<strategy>.json."""
 
     eval_steps: int = Field(default=500, ge=1)
     """Steps between two validations (and checkpoints)."""
@@ -96,7 +96,7 @@ class TrainSettings(BaseModel):
     logging_steps: int = Field(default=10, ge=1)
     seed: int = Field(default=42, ge=0)
     workers: int = Field(default=0, ge=0)
-    """Processes that decode pictures; 0: the training process itself."""
+    """Processes that decode images; 0: the training process itself."""
 
 
 class EvaluateSettings(BaseModel):
@@ -109,7 +109,7 @@ class EvaluateSettings(BaseModel):
     """Tasks that the work of each model is divided over."""
 
     batch_size: int = Field(default=32, ge=1)
-    """Questions answered at once (whole pictures, so a few more or less)."""
+    """Questions answered at once (whole images, so a few more or less)."""
 
     decoding: Literal["greedy", "beam", "ranking"] = "greedy"
     """greedy and beam write an answer; ranking chooses the likeliest answer of the training split, as BLIP's authors do."""

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from data_prep.records import UserError
+from data_prep.outcomes import UserError
 from data_prep.stand_in.faults import BATCH_KINDS, KINDS
 from data_prep.stand_in.server import StandIn
 

@@ -137,7 +137,7 @@ class Batches:
     def _answer(self, job: _Job, line: bytes) -> bytes:
         """A line of the results; nothing where the fault is one that no batch can show."""
         server, entry = self.server, orjson.loads(line)
-        image = messages.gemini_picture(entry["request"])
+        image = messages.gemini_image(entry["request"])
         picture = hashlib.sha256(image or b"").hexdigest()
         ask = server.next_ask(picture)
         fault = fault_kinds.choose(server.faults, server.seed, picture, ask)
@@ -149,7 +149,7 @@ class Batches:
             server.note(job.created, picture, ask, fault, job.key, job.name)
             return b""
         elif pairs is None:
-            fault = "unknown_picture"
+            fault = "unknown_image"
             result["error"] = {"code": 3, "message": "Unable to process input image."}
         else:
             text = None if fault == "safety" else fault_kinds.spoil(fault, pairs)

@@ -1,4 +1,4 @@
-"""What can go wrong with a reply, and when: a function of the seed, the picture and how often it was asked before.
+"""What can go wrong with a reply, and when: a function of the seed, the image and how often it was asked before.
 
 ``{"status_429": 0.1, "four_pairs": 0.05}`` makes one request in ten fail with 429 and one in twenty come back a pair short.
 """
@@ -39,9 +39,9 @@ BATCH_KINDS = {
 }
 
 
-def choose(faults: dict[str, float], seed: int, picture: str, ask: int) -> str:
+def choose(faults: dict[str, float], seed: int, image: str, ask: int) -> str:
     """The fault of one request, or ""."""
-    digest = hashlib.sha256(f"{seed}:{picture}:{ask}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{image}:{ask}".encode()).digest()
     position = int.from_bytes(digest[:8]) / 2**64
     for kind, share in faults.items():
         position -= share

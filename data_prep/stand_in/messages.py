@@ -8,8 +8,8 @@ from typing import Any
 INPUT_TOKENS, OUTPUT_TOKENS = 900, 150  # about what a real product costs
 
 
-def gemini_picture(request: dict[str, Any]) -> bytes | None:
-    """The picture of a generateContent request."""
+def gemini_image(request: dict[str, Any]) -> bytes | None:
+    """The image of a generateContent request."""
     for content in request.get("contents", []):
         for part in content.get("parts", []):
             inline = part.get("inlineData") or part.get("inline_data")
@@ -18,8 +18,8 @@ def gemini_picture(request: dict[str, Any]) -> bytes | None:
     return None
 
 
-def openai_picture(request: dict[str, Any]) -> bytes | None:
-    """The picture of a chat completion's request."""
+def openai_image(request: dict[str, Any]) -> bytes | None:
+    """The image of a chat completion's request."""
     for message in request.get("messages", []):
         for part in message["content"] if isinstance(message["content"], list) else []:
             if part.get("type") == "image_url":

@@ -1,12 +1,12 @@
 """An HTTP server that answers like Gemini's ``generateContent`` and Batch API (and like an OpenAI-compatible chat endpoint).
 
-It finds the answer by the SHA-256 of the picture in the request, so the picture's own bytes must have been sent::
+It finds the answer by the SHA-256 of the image in the request, so the image's own bytes must have been sent::
 
     {"image_sha256": "d76f…", "qas": [{"question": "What color are the hands?", "answer": "black", "category": "easy"}, …]}
 
 Every request becomes a line of its log, from which tests prove what was paid for::
 
-    {"at": 1764073423.2, "picture": "d76f…", "ask": 1, "outcome": "ok", "key": "0042", "answered": 1764073425.2}
+    {"at": 1764073423.2, "image": "d76f…", "ask": 1, "outcome": "ok", "key": "0042", "answered": 1764073425.2}
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import orjson
 
-from data_prep.records import UserError
+from data_prep.outcomes import UserError
 from data_prep.stand_in import faults as fault_kinds
 from data_prep.stand_in import messages
 from data_prep.stand_in.batches import Batches
@@ -119,7 +119,7 @@ class StandIn:
 
     def note(self, arrived: float, picture: str, ask: int, outcome: str, key: str, batch: str = "") -> None:
         """Write one request into the log: when it came, about what, and how it is about to be answered."""
-        entry = {"at": arrived, "picture": picture, "ask": ask, "outcome": outcome, "key": key[-4:]}
+        entry = {"at": arrived, "image": picture, "ask": ask, "outcome": outcome, "key": key[-4:]}
         if batch:
             entry["batch"] = batch
         entry["answered"] = time.time()
@@ -129,7 +129,7 @@ class StandIn:
                 self._log.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
 
     def next_ask(self, picture: str) -> int:
-        """How often this picture has been asked about, this request included."""
+        """How often this image has been asked about, this request included."""
         with self.lock:
             self._asked[picture] += 1
             return self._asked[picture]
@@ -197,10 +197,10 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith(":generateContent"):
             model = path.rpartition("/")[2].removesuffix(":generateContent")
             key = self.headers.get("x-goog-api-key", "")
-            self._answer(messages.gemini_picture(request), model, key, messages.gemini_reply)
+            self._answer(messages.gemini_image(request), model, key, messages.gemini_reply)
         elif path.endswith("/chat/completions"):
             key = self.headers.get("authorization", "").removeprefix("Bearer ")
-            self._answer(messages.openai_picture(request), str(request.get("model")), key, messages.openai_reply)
+            self._answer(messages.openai_image(request), str(request.get("model")), key, messages.openai_reply)
         elif path.endswith(":batchGenerateContent"):
             self._create_batch(path.rpartition("/")[2].partition(":")[0], request)
         elif path.endswith(":cancel"):
@@ -302,8 +302,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "NOT_FOUND", f"models/{model} is not found for API version v1beta")
             return
         if image is None:
-            server.note(arrived, "", 0, "no_picture", key)
-            self._error(400, "INVALID_ARGUMENT", "the request has no inline picture")
+            server.note(arrived, "", 0, "no_image", key)
+            self._error(400, "INVALID_ARGUMENT", "the request has no inline image")
             return
         picture = hashlib.sha256(image).hexdigest()
         if used_up := server.admit():
@@ -319,8 +319,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         pairs = server.answers.get(picture)
         if pairs is None:
-            server.note(arrived, picture, ask, "unknown_picture", key)
-            self._error(400, "INVALID_ARGUMENT", f"the stand-in has no answers for the picture {picture}")
+            server.note(arrived, picture, ask, "unknown_image", key)
+            self._error(400, "INVALID_ARGUMENT", f"the stand-in has no answers for the image {picture}")
             return
         text = None if fault == "safety" else fault_kinds.spoil(fault, pairs)
         finish = "MAX_TOKENS" if fault == "max_tokens" else "STOP"

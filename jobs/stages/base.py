@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from data_prep.records import UserError, read_jsonl, write_json
+from data_prep.files import file_digest, read_json, read_jsonl, write_json
+from data_prep.outcomes import UserError
 from jobs.config import Config
-from jobs.fingerprint import differences, digest, file_digest, read_json
-from jobs.journal import journal_files
-from jobs.loop import Work, known_shards
-from jobs.rundir import RunDir, Step, Store
+from jobs.run.layout import RunDir, Step, Store
+from jobs.shards.digest import differences, digest
+from jobs.shards.journal import journal_files
+from jobs.shards.loop import Work, known_shards
 
 T = TypeVar("T")
 

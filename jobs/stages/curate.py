@@ -6,28 +6,18 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep import curate
-from data_prep.records import (
-    AtomicFile,
-    Failed,
-    ImageFacts,
-    Ok,
-    Product,
-    Rejected,
-    Reply,
-    UserError,
-    dumps,
-    from_dict,
-)
-from jobs.fingerprint import read_json
-from jobs.journal import Damage
-from jobs.loop import latest_outcomes, outcome_of, store_records
-from jobs.rundir import Step
+from data_prep.curate import curate
+from data_prep.files import AtomicFile, dumps, read_json
+from data_prep.outcomes import Failed, Ok, UserError
+from data_prep.records import ImageFacts, Product, Rejected, Reply, from_dict
+from jobs.run.layout import Step
+from jobs.shards.journal import Damage
+from jobs.shards.loop import latest_outcomes, outcome_of, store_records
 from jobs.stages.base import Outcome, SingleStage, outputs_digest, store_digest
 
 
 class Curate(SingleStage):
-    """Writes 4_curate: the splits, what was dropped and why, statistics, the data set card."""
+    """Writes 4_curate: the splits, what was dropped and why, statistics, the dataset card."""
 
     name = "curate"
 

@@ -1,4 +1,4 @@
-"""Stage 6: base and fine-tuned answers, question by question, one pass over the pictures for both."""
+"""Stage 6: base and fine-tuned answers, question by question, one pass over the images for both."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from data_prep.records import Emit, Example, Prediction, UserError, from_dict, read_jsonl
-from jobs.fingerprint import read_json
-from jobs.journal import Damage
-from jobs.loop import Previous, Work, latest_outcomes
-from jobs.rundir import BASE, LORA, RunDir, Step, Store
+from data_prep.files import read_json, read_jsonl
+from data_prep.outcomes import Emit, UserError
+from data_prep.records import Example, Prediction, from_dict
+from jobs.run.layout import BASE, LORA, RunDir, Step, Store
+from jobs.shards.journal import Damage
+from jobs.shards.loop import Previous, Work, latest_outcomes
 from jobs.stages.base import ShardedStage
-from jobs.weights import model_settings
+from jobs.stages.weights import model_settings
 
 
 class Evaluate(ShardedStage):
@@ -47,7 +48,9 @@ class Evaluate(ShardedStage):
             wanted: Callable[[str, str], bool],
             previous: Previous,
         ) -> None:
-            from vqa.inference import Answerer  # torch takes seconds to import; launch and status never need it
+            from vqa.inference.answerer import (
+                Answerer,  # torch takes seconds to import; launch and status never need it
+            )
 
             if train is None:
                 raise UserError(
@@ -57,16 +60,14 @@ class Evaluate(ShardedStage):
             answerer = Answerer(model, {BASE: None, LORA: adapter}, settings, self.config.data.image_root, candidates)
             answerer.process(items, emits, wanted)
             if answerer.seconds:
-                print(
-                    f"{answerer.device.type} waited {answerer.waited / answerer.seconds:.0%} of the time for pictures"
-                )
+                print(f"{answerer.device.type} waited {answerer.waited / answerer.seconds:.0%} of the time for images")
 
         return Work(
             stores=self.variants(),
             settings=identities,
             items=partial(self.read, self.run_dir.split(settings.split), Example),
             key=lambda example: example.id,
-            group=lambda example: example.image_id,  # the questions about a picture stay together: it is encoded once
+            group=lambda example: example.image_id,  # the questions about an image stay together: it is encoded once
             process=process,
         )
 

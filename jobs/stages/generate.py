@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from data_prep import asking, dataset_csv
-from data_prep.prompting import verdict
-from data_prep.qa_parser import QAParseError, QAParser
-from data_prep.records import Emit, Product
-from jobs.journal import Damage
-from jobs.loop import Previous, Work, store_records
-from jobs.rundir import Store
+from data_prep import dataset_csv
+from data_prep.generate import workers
+from data_prep.generate.prompt import verdict
+from data_prep.generate.qa_parser import QAParseError, QAParser
+from data_prep.outcomes import Emit
+from data_prep.records import Product
+from jobs.run.layout import Store
+from jobs.shards.journal import Damage
+from jobs.shards.loop import Previous, Work, store_records
 from jobs.stages.base import ShardedStage
 
 
@@ -32,7 +34,7 @@ class Generate(ShardedStage):
 
     @cached_property
     def readable(self) -> set[str]:
-        """The items whose image was decoded; nobody pays for questions about a picture that is not there."""
+        """The items whose image was decoded; nobody pays for questions about an image that is not there."""
         records = store_records(self.run_dir.store("validate"), Damage())
         return {record["key"] for record in records if record["ok"]}
 
@@ -49,7 +51,7 @@ class Generate(ShardedStage):
             wanted: Callable[[str, str], bool],
             previous: Previous,
         ) -> None:
-            asking.ask_all(
+            workers.ask_all(
                 items,
                 emits["generate"],
                 image_root=self.config.data.image_root,
@@ -62,7 +64,7 @@ class Generate(ShardedStage):
 
         return Work(
             stores={"generate": self.store},
-            settings={"generate": asking.identity(settings)},
+            settings={"generate": workers.identity(settings)},
             items=self.items,
             key=lambda product: product.item_id,
             process=process,

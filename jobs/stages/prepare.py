@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from data_prep import abo
-from data_prep.records import AtomicFile, Rejected, dumps, write_jsonl
+from data_prep.abo import listings
+from data_prep.files import AtomicFile, dumps, write_jsonl
+from data_prep.records import Rejected
 from jobs.stages.base import Outcome, SingleStage
 
 
@@ -19,10 +20,10 @@ class Prepare(SingleStage):
         return self.config.prepare.model_dump(mode="json")
 
     def inputs(self) -> dict[str, str]:
-        return abo.find_sources(self.config.data).digests()
+        return listings.find_sources(self.config.data).digests()
 
     def execute(self) -> Outcome:
-        sources = abo.find_sources(self.config.data)
+        sources = listings.find_sources(self.config.data)
         reasons: Counter[str] = Counter()
         products, rejected = self.run_dir.products, self.run_dir.rejected("prepare")
         with AtomicFile(rejected) as file:
@@ -31,6 +32,6 @@ class Prepare(SingleStage):
                 reasons[record.reason] += 1
                 file.write(dumps(record))
 
-            kept = write_jsonl(products, abo.prepare(sources, self.config.prepare, reject))
+            kept = write_jsonl(products, listings.prepare(sources, self.config.prepare, reject))
         counts = {"listings": kept + reasons.total(), "products": kept, "rejected": reasons.total()}
         return Outcome(counts, dict(sorted(reasons.items())), [products])

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.records import Example, Prediction, read_jsonl
-from jobs.fingerprint import file_digest, read_json
-from jobs.rundir import VARIANTS, Step
+from data_prep.files import file_digest, read_json, read_jsonl
+from data_prep.records import Example, Prediction
+from jobs.run.layout import VARIANTS, Step
 from jobs.stages.base import Outcome, SingleStage, outputs_digest, store_digest
 from jobs.stages.evaluate import read_predictions
 from vqa.settings import TINY
 
 
 class Report(SingleStage):
-    """Writes 7_report/index.html and report.json. A missing piece leaves a labelled gap."""
+    """Writes 7_report/index.html and report.json. A missing piece leaves a labeled gap."""
 
     name = "report"
 
@@ -37,9 +37,7 @@ class Report(SingleStage):
         return found
 
     def execute(self) -> Outcome:
-        from vqa.metrics import (
-            MetricSettings,  # loads numpy, scipy and scikit-learn, which launch and status never need
-        )
+        from vqa.evaluation.metrics import MetricSettings
         from vqa.report.build import build
         from vqa.report.inputs import ReportInputs, StageSummary
 
@@ -102,7 +100,7 @@ class Report(SingleStage):
     def _stages(self, summary: Any) -> tuple[list[Any], list[str]]:
         """Counts and times of every step so far, and what of them a reader must know, in sentences."""
         from jobs.pipeline import steps_of
-        from jobs.status import step_status  # it knows the stages, this one among them
+        from jobs.verbs.status import step_status  # it knows the stages, this one among them
 
         summaries, warnings = [], []
         for step in steps_of(self.config):
@@ -128,7 +126,7 @@ class Report(SingleStage):
         if tiny:
             warnings.append(
                 f"{', '.join(tiny)}: a tiny model that this run made itself, not the published one. Its base was taught the "
-                f"easy questions (all, where they have no category) about half of the training pictures, LoRA all questions about "
+                f"easy questions (all, where they have no category) about half of the training images, LoRA all questions about "
                 f"the other half. The scores say whether the pipeline works, nothing about the published model."
             )
         return summaries, warnings

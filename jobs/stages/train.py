@@ -7,11 +7,13 @@ import shutil
 import time
 from typing import Any
 
-from data_prep.records import Example, UserError, write_json
-from jobs.fingerprint import differences, read_json
-from jobs.rundir import Step
+from data_prep.files import read_json, write_json
+from data_prep.outcomes import UserError
+from data_prep.records import Example
+from jobs.run.layout import Step
+from jobs.shards.digest import differences
 from jobs.stages.base import Outcome, SingleStage
-from jobs.weights import make_tiny_base, model_settings
+from jobs.stages.weights import make_tiny_base, model_settings
 from vqa.settings import TINY
 
 # Settings that decide how fast the adapter comes out, or how much is printed, but not which adapter.
@@ -61,7 +63,7 @@ class Train(SingleStage):
             write_json(file, now)
 
     def execute(self) -> Outcome:
-        from vqa.training import train  # torch takes seconds to import; launch and status never need it
+        from vqa.training.train import train  # torch takes seconds to import; launch and status never need it
 
         folder = self.run_dir.step_folder(self.step)
         data = self.run_dir.dataset

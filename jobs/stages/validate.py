@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from data_prep import images
-from data_prep.records import Emit, Product
-from jobs.loop import Previous, Work
+from data_prep.images import validate
+from data_prep.outcomes import Emit
+from data_prep.records import Product
+from jobs.shards.loop import Previous, Work
 from jobs.stages.base import ShardedStage
 
 
@@ -28,7 +29,7 @@ class Validate(ShardedStage):
             wanted: Callable[[str, str], bool],
             previous: Previous,
         ) -> None:
-            images.validate(items, emits["validate"], image_root=self.config.data.image_root, settings=settings)
+            validate.validate(items, emits["validate"], image_root=self.config.data.image_root, settings=settings)
 
         return Work(
             stores={"validate": self.run_dir.store("validate")},

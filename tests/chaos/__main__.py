@@ -21,9 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep import demo_catalogue
 from data_prep.stand_in import StandIn
-from jobs.rundir import STAGES
+from jobs.run.layout import STAGES
 from tests.chaos.kills import BETWEEN, Kills, disturbed, undisturbed
 from tests.chaos.outcome import lost, records, repeated
 from tests.conftest import launch_args, launch_command, write_config
@@ -61,7 +60,7 @@ def try_kills(folder: Path, kills: int, seed: int, stages: Sequence[str] = STAGE
     os.environ.setdefault("GEMINI_API_KEY", "not-a-key")
     rng = random.Random(seed)
     catalogue = folder / "catalogue"
-    demo_catalogue.render(catalogue, products=products, seed=3)
+    catalogue.render(catalogue, products=products, seed=3)
     tally = Tally()
     with StandIn(catalogue / "facts.jsonl", latency=0.1) as server:
         config = write_config(
@@ -85,7 +84,7 @@ def try_kills(folder: Path, kills: int, seed: int, stages: Sequence[str] = STAGE
             tally.records += count
             tally.lost += lost(reference, run)
             tally.repeated += repeated(run)
-            answered = Counter(e["picture"] for e in server.entries[asked:] if e["outcome"] == "ok")
+            answered = Counter(e["image"] for e in server.entries[asked:] if e["outcome"] == "ok")
             tally.paid_twice += sum(n - 1 for n in answered.values())
     return tally
 

@@ -23,13 +23,13 @@ from typing import Any
 
 import pytest
 
-from data_prep import demo_catalogue
-from data_prep.records import Product, read_jsonl
+from data_prep.files import read_jsonl
+from data_prep.records import Product
 from data_prep.stand_in import StandIn, server
 from data_prep.stand_in.faults import CONTENT
-from jobs.journal import Damage
-from jobs.loop import read_marker, store_records
-from jobs.rundir import RunDir
+from jobs.run.layout import RunDir
+from jobs.shards.journal import Damage
+from jobs.shards.loop import read_marker, store_records
 from tests.chaos.kills import Kills, disturbed
 from tests.conftest import launch, launch_args, launch_command, output, write_config
 
@@ -85,14 +85,14 @@ def try_generation(folder: Path, products: int, kills: int, seed: int, generator
 
     Args:
         folder: takes catalogue, configuration and run.
-        products: how many, or a few less: pictures that cannot be read are none.
+        products: how many, or a few less: images that cannot be read are none.
         kills: how many.
         seed: of faults, moments and victims.
         generator: the client.
     """
     os.environ.setdefault("GEMINI_API_KEY", "not-a-key")
     catalogue, run_dir, said = folder / "catalogue", folder / "run", folder / "launch.txt"
-    demo_catalogue.render(catalogue, products=products, seed=3)
+    catalogue.render(catalogue, products=products, seed=3)
     with (
         pytest.MonkeyPatch.context() as patch,
         StandIn(catalogue / "facts.jsonl", latency=0.05, faults=FAULTS, seed=seed, retry_delay=0.1) as endpoint,
@@ -129,13 +129,13 @@ def compare(run: RunDir, catalogue: Path, log: list[dict[str, Any]], kills: Kill
     """Count what the records hold against what the server answered."""
     damage = Damage()
     readable = {record["key"] for record in store_records(run.store("validate"), damage) if record["ok"]}
-    # Several products can share a picture, by which alone the server knows them.
-    pictures: dict[str, str] = {}
+    # Several products can share an image, by which alone the server knows them.
+    images: dict[str, str] = {}
     for product in read_jsonl(run.products, Product):
         if product.item_id in readable:
             path = catalogue / "images" / "small" / product.image_path
-            pictures[product.item_id] = hashlib.sha256(path.read_bytes()).hexdigest()
-    tally = Tally(products=len(pictures), kills=kills)
+            images[product.item_id] = hashlib.sha256(path.read_bytes()).hexdigest()
+    tally = Tally(products=len(images), kills=kills)
     store = run.store("generate")
     for shard in range(SHARDS):
         marker = read_marker(store, shard)
@@ -143,18 +143,16 @@ def compare(run: RunDir, catalogue: Path, log: list[dict[str, Any]], kills: Kill
         tally.done += marker["done"]
         tally.remaining += marker["remaining"]
         tally.failed.update(marker["reasons"])
-    answered = {kind: Counter(e["picture"] for e in log if e["outcome"] == kind) for kind in PAID}
+    answered = {kind: Counter(e["image"] for e in log if e["outcome"] == kind) for kind in PAID}
     stored: Counter[str] = Counter()
     for record in store_records(store, damage):
         if record.get("value"):
             tally.stored += 1
-            stored[pictures[record["key"]]] += 1
+            stored[images[record["key"]]] += 1
     paid = sum(answered.values(), Counter())
-    tally.untrue = [
-        f"{picture}: {n} stored, {paid[picture]} sent" for picture, n in stored.items() if n > paid[picture]
-    ]
-    sharing = Counter(pictures.values())
-    tally.good_twice = sum(max(0, count - sharing[picture]) for picture, count in answered["ok"].items())
+    tally.untrue = [f"{image}: {n} stored, {paid[image]} sent" for image, n in stored.items() if n > paid[image]]
+    sharing = Counter(images.values())
+    tally.good_twice = sum(max(0, count - sharing[image]) for image, count in answered["ok"].items())
     tally.in_flight = sum(
         any(entry["at"] <= moment + 0.5 and entry["answered"] >= moment - 1.0 for moment in kills.moments)
         for entry in log

@@ -48,7 +48,7 @@ def tasks_of(launcher: int) -> dict[int, str]:
         for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
             with suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if words[1:3] == [b"-m", b"jobs.task"]:
+                if words[1:3] == [b"-m", b"jobs.backends.task"]:
                     found[int(pid)] = words[4].decode().partition(":")[0]
     return found
 

@@ -19,11 +19,14 @@ from typing import Any
 import orjson
 from PIL import Image
 
-from data_prep.records import Emit, Failed, ImageFacts, Ok, Product, Reply, write_json, write_jsonl
+from data_prep.files import write_json, write_jsonl
+from data_prep.outcomes import Emit, Failed, Ok
+from data_prep.records import ImageFacts, Product, Reply
 from jobs.config import load_config
-from jobs.loop import Previous, Work, freeze_shards, pending_shards, run_shard, shard_of
-from jobs.pipeline import load_run, make_stage, open_run
-from jobs.rundir import RunDir, Step
+from jobs.pipeline import make_stage
+from jobs.run.layout import RunDir, Step
+from jobs.run.run import load_run, open_run
+from jobs.shards.loop import Previous, Work, freeze_shards, pending_shards, run_shard, shard_of
 from jobs.stages.base import ShardedStage
 from tests.chaos.measure import measured, measured_task
 from tests.conftest import write_config

@@ -43,4 +43,4 @@ def measured(*arguments: str) -> tuple[int, float, str]:
 
 def measured_task(run: Path, *arguments: str) -> tuple[int, float, str]:
     """The same for a task of a run."""
-    return measured("-m", "jobs.task", str(run), *arguments)
+    return measured("-m", "jobs.backends.task", str(run), *arguments)

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.journal import Damage
-from jobs.loop import store_records
-from jobs.rundir import RunDir, Store
+from jobs.run.layout import RunDir, Store
+from jobs.shards.journal import Damage
+from jobs.shards.loop import store_records
 
 # Measured anew by every run; everything else in a record must come out equal.
 MEASURED = {"seconds", "at"}
@@ -38,7 +38,7 @@ def records(run_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def files(run_dir: Path) -> dict[str, str]:
-    """SHA-256 of every file that must come out byte for byte: the data set and the adapters."""
+    """SHA-256 of every file that must come out byte for byte: the dataset and the adapters."""
     run = RunDir(run_dir)
     paths = [run.products, run.rejected("prepare"), run.rejected("curate")]
     paths += [run.split(name) for name in ("train", "val", "test")]
@@ -48,7 +48,7 @@ def files(run_dir: Path) -> dict[str, str]:
 
 
 def metrics(run_dir: Path) -> dict[str, Any]:
-    """The report's numbers: metrics, intervals, breakdowns and the data set's statistics."""
+    """The report's numbers: metrics, intervals, breakdowns and the dataset's statistics."""
     path = RunDir(run_dir).report / "report.json"
     if not path.is_file():
         return {}

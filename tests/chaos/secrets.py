@@ -18,7 +18,7 @@ def forms(key: str) -> dict[str, bytes]:
     raw = key.encode()
     found = {"text": raw, "hex": raw.hex().encode(), "URL": urllib.parse.quote(key, safe="").encode()}
     for before in range(3):
-        # Without the characters at the edges, which hold bits of the neighbours too.
+        # Without the characters at the edges, which hold bits of the neighbors too.
         encoded = base64.b64encode(bytes(before) + raw + bytes(3))[4 if before else 0 : -8]
         found[f"base64 {before}"] = encoded
         found[f"base64url {before}"] = encoded.translate(bytes.maketrans(b"+/", b"-_"))

@@ -1,6 +1,6 @@
 """Records that change after their shard was finished: found before anything builds on them, done again, reported.
 
-`tests/jobs/test_journal.py` cuts a file at every byte and flips a bit in each; here the marker says already that all is done.
+`tests/jobs/shards/test_journal.py` cuts a file at every byte and flips a bit in each; here the marker says already that all is done.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.fingerprint import read_json
-from jobs.journal import journal_files
-from jobs.loop import freeze_shards, pending_shards, read_marker, run_shard
-from jobs.rundir import Store
+from data_prep.files import read_json
+from jobs.run.layout import Store
+from jobs.shards.journal import journal_files
+from jobs.shards.loop import freeze_shards, pending_shards, read_marker, run_shard
 from tests.chaos.outcome import files, lost
 from tests.conftest import launch, launch_args, output, write_config
-from tests.jobs.loop_worker import make_work
-from tests.jobs.test_loop import ITEMS, expected, results, run_all
+from tests.jobs.shards.loop_worker import make_work
+from tests.jobs.shards.test_loop import ITEMS, expected, results, run_all
 
 SHARDS = 3
 
@@ -183,7 +183,7 @@ def test_random_damage_anywhere_in_the_sharded_stages_of_a_finished_run_is_mende
 def test_a_bit_flipped_in_the_adapter_is_an_error_that_names_the_file_before_anything_uses_it(
     tmp_path: Path, catalogue: Path
 ) -> None:
-    """An adapter costs hours: it is not made again unasked. Checkpoints: tests/vqa/test_checkpoints.py."""
+    """An adapter costs hours: it is not made again unasked. Checkpoints: tests/vqa/training/test_checkpoints.py."""
     config = write_config(tmp_path / "c.yaml", catalogue)
     stages = "prepare,validate,generate,curate,train"
     assert launch(*launch_args(config, tmp_path / "run", "--stages", stages)).returncode == 0

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.records import Failed, Ok
-from jobs.fingerprint import read_json
-from jobs.journal import Damage, JournalWriter, journal_files
-from jobs.loop import freeze_shards, latest_outcomes, pending_shards, read_marker, run_shard, store_records
-from jobs.rundir import RunDir, Store
+from data_prep.files import read_json
+from data_prep.outcomes import Failed, Ok
+from jobs.run.layout import RunDir, Store
+from jobs.shards.journal import Damage, JournalWriter, journal_files
+from jobs.shards.loop import freeze_shards, latest_outcomes, pending_shards, read_marker, run_shard, store_records
 from tests.chaos.outcome import lost
 from tests.conftest import launch, launch_args, output, write_config
-from tests.jobs.loop_worker import make_work
-from tests.jobs.test_loop import ITEMS, expected, results
+from tests.jobs.shards.loop_worker import make_work
+from tests.jobs.shards.test_loop import ITEMS, expected, results
 
 DATA_STAGES = "prepare,validate,generate,curate"
 ENDLESS = 10_000  # kilobytes

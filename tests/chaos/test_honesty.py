@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import demo_catalogue
-from jobs.rundir import RunDir
+from jobs.run.layout import RunDir
 from tests.conftest import launch, launch_args, output, write_config
 
 
@@ -18,12 +17,12 @@ def imperfect(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of all stages in which something went wrong everywhere, and what the command printed."""
     folder = tmp_path_factory.mktemp("imperfect")
     catalogue = folder / "catalogue"
-    demo_catalogue.render(catalogue, products=60, seed=4)
-    for number, picture in enumerate(sorted((catalogue / "images").rglob("*.jpg"))):
+    catalogue.render(catalogue, products=60, seed=4)
+    for number, image in enumerate(sorted((catalogue / "images").rglob("*.jpg"))):
         if number % 12 == 0:
-            picture.write_bytes(b"<html>404</html>")
+            image.write_bytes(b"<html>404</html>")
         elif number % 12 == 1:
-            picture.write_bytes(picture.read_bytes()[:300])
+            image.write_bytes(image.read_bytes()[:300])
     facts = catalogue / "facts.jsonl"
     stand_in = {"answers": str(facts), "faults": {"safety": 0.2}}
     config = write_config(
@@ -41,7 +40,7 @@ def imperfect(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 PROMISES = {
     "stand-in": r"came from the stand-in",
     "cap": r"over_max_items left out \d+ listings",
-    "unreadable pictures": r"validate: \d+ of 50 items failed \(.*image_not_an_image \d+.*image_truncated \d+",
+    "unreadable images": r"validate: \d+ of 50 items failed \(.*image_not_an_image \d+.*image_truncated \d+",
     "failed items": r"generate: \d+ of \d+ items failed \(",
     "missing metric": r"no BERTScore.*nobody/no-such-model",
     "tiny model": r"a tiny model that this run made itself",

@@ -1,6 +1,6 @@
 """A catalogue in which everything is wrong, through the real tasks: a record with a reason each, bounded memory and time.
 
-Item by item, in one process: tests/data_prep/test_abo.py and test_images.py. Here are the tasks themselves, and how much memory
+Item by item, in one process: tests/data_prep/abo/test_listings.py and test_images.py. Here are the tasks themselves, and how much memory
 the kernel says that they took.
 """
 
@@ -17,11 +17,11 @@ import orjson
 import pytest
 from PIL import Image
 
-from data_prep.image_files import ImageProblem, decode
+from data_prep.images.decode import ImageProblem, decode
 from jobs.config import load_config
-from jobs.journal import Damage
-from jobs.loop import store_records
-from jobs.pipeline import open_run
+from jobs.run.run import open_run
+from jobs.shards.journal import Damage
+from jobs.shards.loop import store_records
 from tests.chaos.measure import measured_task
 from tests.conftest import launch, launch_args, output, write_config
 from tests.data_prep.conftest import jpeg, listing
@@ -46,9 +46,9 @@ def png_with_chunk(kind: bytes, body: bytes) -> bytes:
     return data[:33] + chunk + data[33:]
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -84,7 +84,7 @@ def pictures() -> dict[str, tuple[bytes, str]]:
 
 
 def write_catalogue(root: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Write the hostile catalogue; the reasons by item of listings and of pictures."""
+    """Write the hostile catalogue; the reasons by item of listings and of images."""
     images, outside = root / "images" / "small", root / "outside"
     for folder in (root / "listings/metadata", root / "images/metadata", images, outside):
         folder.mkdir(parents=True)
@@ -94,11 +94,11 @@ def write_catalogue(root: Path) -> tuple[dict[str, str], dict[str, str]]:
     (images / "folder").symlink_to(outside)
     os.mkfifo(images / "pipe.jpg")
     (images / "zero.jpg").symlink_to("/dev/zero")
-    expected_pictures: dict[str, str] = {}
+    expected_images: dict[str, str] = {}
     paths: dict[str, str] = {}
     for name, (data, reason) in pictures().items():
         (images / name).write_bytes(data)
-        expected_pictures[name], paths[name] = reason, name
+        expected_images[name], paths[name] = reason, name
     with (images / "sparse.jpg").open("wb") as file:
         file.truncate(1 << 40)
     for name, path, reason in (
@@ -112,7 +112,7 @@ def write_catalogue(root: Path) -> tuple[dict[str, str], dict[str, str]]:
         ("missing", "none.jpg", "image_file_missing"),
         ("long", "n/" * 3000 + "x.jpg", "image_unreadable"),
     ):
-        paths[name], expected_pictures[name] = path, reason
+        paths[name], expected_images[name] = path, reason
     lines = [orjson.dumps(listing(name, main_image_id=name)) for name in paths]
     bad: dict[str, tuple[bytes, str]] = {
         "100 MB": (b'{"item_id": "L", "x": "' + b"a" * 100_000_000 + b'"}', "line_too_long"),
@@ -136,11 +136,11 @@ def write_catalogue(root: Path) -> tuple[dict[str, str], dict[str, str]]:
     (root / "listings/metadata/listings_1.json.gz").write_bytes(bomb)
     rows = ["image_id,height,width,path", *(f"{name},1,1,{path}" for name, path in paths.items()), "x," + "y" * 300_000]
     (root / "images/metadata/images.csv.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
-    return {name: reason for name, (_, reason) in bad.items()} | {"bomb": "line_too_long"}, expected_pictures
+    return {name: reason for name, (_, reason) in bad.items()} | {"bomb": "line_too_long"}, expected_images
 
 
 @pytest.mark.slow
-def test_hostile_listings_and_pictures_each_end_as_a_record_within_bounded_memory_and_time(tmp_path: Path) -> None:
+def test_hostile_listings_and_images_each_end_as_a_record_within_bounded_memory_and_time(tmp_path: Path) -> None:
     bad, expected = write_catalogue(tmp_path / "abo")
     config = write_config(tmp_path / "c.yaml", tmp_path / "abo", validate={"shards": 1})
     run, _ = open_run(tmp_path / "run", load_config(config), [])
@@ -154,7 +154,7 @@ def test_hostile_listings_and_pictures_each_end_as_a_record_within_bounded_memor
     print(f"validate: {megabytes} MB, {seconds:.1f} s")
     records = list(store_records(run.store("validate"), Damage()))
     assert {r["key"]: r.get("reason", "") for r in records} == expected
-    assert megabytes < 1500  # twenty bytes for each of the 64 million pixels that a picture may have
+    assert megabytes < 1500  # twenty bytes for each of the 64 million pixels that an image may have
     assert seconds < 60
     shown = launch("status", run.path)
     assert shown.returncode == 0, output(shown)

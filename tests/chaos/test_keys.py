@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import demo_catalogue
-from data_prep.generators.base import known_generators
+from data_prep.generate.clients.base import known_generators
 from tests.chaos.secrets import Watch, leaks, leaks_in_files
 from tests.conftest import launch, launch_args, output, write_config
 
-GOOD, REJECTED = "AIzaSyGood-recognisable/key+0123456789-a42", "AIzaSyBad_-recognisable_key_9876543210_b13"
+GOOD, REJECTED = "AIzaSyGood-recognizable/key+0123456789-a42", "AIzaSyBad_-recognizable_key_9876543210_b13"
 KEYS = {"GEMINI_API_KEY": GOOD, "SECOND_KEY": REJECTED}
 FAULTS = {"status_429": 0.1, "status_503": 0.1, "html": 0.1, "break_off": 0.1, "hang": 0.05, "four_pairs": 0.1}
 
@@ -82,7 +81,7 @@ def test_a_key_is_in_no_file_of_a_run_on_no_command_line_and_in_nothing_that_is_
     tmp_path: Path, generator: str
 ) -> None:
     catalogue = tmp_path / "catalogue"
-    demo_catalogue.render(catalogue, products=12, seed=3)
+    catalogue.render(catalogue, products=12, seed=3)
     said: list[str] = []
 
     def run(*arguments: str | Path) -> int:
@@ -116,7 +115,7 @@ def test_a_key_is_in_no_file_of_a_run_on_no_command_line_and_in_nothing_that_is_
     assert "Traceback" in logs, "the crash was to leave one"
     assert f"The key ending in {REJECTED[-4:]} of project mine was rejected" in logs
     assert f"The key ending in {GOOD[-4:]} of project mine was rejected" in logs
-    assert any("jobs.task" in line and " generate" in line for line in watch.seen)
+    assert any("jobs.backends.task" in line and " generate" in line for line in watch.seen)
     assert watch.leaks == []
     assert leaks("".join(said).encode(), KEYS.values()) == []
     assert leaks_in_files(data, KEYS.values()) == []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.rundir import STAGES
+from jobs.run.layout import STAGES
 from tests.chaos.__main__ import Tally, try_kills
 
 

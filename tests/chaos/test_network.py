@@ -23,15 +23,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from data_prep import asking, sender
-from data_prep.generators.base import known_generators
-from data_prep.records import UserError
+from data_prep.generate import dispatcher, workers
+from data_prep.generate.clients.base import known_generators
+from data_prep.outcomes import UserError
 from data_prep.stand_in.messages import gemini_reply, openai_reply
-from tests.generate.conftest import KEY, WORDS, Outcomes, Shop, make_shop, settings_for
+from tests.data_prep.generate.conftest import KEY, WORDS, Outcomes, Shop, make_shop, settings_for
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.parametrize("generator", known_generators())]
 
-Behaviour = Callable[[socket.socket], None]
+Behavior = Callable[[socket.socket], None]
 
 PAIRS = json.dumps([{"question": f"What is the {w} thing?", "answer": w, "category": "easy"} for w in WORDS])
 
@@ -42,7 +42,7 @@ def direct_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setattr(sender, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(dispatcher, "_FIRST_PAUSE", 0.01)
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
 
 
@@ -54,7 +54,7 @@ def shop(tmp_path: Path) -> Shop:
 class Endpoint:
     """A server that reads each request to its end and then does what a test says, on the bare connection."""
 
-    def __init__(self, behave: Behaviour, context: ssl.SSLContext | None = None, port: int = 0) -> None:
+    def __init__(self, behave: Behavior, context: ssl.SSLContext | None = None, port: int = 0) -> None:
         self._behave, self._context = behave, context
         self._listening = socket.create_server(("127.0.0.1", port))
         self.url = f"{'https' if context else 'http'}://localhost:{self._listening.getsockname()[1]}"
@@ -97,7 +97,7 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def endpoint(behave: Behaviour, context: ssl.SSLContext | None = None) -> Iterator[Endpoint]:
+def endpoint(behave: Behavior, context: ssl.SSLContext | None = None) -> Iterator[Endpoint]:
     server = Endpoint(behave, context)
     try:
         yield server
@@ -108,7 +108,7 @@ def endpoint(behave: Behaviour, context: ssl.SSLContext | None = None) -> Iterat
 def ask(shop: Shop, generator: str, url: str, **changes: Any) -> Outcomes:
     outcomes = Outcomes()
     settings = settings_for(url, generator=generator, **{"timeout": 0.6, "max_retries": 2, **changes})
-    asking.ask_all(
+    workers.ask_all(
         iter(shop.products), outcomes, image_root=shop.root, settings=settings, quota_folder=shop.quota, previous={}
     )
     return outcomes
@@ -257,7 +257,7 @@ def test_a_server_that_cannot_be_reached_ends_the_task_and_gives_no_product_up(
     outcomes = Outcomes()
     settings = settings_for(url, generator=generator, max_retries=2, max_dollars=0.001)  # a request or two
     with pytest.raises(UserError, match=says) as caught:
-        asking.ask_all(
+        workers.ask_all(
             iter(shop.products), outcomes, image_root=shop.root, settings=settings, quota_folder=shop.quota, previous={}
         )
     assert not outcomes.ok and not outcomes.failed
@@ -270,7 +270,7 @@ def test_an_address_without_a_protocol_is_refused_at_once(shop: Shop, generator:
 
 
 def test_a_server_that_comes_back_in_time_is_not_given_up(shop: Shop, generator: str, monkeypatch) -> None:
-    monkeypatch.setattr(sender, "_FIRST_PAUSE", 0.5)
+    monkeypatch.setattr(dispatcher, "_FIRST_PAUSE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     started: list[Endpoint] = []
@@ -334,7 +334,7 @@ def test_a_bad_certificate_is_named_not_retried_and_nothing_is_sent(
     with endpoint(lambda connection: connection.sendall(answer(good_reply(generator))), context) as server:
         settings = settings_for(server.url, generator=generator, max_retries=30, timeout=20.0)
         with pytest.raises(UserError, match=says) as caught:
-            asking.ask_all(
+            workers.ask_all(
                 iter(shop.products),
                 outcomes,
                 image_root=shop.root,

@@ -1,8 +1,8 @@
 """Nothing that is loaded can run code, nothing that is written can be changed by others, no name reaches a shell.
 
-Elsewhere: keys in tests/generate/test_security.py; what the report escapes in tests/evaluation/test_report.py and
+Elsewhere: keys in tests/data_prep/generate/test_security.py; what the report escapes in tests/vqa/report/test_report.py and
 test_report_in_browser.py; names with quotes and ``$()`` through sbatch, on a real SLURM, in tests/slurm/test_on_slurm.py,
-test_pipeline.py and test_by_hand.py, and through the local pool in tests/slurm/test_local.py; run directories with such names
+test_pipeline.py and test_by_hand.py, and through the local pool in tests/jobs/backends/test_pool.py; run directories with such names
 through all seven stages in test_disk.py.
 """
 
@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.rundir import RunDir
+from jobs.run.layout import RunDir
 from tests.conftest import ROOT, environment, launch, launch_args, launch_command, output, write_config
-from vqa.checkpoints import MANIFEST, checkpoints, problem, seal
+from vqa.training.checkpoints import MANIFEST, checkpoints, problem, seal
 
 STAGES = "prepare,validate,generate,curate,train"
 
@@ -95,11 +95,11 @@ def test_weights_that_come_as_a_pickle_run_no_code(
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(run.tiny_base("blip"), base)
     shutil.copytree(run.adapter("blip"), adapter)
-    picture = next((catalogue / "images").rglob("*.jpg"))
+    image = next((catalogue / "images").rglob("*.jpg"))
     request = (
         "predict",
         "--image",
-        picture,
+        image,
         "--question",
         "What color is it?",
         "--weights",

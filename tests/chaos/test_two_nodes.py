@@ -12,18 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.records import Ok, UserError
-from jobs.fingerprint import freeze_settings, read_json
-from jobs.journal import Damage, JournalWriter, journal_files
-from jobs.loop import latest_outcomes, pending_shards, store_records
-from jobs.pipeline import load_run, make_stage, task_command
-from jobs.rundir import RunDir, Step, Store
+from data_prep.files import read_json
+from data_prep.outcomes import Ok, UserError
+from jobs.pipeline import make_stage, task_command
+from jobs.run.layout import RunDir, Step, Store
+from jobs.run.run import load_run
+from jobs.shards.digest import freeze_settings
+from jobs.shards.journal import Damage, JournalWriter, journal_files
+from jobs.shards.loop import latest_outcomes, pending_shards, store_records
 from jobs.stages.base import ShardedStage
 from tests.chaos.lagging import LaggingViews
 from tests.chaos.outcome import lost, repeated
 from tests.conftest import ROOT, environment, launch, launch_args, output, write_config
-from tests.jobs.loop_worker import make_work
-from tests.jobs.test_loop import ITEMS, expected, results, run_all
+from tests.jobs.shards.loop_worker import make_work
+from tests.jobs.shards.test_loop import ITEMS, expected, results, run_all
 
 
 def keeps_to_itself(path: Path) -> bool:
@@ -37,7 +39,8 @@ def test_two_attempts_at_one_shard_that_see_each_other_late_end_with_every_item_
     with LaggingViews(tmp_path, lag, keeps_to_itself, seed=1) as nodes:
         both = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.jobs.loop_worker", str(view), str(ITEMS), "0", "1", "0.01"], cwd=ROOT
+                [sys.executable, "-m", "tests.jobs.shards.loop_worker", str(view), str(ITEMS), "0", "1", "0.01"],
+                cwd=ROOT,
             )
             for view in nodes.views
         ]
@@ -53,7 +56,7 @@ def test_two_attempts_at_one_shard_that_see_each_other_late_end_with_every_item_
 
 
 def test_an_attempt_on_one_node_takes_up_what_another_node_left(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.jobs.loop_worker"]
+    command = [sys.executable, "-m", "tests.jobs.shards.loop_worker"]
     with LaggingViews(tmp_path, 0.1, keeps_to_itself) as nodes:
         first = subprocess.Popen([*command, str(nodes.views[0]), "500", "0", "1", "0.01"], cwd=ROOT)
         while not any(store_records(Store(nodes.views[1] / "stage"), Damage())):
@@ -74,7 +77,7 @@ def test_records_that_a_marker_names_are_found_where_the_listing_is_old(
 ) -> None:
     """A listing that a node keeps for a minute: the one thing about it that a copy of the folder cannot show."""
     run_all(tmp_path, 2)
-    monkeypatch.setattr("jobs.loop.journal_files", lambda folder: [])
+    monkeypatch.setattr("jobs.shards.loop.journal_files", lambda folder: [])
     assert results(tmp_path) == expected()
 
 

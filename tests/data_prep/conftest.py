@@ -62,8 +62,8 @@ def catalogue(tmp_path: Path) -> Callable[..., Path]:
 
 def jpeg(color: str = "red", size: tuple[int, int] = (64, 64), **options: Any) -> bytes:
     """A JPEG with something on it, so that its halves are not equal."""
-    picture = Image.new("RGB", size, "white")
-    picture.paste(Image.new("RGB", (max(1, size[0] // 2), max(1, size[1] // 3)), color), (size[0] // 5, size[1] // 4))
+    image = Image.new("RGB", size, "white")
+    image.paste(Image.new("RGB", (max(1, size[0] // 2), max(1, size[1] // 3)), color), (size[0] // 5, size[1] // 4))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", **{"quality": 90, **options})
+    image.save(buffer, "JPEG", **{"quality": 90, **options})
     return buffer.getvalue()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.records import UserError
+from data_prep.outcomes import UserError
 from jobs.config import CONFIGS, dump_config, load_config, validate_config
 
 GOOD = {"data": {"root": "/data"}, "models": {"blip": {"kind": "blip"}}}

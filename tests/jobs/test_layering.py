@@ -12,7 +12,7 @@ OURS = ("jobs", "slurm", "vqa", "data_prep")
 ALLOWED = {
     "slurm": {"slurm"},
     "data_prep": {"data_prep"},
-    "vqa": {"vqa", "data_prep.records", "data_prep.image_files"},  # one decoder: models see what was validated
+    "vqa": {"vqa", "data_prep.records", "data_prep.images.decode"},  # one decoder: models see what was validated
     "jobs": {"jobs", "slurm", "vqa", "data_prep"},
 }
 

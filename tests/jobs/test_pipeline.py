@@ -14,9 +14,9 @@ import orjson
 import pytest
 
 from data_prep.stand_in import StandIn
-from jobs.journal import Damage
-from jobs.loop import store_records
-from jobs.rundir import RunDir
+from jobs.run.layout import RunDir
+from jobs.shards.journal import Damage
+from jobs.shards.loop import store_records
 from tests.conftest import ROOT, SAMPLE, environment, launch, launch_args, launch_command, output, write_config
 
 pytestmark = pytest.mark.xdist_group("pipeline")  # one worker makes the finished run, once
@@ -153,7 +153,7 @@ def test_an_interrupted_training_goes_on_only_from_the_splits_that_it_began_with
         shutil.rmtree(checkpoint)
     done = launch(*again)
     assert done.returncode == 0, output(done)
-    # The base has seen what it was taught: with other splits that could be a picture of the test side.
+    # The base has seen what it was taught: with other splits that could be an image of the test side.
     assert (folder / "tiny-base/model.safetensors").read_bytes() != base
 
 
@@ -193,7 +193,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_records_and_asks_nothing_twi
         )
         command = launch_command(*launch_args(config, tmp_path / "run", "--stages", DATA_STAGES))
         kills = kill_at_random(command, random.Random(5), longest=4.0, most=12)
-        answered = Counter(entry["picture"] for entry in server.entries if entry["outcome"] == "ok")
+        answered = Counter(entry["image"] for entry in server.entries if entry["outcome"] == "ok")
     assert kills >= 2, "the kills came too late to show anything"
     expected, found = content(finished[0]), content(tmp_path / "run")
     for name in ("1_prepare/products.jsonl", "1_prepare/rejected.jsonl", "validate", "generate", "4_curate/test.jsonl"):
@@ -282,7 +282,7 @@ def test_a_bit_flipped_in_a_finished_output_is_found_and_the_stage_done_again(tm
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"needs {SAMPLE}, a slice of real ABO that is not part of the project")
-def test_real_listings_pictures_and_replies_come_out_as_they_are_known_to(tmp_path: Path) -> None:
+def test_real_listings_images_and_replies_come_out_as_they_are_known_to(tmp_path: Path) -> None:
     done = launch(
         *launch_args(ROOT / "jobs/configs/abo_sample.yaml", tmp_path / "run", "--stages", DATA_STAGES), cwd=ROOT
     )

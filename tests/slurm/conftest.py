@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from slurm.chain import ChainFolder, StepState, submit_chain
-from slurm.cluster import StepWork
 from slurm.profile import Profile, build_profile
 from slurm.queue import QueuedJob, live_jobs
+from slurm.submit import StepWork
 from tests.slurm import standin
 from tests.slurm_cluster.cluster import SlurmCluster, missing
 

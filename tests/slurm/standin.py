@@ -19,8 +19,8 @@ import uuid
 from pathlib import Path
 
 from slurm.chain import ChainFolder
-from slurm.cluster import StepWork
 from slurm.gate import run_gate
+from slurm.submit import StepWork
 
 ITEMS = 5
 RENDEZVOUS = (

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from slurm.chain import COMPLETE, STOPPED, ChainFolder, StepState, after_jobs, submit_chain
-from slurm.cluster import StepWork, Submitted
 from slurm.gate import run_gate
 from slurm.profile import Profile, SlurmError
+from slurm.submit import StepWork, Submitted
 
 
 @pytest.fixture

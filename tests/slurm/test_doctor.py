@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.cluster import Cluster
 from slurm.doctor import Check, node_checks, site_checks
+from slurm.submit import Cluster
 from tests.slurm.conftest import SmallRun
 from tests.slurm_cluster.cluster import SlurmCluster
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from slurm.chain import ChainFolder
-from slurm.cluster import Cluster
 from slurm.ends import End, Why, read_end, why, write_end
 from slurm.profile import Profile, SlurmError
+from slurm.submit import Cluster
 
 BEFORE, SUBMITTED, AFTER = 100.0, 200.0, 300.0
 

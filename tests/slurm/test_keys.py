@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep import demo_catalogue
-from jobs import slurm_backend
+from jobs.backends import slurm
 from jobs.config import validate_config
-from jobs.pipeline import open_run, steps_of
-from jobs.status import run_status
+from jobs.pipeline import steps_of
+from jobs.run.run import open_run
+from jobs.verbs.status import run_status
 from slurm.queue import live_jobs
 from tests.chaos.secrets import Watch, leaks, leaks_in_files
 from tests.chaos.test_keys import GOOD, KEYS, REJECTED, stand_in
@@ -26,7 +26,7 @@ def test_a_key_is_in_no_file_of_a_run_on_slurm_and_in_nothing_that_the_queue_sho
     for name, key in KEYS.items():
         monkeypatch.setenv(name, key)
     catalogue = tmp_path / "catalogue"
-    demo_catalogue.render(catalogue, products=12, seed=3)
+    catalogue.render(catalogue, products=12, seed=3)
     shown: list[str] = []
     with Watch(KEYS.values()) as watch, stand_in(catalogue / "facts.jsonl", tmp_path / "log.jsonl", GOOD) as url:
         tree = {
@@ -43,8 +43,8 @@ def test_a_key_is_in_no_file_of_a_run_on_slurm_and_in_nothing_that_the_queue_sho
         }
         config = validate_config(tree, "test")
         run, _ = open_run(tmp_path / "run", config, ["test"])
-        assert slurm_backend.submit(run, config, steps_of(config, STAGES), PROFILE, Console()) == 0
-        token = slurm_backend.chain_folder(run).token()
+        assert slurm.submit(run, config, steps_of(config, STAGES), PROFILE, Console()) == 0
+        token = slurm.chain_folder(run).token()
         deadline = time.monotonic() + 150
         while jobs := live_jobs(token):
             assert time.monotonic() < deadline, "waited in vain"
@@ -56,7 +56,7 @@ def test_a_key_is_in_no_file_of_a_run_on_slurm_and_in_nothing_that_the_queue_sho
     assert f"The key ending in {REJECTED[-4:]} of project mine was rejected" in logs
     pickles = [path for path in run.path.rglob("*.pkl") if path.is_file()]
     assert pickles, "submitit was to leave pickles"
-    assert any("jobs.task" in line and " generate" in line for line in watch.seen)
+    assert any("jobs.backends.task" in line and " generate" in line for line in watch.seen)
     assert any("#SBATCH" in text for text in shown)
     printed = capfd.readouterr()
     assert leaks("".join([*shown, printed.out, printed.err]).encode(), KEYS.values()) == []

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from slurm.chain import COMPLETE, STOPPED
-from slurm.cluster import Cluster
 from slurm.profile import SlurmError
 from slurm.queue import cancel, ended_states
+from slurm.submit import Cluster
 from tests.slurm.conftest import SmallRun
 from tests.slurm_cluster.cluster import SlurmCluster
 

@@ -12,21 +12,23 @@ import orjson
 import pytest
 from rich.console import Console
 
-from data_prep import demo_catalogue
-from data_prep.records import Ok, UserError
-from jobs import doctor, slurm_backend
+from data_prep.demo import catalogue
+from data_prep.outcomes import Ok, UserError
+from jobs.backends import slurm
 from jobs.config import Config, validate_config
-from jobs.journal import Damage
-from jobs.logs import find_logs
-from jobs.loop import latest_outcomes, store_records
-from jobs.pipeline import load_run, open_run, steps_of
-from jobs.rundir import RunDir, Step
-from jobs.status import run_status
+from jobs.pipeline import steps_of
+from jobs.run.layout import RunDir, Step
+from jobs.run.run import load_run, open_run
+from jobs.shards.journal import Damage
+from jobs.shards.loop import latest_outcomes, store_records
+from jobs.verbs import doctor
+from jobs.verbs.logs import find_logs
+from jobs.verbs.status import run_status
 from slurm.profile import Profile, build_profile
 from slurm.queue import live_jobs
 from tests.conftest import launch, output
 from tests.slurm_cluster.cluster import SlurmCluster, cmdline
-from vqa.tiny import make_tiny_model
+from vqa.models.tiny import make_tiny_model
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
@@ -71,7 +73,7 @@ def paid(run: RunDir) -> list[str]:
 def reference(catalogue: Path, folder: Path) -> RunDir:
     run, _ = open_run(folder, configuration(catalogue, 1, 0.0), ["test"])
     for step, shard in (("prepare", []), ("validate", ["--shard", "0"]), ("generate", ["--shard", "0"])):
-        command = [sys.executable, "-m", "jobs.task", str(run.path), step, *shard]
+        command = [sys.executable, "-m", "jobs.backends.task", str(run.path), step, *shard]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return run
 
@@ -87,20 +89,20 @@ def test_requeued_and_killed_tasks_end_with_the_records_of_an_undisturbed_run_an
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     catalogue = tmp_path / "catalogue"
-    demo_catalogue.render(catalogue, products=40, seed=3)
+    catalogue.render(catalogue, products=40, seed=3)
     expected = reference(catalogue, tmp_path / "undisturbed")
 
     config = configuration(catalogue, shards=3, latency=1.2)
     run, _ = open_run(tmp_path / "a run's $(folder)", config, ["test"])
     steps = steps_of(config, STAGES)
     console = Console(quiet=True)
-    assert slurm_backend.submit(run, config, steps, PROFILE, console) == 0
+    assert slurm.submit(run, config, steps, PROFILE, console) == 0
     with pytest.raises(UserError, match="in SLURM's queue already"):
-        slurm_backend.submit(run, config, steps, PROFILE, console)
-    token = slurm_backend.chain_folder(run).token()
+        slurm.submit(run, config, steps, PROFILE, console)
+    token = slurm.chain_folder(run).token()
 
     wait_until(lambda: len(paid(run)) >= 6)
-    counts = slurm_backend.queue_counts(run)
+    counts = slurm.queue_counts(run)
     assert counts is not None
     assert counts["generate"]["RUNNING"] == 3
     elements = [job for job in live_jobs(token) if job.step == "generate" and not job.is_gate]
@@ -109,44 +111,45 @@ def test_requeued_and_killed_tasks_end_with_the_records_of_an_undisturbed_run_an
     tasks = [
         int(entry.name)
         for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and f"-m jobs.task {run.path} generate --shard {shard}" in cmdline(int(entry.name))
+        if entry.name.isdigit()
+        and f"-m jobs.backends.task {run.path} generate --shard {shard}" in cmdline(int(entry.name))
     ]
     for pid in tasks:
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not live_jobs(token))
 
-    assert slurm_backend.stopped_steps(run) == {}
+    assert slurm.stopped_steps(run) == {}
     for stage in ("validate", "generate"):
         assert records(run, stage) == records(expected, stage)
     assert len(paid(run)) - len(set(paid(run))) <= 2 * CONCURRENCY
     status = {step.step: step for step in run_status(run, config)}
     assert [status[stage].state for stage in STAGES] == ["done"] * 3
     assert status["generate"].items == status["generate"].done + status["generate"].failed
-    assert slurm_backend.plan(run, config, steps, PROFILE) == [], "done, and yet something would be submitted"
+    assert slurm.plan(run, config, steps, PROFILE) == [], "done, and yet something would be submitted"
 
 
 def test_a_run_that_fails_says_so_in_its_state_and_cancels_the_rest(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     catalogue = tmp_path / "catalogue"
-    demo_catalogue.render(catalogue, products=4, seed=3)
+    catalogue.render(catalogue, products=4, seed=3)
     config = configuration(catalogue, shards=1, latency=0.0)
     run, _ = open_run(tmp_path / "run", config, ["test"])
     (catalogue / "facts.jsonl").write_text("not an answer")
-    slurm_backend.submit(run, config, steps_of(config, STAGES), PROFILE, Console(quiet=True))
-    wait_until(lambda: not live_jobs(slurm_backend.chain_folder(run).token()))
-    stopped = slurm_backend.stopped_steps(run)
+    slurm.submit(run, config, steps_of(config, STAGES), PROFILE, Console(quiet=True))
+    wait_until(lambda: not live_jobs(slurm.chain_folder(run).token()))
+    stopped = slurm.stopped_steps(run)
     assert list(stopped) == ["generate"]
     assert str(run.path / "logs" / "generate") in stopped["generate"]
 
 
 def test_the_doctor_looks_at_the_nodes_and_leaves_nothing_behind(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
-    demo_catalogue.render(tmp_path / "catalogue", products=2, seed=3)
+    catalogue.render(tmp_path / "catalogue", products=2, seed=3)
     config = configuration(tmp_path / "catalogue", shards=2, latency=0.0)
     run = RunDir(tmp_path / "not begun")
     checks = doctor.diagnose(run, config, steps_of(config, STAGES), PROFILE)
     assert [check for check in checks if check.ok is False] == []
-    assert any("import jobs.task" in check.name for check in checks)
+    assert any("import jobs.backends.task" in check.name for check in checks)
     assert not run.path.exists()
     nowhere = config.model_copy(update={"data": config.data.model_copy(update={"root": tmp_path / "nowhere"})})
     wrong = doctor.diagnose(run, nowhere, steps_of(config, STAGES), None)
@@ -154,7 +157,7 @@ def test_the_doctor_looks_at_the_nodes_and_leaves_nothing_behind(slurm_cluster: 
 
 
 def test_the_newest_log_of_every_task_is_found(tmp_path: Path) -> None:
-    demo_catalogue.render(tmp_path / "catalogue", products=4, seed=3)
+    catalogue.render(tmp_path / "catalogue", products=4, seed=3)
     config = configuration(tmp_path / "catalogue", shards=2, latency=0.0)
     run, _ = open_run(tmp_path / "run", config, ["test"])
     steps = steps_of(config, STAGES[:2])
@@ -174,7 +177,7 @@ def test_one_command_takes_all_seven_stages_to_a_report_though_training_on_two_n
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     catalogue = tmp_path / "catalogue"
-    demo_catalogue.render(catalogue, products=60, seed=3)
+    catalogue.render(catalogue, products=60, seed=3)
     answers = [orjson.loads(line)["qas"] for line in (catalogue / "facts.jsonl").read_bytes().splitlines()]
     texts = [text for qas in answers for qa in qas for text in (qa["question"], qa["answer"])]
     weights = make_tiny_model("blip", tmp_path / "tiny-blip", texts)
@@ -201,13 +204,13 @@ def test_one_command_takes_all_seven_stages_to_a_report_though_training_on_two_n
     queued = launch(*command, "--run-dir", str(tmp_path / "run"))
     assert queued.returncode == 0, output(queued)
     run, config = load_run(tmp_path / "run")
-    token = slurm_backend.chain_folder(run).token()
+    token = slurm.chain_folder(run).token()
     log = run.step_folder(Step("train", "blip")) / "log.jsonl"
     wait_until(lambda: log.exists() and log.stat().st_size)
     (training,) = [job for job in live_jobs(token) if job.step == "train:blip" and not job.is_gate]
     slurm_cluster.run("scancel", "--signal=USR2", f"{training.id}.0")
     wait_until(lambda: not live_jobs(token), 300)
-    assert slurm_backend.stopped_steps(run) == {}
+    assert slurm.stopped_steps(run) == {}
     assert {status.state for status in run_status(run, config)} == {"done"}
     assert (run.report / "index.html").is_file()
     again = launch(*command, "--run-dir", str(tmp_path / "run"))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.cluster import sbatch_parameters
 from slurm.profile import GATE, SlurmError, build_profile, load_profile, minutes, shipped
+from slurm.submit import sbatch_parameters
 
 STAGES = ("prepare", "validate", "generate", "curate", "train", "evaluate", "report")
 

@@ -1,4 +1,4 @@
-"""What the tests of models share: tiny networks with random weights, pictures of several shapes, questions about them."""
+"""What the tests of models share: tiny networks with random weights, images of several shapes, questions about them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from vqa.models.base import Model, model_class
+from vqa.models.tiny import make_tiny_model
 from vqa.settings import ModelSettings
-from vqa.tiny import make_tiny_model
 
-# Unequal numbers of questions a picture, and questions of unequal length.
+# Unequal numbers of questions an image, and questions of unequal length.
 QUESTIONS = [
     ["What color is the mug?", "Is it round?"],
     ["How many pieces are in this set?"],
@@ -27,8 +27,8 @@ SIZES = ((64, 64), (100, 70), (50, 240), (33, 200))  # height, width
 WORDS = [text for group in (*QUESTIONS, *ANSWERS) for text in group]
 
 
-def pictures(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Image.Image]:
-    """Coloured noise, so that every pixel matters."""
+def images(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Image.Image]:
+    """Colored noise, so that every pixel matters."""
     noise = np.random.default_rng(0)
     return [Image.fromarray(noise.integers(0, 256, (high, wide, 3), dtype=np.uint8)) for high, wide in sizes]
 

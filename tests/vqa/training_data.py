@@ -1,4 +1,4 @@
-"""What the tests of training share: a tiny BLIP, a few drawn pictures with questions that can be learnt, and settings."""
+"""What the tests of training share: a tiny BLIP, a few drawn images with questions that can be learnt, and settings."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typing import Any
 import orjson
 from PIL import Image, ImageDraw
 
-from data_prep.records import Example, write_json, write_jsonl
+from data_prep.files import write_json, write_jsonl
+from data_prep.records import Example
 from tests.conftest import ROOT
+from vqa.models.tiny import make_tiny_model
 from vqa.settings import LoraSettings, ModelSettings, TrainSettings
-from vqa.tiny import make_tiny_model
 
 COLORS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "yellow": (230, 210, 40)}
 SHAPES = ("circle", "square")
@@ -28,7 +29,7 @@ EVERYWHERE = LoraSettings(targets=["query", "key", "value", "dense", "qkv", "fc1
 
 @dataclass(frozen=True)
 class Material:
-    """A folder of pictures, curated splits about them, and an untrained tiny model that knows their words."""
+    """A folder of images, curated splits about them, and an untrained tiny model that knows their words."""
 
     pictures: Path
     data: Path
@@ -43,16 +44,16 @@ class Material:
 
 
 def make_material(folder: Path, pictures: int = 8) -> Material:
-    """Draw pictures of a shape in a color, each with two questions; the validation split is the training split."""
+    """Draw images of a shape in a color, each with two questions; the validation split is the training split."""
     images = folder / "images"
     images.mkdir(parents=True)
     examples = []
     for number in range(pictures):
         color, shape = list(COLORS)[number % len(COLORS)], SHAPES[number // len(COLORS) % len(SHAPES)]
-        picture = Image.new("RGB", (80, 60 + 2 * number), "white")
-        pen = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (80, 60 + 2 * number), "white")
+        pen = ImageDraw.Draw(image)
         (pen.ellipse if shape == "circle" else pen.rectangle)((12, 12, 52, 52), COLORS[color])
-        picture.save(images / f"{number:02}.png")
+        image.save(images / f"{number:02}.png")
         for kind, answer in (("color", color), ("shape", shape)):
             examples.append(
                 Example(
@@ -74,7 +75,7 @@ def make_material(folder: Path, pictures: int = 8) -> Material:
 
 
 def write_splits(folder: Path, train: Sequence[Example], val: Sequence[Example]) -> Path:
-    """A curated data set."""
+    """A curated dataset."""
     folder.mkdir()
     for split, rows in {"train": train, "val": val, "test": []}.items():
         write_jsonl(folder / f"{split}.jsonl", rows)
@@ -120,7 +121,7 @@ def start_worker(
     said = out.parent / f"{out.name}.{rank}.said"
     with said.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.vqa.training_worker", orjson.dumps(request).decode()],
+            [sys.executable, "-m", "tests.vqa.training.training_worker", orjson.dumps(request).decode()],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

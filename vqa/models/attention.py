@@ -1,8 +1,8 @@
-"""Attention of BLIP's text layers with keys and values that are computed once, where questions share a picture.
+"""Attention of BLIP's text layers with keys and values that are computed once, where questions share an image.
 
-Cross-attention has no interaction between query tokens. So the questions about one picture can stand side by side on the query
-axis, against that picture's keys and values, which are then computed once a picture instead of once a question. The result
-is the same; ``tests/vqa/test_blip_exact.py`` compares it with transformers' own code.
+Cross-attention has no interaction between query tokens. So the questions about one image can stand side by side on the query
+axis, against that image's keys and values, which are then computed once an image instead of once a question. The result
+is the same; ``tests/vqa/models/test_blip_exact.py`` compares it with transformers' own code.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from torch.nn import functional
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Where the questions of a batch stand when those of one picture are put side by side.
+    """Where the questions of a batch stand when those of one image are put side by side.
 
     Attributes:
-        slots: for each question its place among ``pictures * width`` places, shape (Q,).
-        pictures: number of pictures.
-        width: the most questions that one picture has.
+        slots: for each question its place among ``images * width`` places, shape (Q,).
+        images: number of images.
+        width: the most questions that one image has.
     """
 
     slots: Tensor
-    pictures: int
+    images: int
     width: int
 
     @classmethod
-    def of(cls, picture_of_question: Tensor, pictures: int) -> Fold:
-        """The fold of questions that are sorted by picture; ``picture_of_question`` has shape (Q,)."""
-        counts = torch.bincount(picture_of_question, minlength=pictures)
+    def of(cls, image_of_question: Tensor, images: int) -> Fold:
+        """The fold of questions that are sorted by image; ``image_of_question`` has shape (Q,)."""
+        counts = torch.bincount(image_of_question, minlength=images)
         first = torch.cumsum(counts, 0) - counts
-        place = torch.arange(len(picture_of_question), device=counts.device) - first[picture_of_question]
+        place = torch.arange(len(image_of_question), device=counts.device) - first[image_of_question]
         width = int(counts.max())
-        return cls(picture_of_question * width + place, pictures, width)
+        return cls(image_of_question * width + place, images, width)
 
     def fold(self, states: Tensor) -> Tensor:
-        """(Q, L, D) → (pictures, width * L, D); places without a question are zero."""
+        """(Q, L, D) → (images, width * L, D); places without a question are zero."""
         length, size = states.shape[1:]
-        if len(self.slots) == self.pictures * self.width:
-            return states.reshape(self.pictures, self.width * length, size)
-        places = states.new_zeros(self.pictures * self.width, length, size)
-        return places.index_copy(0, self.slots, states).view(self.pictures, self.width * length, size)
+        if len(self.slots) == self.images * self.width:
+            return states.reshape(self.images, self.width * length, size)
+        places = states.new_zeros(self.images * self.width, length, size)
+        return places.index_copy(0, self.slots, states).view(self.images, self.width * length, size)
 
     def unfold(self, states: Tensor, length: int) -> Tensor:
-        """(pictures, width * L, D) → (Q, L, D)."""
-        places = states.reshape(self.pictures * self.width, length, states.shape[-1])
+        """(images, width * L, D) → (Q, L, D)."""
+        places = states.reshape(self.images * self.width, length, states.shape[-1])
         return places if len(self.slots) == len(places) else places.index_select(0, self.slots)
 
 

@@ -1,6 +1,6 @@
 """The contract of a model. A new model is one file in this folder with a class ``Model``; nothing else changes.
 
-A batch is a number of pictures and, for each, its questions: pictures are encoded once. The processor (a plain object that
+A batch is a number of images and, for each, its questions: images are encoded once. The processor (a plain object that
 travels to worker processes) makes tensors of them, the network turns those into a loss, the model into answers.
 """
 
@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 import vqa.models
-from data_prep.records import UserError
+from data_prep.outcomes import UserError
 from vqa.settings import EvaluateSettings, ModelSettings
 
 Batch = dict[str, torch.Tensor]
@@ -40,7 +40,7 @@ class Answer:
 
 
 class Processor(ABC):
-    """Pictures and texts to tensors; holds no weights, so that worker processes can have a copy."""
+    """Images and texts to tensors; holds no weights, so that worker processes can have a copy."""
 
     tokenizer: Any
     images: Any  # transformers' image processor, whose settings are saved beside merged weights
@@ -60,13 +60,13 @@ class Processor(ABC):
         """A batch.
 
         Args:
-            pictures: RGB.
-            questions: for each picture its questions, one or more.
+            images: RGB.
+            questions: for each image its questions, one or more.
             answers: the same shape; without them the batch is for answering.
 
         Returns:
-            ``pixels`` as uint8 (normalised on the device) and what else the network's ``forward`` takes; the rows of the
-            text tensors are the questions, picture by picture.
+            ``pixels`` as uint8 (normalized on the device) and what else the network's ``forward`` takes; the rows of the
+            text tensors are the questions, image by image.
         """
 
 

@@ -1,10 +1,10 @@
-"""BLIP (Li et al. 2022) for visual question answering: a picture encoder, a question encoder that looks at the picture, and
+"""BLIP (Li et al. 2022) for visual question answering: an image encoder, a question encoder that looks at the image, and
 a decoder that writes the answer looking at the question.
 
 Where this differs from calling transformers' `BlipForQuestionAnswering` directly, and why:
 
-- the vision tower runs once a picture, without gradients where it is frozen; keys and values of the picture's tokens are
-  computed once a picture too (`vqa.models.attention`);
+- the vision tower runs once an image, without gradients where it is frozen; keys and values of the image's tokens are
+  computed once an image too (`vqa.models.attention`);
 - the decoder starts at [DEC] in training as it does in inference (transformers feeds the labels, which start at [CLS]);
 - padding is masked everywhere, also where the decoder looks at the question (transformers' ``generate`` does not), so that an
   answer does not depend on what else is in the batch; padded labels do not count in the loss.
@@ -23,8 +23,8 @@ from torch.nn import functional
 from transformers import BlipForQuestionAnswering, BlipImageProcessorPil
 from transformers.models.blip.modeling_blip import BlipAttention
 
-from data_prep.records import write_json
-from vqa import processes
+from data_prep.files import write_json
+from vqa import distributed
 from vqa.models import base
 from vqa.models.attention import Fold, attend, keys_values
 from vqa.models.base import Answer, Batch, load_parts
@@ -60,16 +60,16 @@ class Processor(base.Processor):
         questions: Sequence[Sequence[str]],
         answers: Sequence[Sequence[str]] | None = None,
     ) -> Batch:
-        """See `vqa.models.base.Processor`; ``pixels`` has shape (pictures, 3, size, size)."""
+        """See `vqa.models.base.Processor`; ``pixels`` has shape (images, 3, size, size)."""
         flat = [question for group in questions for question in group]
         text = self.tokenizer(flat, padding=True, truncation=True, max_length=MAX_QUESTION_TOKENS, return_tensors="pt")
         if self.enc_id is not None:
             text["input_ids"][:, 0] = self.enc_id
         batch = {
-            "pixels": torch.stack([self._pixels(picture) for picture in pictures]),
+            "pixels": torch.stack([self._pixels(image) for image in pictures]),
             "input_ids": text["input_ids"],
             "attention_mask": text["attention_mask"],
-            "picture_of_question": torch.repeat_interleave(torch.tensor([len(group) for group in questions])),
+            "image_of_question": torch.repeat_interleave(torch.tensor([len(group) for group in questions])),
         }
         if answers is not None:
             batch |= self.targets([answer for group in answers for answer in group])
@@ -84,8 +84,8 @@ class Processor(base.Processor):
         ids[:, 0] = self.dec_id
         return {"decoder_input_ids": ids, "labels": text["input_ids"].masked_fill(text["attention_mask"] == 0, IGNORED)}
 
-    def _pixels(self, picture: Image.Image) -> Tensor:
-        side = picture.resize((self.size, self.size), self.images.resample)
+    def _pixels(self, image: Image.Image) -> Tensor:
+        side = image.resize((self.size, self.size), self.images.resample)
         return (
             torch.frombuffer(bytearray(side.tobytes()), dtype=torch.uint8)
             .view(self.size, self.size, 3)
@@ -94,7 +94,7 @@ class Processor(base.Processor):
 
 
 class FusedVisionAttention(BlipAttention):
-    """The picture encoder's attention without its (P, heads, 577, 577) table of weights in memory: a sixth of the time."""
+    """The image encoder's attention without its (P, heads, 577, 577) table of weights in memory: a sixth of the time."""
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
         """(P, T, D) in and out; no attention weights beside it."""
@@ -108,29 +108,29 @@ class FusedVisionAttention(BlipAttention):
 
 
 class ImageOnceBlip(BlipForQuestionAnswering):
-    """transformers' BLIP with the same weights and names, and a forward pass that takes pictures with their questions."""
+    """transformers' BLIP with the same weights and names, and a forward pass that takes images with their questions."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         for layer in self.vision_model.encoder.layers:
             layer.self_attn = FusedVisionAttention(config.vision_config)  # the same weights under the same names
-        self._last_picture: tuple[Tensor, Tensor] | None = None  # its pixels (3, S, S) and states (1, T, D)
+        self._last_image: tuple[Tensor, Tensor] | None = None  # its pixels (3, S, S) and states (1, T, D)
         self.register_buffer("image_mean", torch.zeros(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.ones(3, 1, 1), persistent=False)
 
-    def forward(  # type: ignore[override]  # pictures with their questions instead of pairs
+    def forward(  # type: ignore[override]  # images with their questions instead of pairs
         self,
         pixels: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
-        picture_of_question: Tensor,
+        image_of_question: Tensor,
         decoder_input_ids: Tensor,
         labels: Tensor,
         **_: Any,
     ) -> dict[str, Tensor]:
         """The loss of a batch, a mean over the answers' tokens, and the decoder's logits (Q, T, vocabulary)."""
-        pictures = self.encode_pictures(pixels)
-        states = self.encode_questions(pictures, input_ids, attention_mask, picture_of_question)
+        pictures = self.encode_images(pixels)
+        states = self.encode_questions(pictures, input_ids, attention_mask, image_of_question)
         logits = self.decode(states, attention_mask, decoder_input_ids)
         loss = functional.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(),
@@ -140,22 +140,22 @@ class ImageOnceBlip(BlipForQuestionAnswering):
         )
         return {"loss": loss, "logits": logits}
 
-    def encode_pictures(self, pixels: Tensor) -> Tensor:
+    def encode_images(self, pixels: Tensor) -> Tensor:
         """uint8 pixels (P, 3, S, S) to states (P, T, D); gradients only where something in the tower is trained.
 
-        In training batches are cut by questions, so the last picture of one is often the first of the next: where the tower is
+        In training batches are cut by questions, so the last image of one is often the first of the next: where the tower is
         frozen its states are kept for that.
         """
         trained = any(parameter.requires_grad for parameter in self.vision_model.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            # Of several processes none encodes fewer pictures: under ZeRO-3 they all take part in each layer.
-            if trained or not self.training or processes.count() > 1 or self.config.vision_config.attention_dropout:
+            # Of several processes none encodes fewer images: under ZeRO-3 they all take part in each layer.
+            if trained or not self.training or distributed.count() > 1 or self.config.vision_config.attention_dropout:
                 return self._vision(pixels)
-            last, self._last_picture = self._last_picture, None
+            last, self._last_image = self._last_image, None
             known = [last[1]] if last is not None and torch.equal(last[0], pixels[0]) else []
             new = pixels[len(known) :]
             if new.device.type == "cpu":
-                # Which pictures are encoded together decides the last bits. The first and the last are by themselves, so that
+                # Which images are encoded together decides the last bits. The first and the last are by themselves, so that
                 # they come out the same whether or not they were kept, as after a resumption.
                 first, last_one = (0 if known else 1), (1 if len(pixels) > 1 else 0)
                 middle = len(new) - first - last_one
@@ -163,7 +163,7 @@ class ImageOnceBlip(BlipForQuestionAnswering):
             else:
                 groups = [new] if len(new) else []
             states = torch.cat([*known, *map(self._vision, groups)])
-            self._last_picture = pixels[-1].clone(), states[-1:].clone()
+            self._last_image = pixels[-1].clone(), states[-1:].clone()
             return states
 
     def _vision(self, pixels: Tensor) -> Tensor:
@@ -175,10 +175,10 @@ class ImageOnceBlip(BlipForQuestionAnswering):
         return self.vision_model.embeddings.class_embedding.dtype
 
     def encode_questions(
-        self, pictures: Tensor, input_ids: Tensor, attention_mask: Tensor, picture_of_question: Tensor
+        self, pictures: Tensor, input_ids: Tensor, attention_mask: Tensor, image_of_question: Tensor
     ) -> Tensor:
-        """Questions that have looked at their pictures: (Q, L, D)."""
-        fold = Fold.of(picture_of_question, len(pictures))
+        """Questions that have looked at their images: (Q, L, D)."""
+        fold = Fold.of(image_of_question, len(pictures))
         length = input_ids.shape[1]
         own = attention_mask.bool()[:, None, None, :]
         states = self.text_encoder.embeddings(input_ids=input_ids)
@@ -282,20 +282,20 @@ class Model(base.Model):
         return inner
 
     def encode(self, batch: Batch) -> Any:
-        """The pictures' states, unless an adapter reaches the vision tower."""
+        """The images' states, unless an adapter reaches the vision tower."""
         if any("lora_" in name for name, _ in self.blip.vision_model.named_parameters()):
             return None
-        return self.blip.encode_pictures(batch["pixels"])
+        return self.blip.encode_images(batch["pixels"])
 
     def compile(self) -> None:
-        """The picture encoder."""
+        """The image encoder."""
         self.blip.vision_model.compile()
 
     def answer(self, batch: Batch, encoded: Any, settings: EvaluateSettings, *, adapted: bool) -> list[Answer]:
         """See `vqa.models.base.Model`."""
-        pictures = self.blip.encode_pictures(batch["pixels"]) if encoded is None else encoded
+        pictures = self.blip.encode_images(batch["pixels"]) if encoded is None else encoded
         mask = batch["attention_mask"]
-        states = self.blip.encode_questions(pictures, batch["input_ids"], mask, batch["picture_of_question"])
+        states = self.blip.encode_questions(pictures, batch["input_ids"], mask, batch["image_of_question"])
         if settings.decoding == "ranking":
             return self._rank(states, mask, settings.shortlist)
         if settings.decoding == "beam":

@@ -1,9 +1,9 @@
-"""ViLT (Kim et al. 2021) for visual question answering: one encoder reads the question's words and the picture's patches side
+"""ViLT (Kim et al. 2021) for visual question answering: one encoder reads the question's words and the image's patches side
 by side, and a classifier chooses among known answers.
 
 Where this differs from calling transformers' `ViltForQuestionAnswering` directly, and why:
 
-- words and patches meet in the first layer, so only what comes before it can be shared: a picture is decoded, cut into patches
+- words and patches meet in the first layer, so only what comes before it can be shared: an image is decoded, cut into patches
   and given its positions once, for all of its questions;
 - patches keep their places and padding is masked. transformers shuffles them and fills up with random ones, which draws random
   numbers even in evaluation and rounds differently each time;
@@ -30,7 +30,8 @@ from transformers.models.vilt.image_processing_pil_vilt import (
     get_resize_output_image_size,
 )
 
-from data_prep.records import UserError, write_json
+from data_prep.files import write_json
+from data_prep.outcomes import UserError
 from vqa.models import base
 from vqa.models.attention import attend, keys_values
 from vqa.models.base import Answer, Batch, load_parts
@@ -55,12 +56,12 @@ class Processor(base.Processor):
     ) -> Batch:
         """See `vqa.models.base.Processor`.
 
-        ``pixels`` has shape (pictures, 3, H, W) with the largest height and width of the batch, ``patches`` (pictures, 2) says
-        how many rows and columns of patches each picture has.
+        ``pixels`` has shape (images, 3, H, W) with the largest height and width of the batch, ``patches`` (images, 2) says
+        how many rows and columns of patches each image has.
         """
         flat = [question for group in questions for question in group]
         text = self.tokenizer(flat, padding=True, truncation=True, max_length=self.longest, return_tensors="pt")
-        resized = [self._resized(picture) for picture in pictures]
+        resized = [self._resized(image) for image in pictures]
         sizes = torch.tensor([side.shape[1:] for side in resized])
         height, width = sizes.amax(0).tolist()
         batch = {
@@ -70,16 +71,16 @@ class Processor(base.Processor):
             "patches": sizes // self.patch,
             "input_ids": text["input_ids"],
             "attention_mask": text["attention_mask"],
-            "picture_of_question": torch.repeat_interleave(torch.tensor([len(group) for group in questions])),
+            "image_of_question": torch.repeat_interleave(torch.tensor([len(group) for group in questions])),
         }
         if answers is not None:
             known = [self.labels.get(answer, UNKNOWN) for group in answers for answer in group]
             batch["labels"] = torch.tensor(known)
         return batch
 
-    def _resized(self, picture: Image.Image) -> Tensor:
+    def _resized(self, image: Image.Image) -> Tensor:
         """uint8, (3, height, width), both a multiple of the patch."""
-        shape = np.broadcast_to(np.uint8(0), (3, picture.height, picture.width))  # only its shape is looked at
+        shape = np.broadcast_to(np.uint8(0), (3, image.height, image.width))  # only its shape is looked at
         shorter = self.images.size["shortest_edge"]
         longer = int(MAX_LONGER_EDGE / MAX_SHORTER_EDGE * shorter)
         height, width = get_resize_output_image_size(
@@ -87,25 +88,25 @@ class Processor(base.Processor):
         )
         # Of a strip more than 20 times as long as wide transformers would leave nothing; here one row of patches stays.
         height, width = max(height, self.patch), max(width, self.patch)
-        resized = picture.resize((width, height), self.images.resample)
+        resized = image.resize((width, height), self.images.resample)
         return torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(height, width, 3).permute(2, 0, 1)
 
 
 class ImageOnceVilt(ViltForQuestionAnswering):
-    """transformers' ViLT with the same weights and names, and a forward pass that takes pictures with their questions."""
+    """transformers' ViLT with the same weights and names, and a forward pass that takes images with their questions."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.register_buffer("image_mean", torch.zeros(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.ones(3, 1, 1), persistent=False)
 
-    def forward(  # type: ignore[override]  # pictures with their questions instead of pairs
+    def forward(  # type: ignore[override]  # images with their questions instead of pairs
         self,
         pixels: Tensor,
         patches: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
-        picture_of_question: Tensor,
+        image_of_question: Tensor,
         labels: Tensor,
         **_: Any,
     ) -> dict[str, Tensor]:
@@ -114,19 +115,19 @@ class ImageOnceVilt(ViltForQuestionAnswering):
         The loss is that of ViLT's own training: binary cross-entropy with soft targets, summed over the labels and averaged
         over the questions. There is one true answer here, with target 1.
         """
-        logits = self.logits(self.encode_pictures(pixels, patches), input_ids, attention_mask, picture_of_question)
+        logits = self.logits(self.encode_images(pixels, patches), input_ids, attention_mask, image_of_question)
         targets = torch.zeros_like(logits, dtype=torch.float32)
         known = labels != UNKNOWN
         targets[known, labels[known]] = 1.0
         loss = functional.binary_cross_entropy_with_logits(logits.float(), targets) * logits.shape[1]
         return {"loss": loss, "logits": logits}
 
-    def encode_pictures(self, pixels: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded patches (P, T, D), the first of them the picture's own token, and which of them count, (P, T).
+    def encode_images(self, pixels: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded patches (P, T, D), the first of them the image's own token, and which of them count, (P, T).
 
         Args:
             pixels: uint8, (P, 3, H, W).
-            patches: rows and columns of patches that belong to each picture, (P, 2).
+            patches: rows and columns of patches that belong to each image, (P, 2).
         """
         embeddings = self.vilt.embeddings
         trained = any(parameter.requires_grad for parameter in embeddings.parameters())
@@ -151,12 +152,12 @@ class ImageOnceVilt(ViltForQuestionAnswering):
         pictures: tuple[Tensor, Tensor],
         input_ids: Tensor,
         attention_mask: Tensor,
-        picture_of_question: Tensor,
+        image_of_question: Tensor,
     ) -> Tensor:
         """Scores of all labels, (Q, labels)."""
         vilt = self.vilt
         words = vilt.embeddings.text_embeddings(input_ids=input_ids) + vilt.embeddings.token_type_embeddings.weight[0]
-        patches, counted = (part.index_select(0, picture_of_question) for part in pictures)
+        patches, counted = (part.index_select(0, image_of_question) for part in pictures)
         states = torch.cat([words, patches.to(words.dtype)], 1)
         mask = torch.cat([attention_mask.bool(), counted], 1)[:, None, None, :]
         for layer in vilt.encoder.layer:
@@ -231,7 +232,7 @@ class Model(base.Model):
         """The embedded patches, unless an adapter reaches them."""
         if any("lora_" in name for name, _ in self.vilt.vilt.embeddings.named_parameters()):
             return None
-        return self.vilt.encode_pictures(batch["pixels"], batch["patches"])
+        return self.vilt.encode_images(batch["pixels"], batch["patches"])
 
     def compile(self) -> None:
         """Everything after the patches; once for each number of texts and patches that is not seen to vary."""
@@ -245,9 +246,9 @@ class Model(base.Model):
         """
         if settings.decoding == "beam":
             raise UserError("evaluate.decoding: vilt chooses an answer and writes none, so it has no beam; use greedy")
-        pictures = self.vilt.encode_pictures(batch["pixels"], batch["patches"]) if encoded is None else encoded
+        pictures = self.vilt.encode_images(batch["pixels"], batch["patches"]) if encoded is None else encoded
         scores = self.vilt.logits(
-            pictures, batch["input_ids"], batch["attention_mask"], batch["picture_of_question"]
+            pictures, batch["input_ids"], batch["attention_mask"], batch["image_of_question"]
         ).float()
         if not adapted:
             scores[:, self.known :] = -torch.inf

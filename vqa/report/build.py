@@ -16,14 +16,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from data_prep.records import write_atomic, write_json
+from data_prep.files import write_atomic, write_json
+from vqa.evaluation.statistics import FEW, RESAMPLES
 from vqa.report import published
 from vqa.report.browser import LABELS, browser_data, script_json
 from vqa.report.charts import reliability, training_charts
 from vqa.report.figures import Table, figures, join
+from vqa.report.images import link_prefix, sheet_uri, thumbnails
 from vqa.report.inputs import ReportInputs
-from vqa.report.pictures import link_prefix, sheet_uri, thumbnails
-from vqa.statistics import FEW, RESAMPLES
 
 TEMPLATES = Path(__file__).parent / "templates"
 CONTENTS = (
@@ -35,7 +35,7 @@ CONTENTS = (
     ("calibration", "Calibration"),
     ("training", "Training"),
     ("browser", "All answers"),
-    ("dataset", "Data set"),
+    ("dataset", "Dataset"),
     ("run", "The run"),
     ("definitions", "Definitions"),
 )
@@ -53,7 +53,7 @@ SETTINGS = {
 def build(inputs: ReportInputs, out: Path) -> dict[str, Any]:
     """Write ``out/index.html`` and ``out/report.json``; returns what report.json holds.
 
-    Whatever is missing in the inputs becomes a labelled gap of the page.
+    Whatever is missing in the inputs becomes a labeled gap of the page.
     """
     result = figures(inputs)
     write_json(out / "report.json", _finite(result))
@@ -62,7 +62,7 @@ def build(inputs: ReportInputs, out: Path) -> dict[str, Any]:
 
 
 def render(inputs: ReportInputs, result: Mapping[str, Any], page: Path) -> str:
-    """The page as text; ``page`` is where it will lie, for links to pictures."""
+    """The page as text; ``page`` is where it will lie, for links to images."""
     tables = {name: join(inputs.test, variants) for name, variants in inputs.predictions.items()}
     chosen = {
         name: _chosen(table, inputs.settings.examples) for name, table in tables.items() if len(table.answers) > 1
@@ -158,7 +158,7 @@ def _card(table: Table, index: int, pictures: Mapping[str, str]) -> dict[str, An
         for v, predictions in table.answers.items()
     ]
     return {
-        "picture": pictures.get(e.image_path),
+        "image": pictures.get(e.image_path),
         "name": e.product_type,
         "question": e.question,
         "truth": e.answer,
@@ -191,7 +191,7 @@ def _for_page(model: Mapping[str, Any]) -> dict[str, Any]:
             page["verdict"] = (
                 "open",
                 f"{page['verdict'][1]} But the blind floor is higher: the most frequent answer to each kind of question, "
-                "without a look at the picture, is right more often than the fine-tuned model.",
+                "without a look at the image, is right more often than the fine-tuned model.",
             )
     return page
 

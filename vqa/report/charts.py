@@ -1,4 +1,4 @@
-"""Plots as inline SVG, in colours of the page's own stylesheet, so that they follow light and dark by themselves.
+"""Plots as inline SVG, in colors of the page's own stylesheet, so that they follow light and dark by themselves.
 
 Built as lists of shapes that the template draws; nothing here writes markup.
 

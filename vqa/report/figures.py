@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.records import Example, Prediction
-from vqa import breakdowns, statistics
-from vqa.metrics import DEFINITIONS, NAMES, class_f1, exact_match, per_answer
+from vqa.evaluation import breakdowns, statistics
+from vqa.evaluation.metrics import DEFINITIONS, NAMES, class_f1, exact_match, per_answer
 from vqa.normalize import normalize
 from vqa.report.inputs import ReportInputs
 
@@ -30,7 +30,7 @@ class Table:
     answers: dict[str, list[Prediction]]  # variant → one an example
 
     def right(self, variant: str) -> list[bool]:
-        """Exact match after normalisation, per question."""
+        """Exact match after normalization, per question."""
         return [exact_match(p.truth, p.answer) > 0 for p in self.answers[variant]]
 
     def right_at(self, variant: str, index: int) -> bool:

@@ -1,4 +1,4 @@
-"""What the report is made of: plain data, whoever collected it. Whatever is left out becomes a labelled gap."""
+"""What the report is made of: plain data, whoever collected it. Whatever is left out becomes a labeled gap."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.records import Example, Prediction
-from vqa.metrics import MetricSettings
+from vqa.evaluation.metrics import MetricSettings
 from vqa.report.settings import ReportSettings
 
 
@@ -33,7 +33,7 @@ class ReportInputs:
     run: Mapping[str, Any] = field(default_factory=dict)  # run.json
     stages: Sequence[StageSummary] = ()
     stats: Mapping[str, Any] = field(default_factory=dict)  # 4_curate/stats.json
-    sample_sheet: Path | None = None  # a picture, or a folder of sample pictures
+    sample_sheet: Path | None = None  # an image, or a folder of sample images
     train: Sequence[Example] = ()  # for answer frequencies and the blind floor
     test: Sequence[Example] = ()  # the questions that were asked
     predictions: Mapping[str, Mapping[str, Sequence[Prediction]]] = field(default_factory=dict)  # model → variant → …

@@ -19,10 +19,10 @@ class ReportSettings(BaseModel):
     """The heading of the page."""
 
     examples: int = Field(default=12, ge=0, le=200)
-    """Pictures of each kind: fixed by training, broken by it, confusions."""
+    """Images of each kind: fixed by training, broken by it, confusions."""
 
     thumbnails: int = Field(default=400, ge=0, le=5000)
-    """Pictures embedded in the page, about 4 kB each. Others are shown from the image folder where it can be reached."""
+    """Images embedded in the page, about 4 kB each. Others are shown from the image folder where it can be reached."""
 
     thumbnail_side: int = Field(default=160, ge=32, le=512)
-    """Longer side of an embedded picture, in pixels."""
+    """Longer side of an embedded image, in pixels."""

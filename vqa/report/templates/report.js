@@ -57,13 +57,13 @@
     const nodes = found.slice(page * PAGE, page * PAGE + PAGE).map((i) => {
       const [question, truth, path] = model.rows[i];
       const card = el("figure", "card"), caption = el("figcaption");
-      const source = image(data.paths[path]), none = el("div", "nopicture", "no picture");
+      const source = image(data.paths[path]), none = el("div", "noimage", "no image");
       if (source) {
-        const picture = el("img");
-        picture.loading = "lazy"; picture.alt = "";
-        picture.addEventListener("error", () => picture.replaceWith(none));
-        picture.src = source;
-        card.append(picture);
+        const image = el("img");
+        image.loading = "lazy"; image.alt = "";
+        image.addEventListener("error", () => image.replaceWith(none));
+        image.src = source;
+        card.append(image);
       } else card.append(none);
       caption.append(el("p", "q", question), answer("truth", truth, ""));
       for (const v of model.variants) caption.append(answer(v.label, v.answers[i], v.right[i] === "1" ? "yes" : "no", v.confidence && v.confidence[i]));

@@ -1,0 +1,135 @@
+"""Reading and writing files: whole or not at all, on file systems that several nodes share."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+
+from data_prep.records import from_dict
+
+T = TypeVar("T")
+
+
+def dumps(record: Any) -> bytes:
+    """One line of JSON, with its line end. Dataclasses are written with their field names."""
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def read_jsonl(path: Path, kind: type[T]) -> Iterator[T]:
+    """Stream the records of a finished file.
+
+    Raises:
+        ValueError: a line does not parse. Finished files are written atomically, so that is damage, not a torn write.
+        FileNotFoundError: there is no such file.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield from_dict(kind, orjson.loads(line))
+            except (orjson.JSONDecodeError, TypeError) as error:
+                raise ValueError(
+                    f"{path}:{number}: not a {kind.__name__} record ({error}). The file was damaged after it was "
+                    f"written: delete it and run the stage again."
+                ) from error
+
+
+class AtomicFile:
+    """A file that appears under its name complete or not at all.
+
+    Written to a temporary file in the same folder (so that the rename stays within one file system), flushed to the
+    disk and renamed. Leaving the ``with`` block by an exception removes the temporary file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> AtomicFile:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = self.path.parent / f".{self.path.name}.{uuid.uuid4().hex}.tmp"
+        self._file = self._temporary.open("xb")
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        self._file.write(data)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            self._file.close()
+            if kind is None:
+                self._temporary.replace(self.path)
+                sync_folder(self.path.parent)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename or a new file in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all."""
+    with AtomicFile(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, whole or not at all."""
+    write_atomic(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def write_jsonl(path: Path, records: Iterable[Any]) -> int:
+    """Stream records into a file that appears when the last one is on disk; returns how many."""
+    count = 0
+    with AtomicFile(path) as file:
+        for record in records:
+            file.write(dumps(record))
+            count += 1
+    return count
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A small JSON file, or None where it is absent or damaged (such a marker counts as not written)."""
+    for attempt in range(3):
+        try:
+            value = orjson.loads(path.read_bytes())
+            return value if isinstance(value, dict) else None
+        except (FileNotFoundError, NotADirectoryError, orjson.JSONDecodeError):
+            return None
+        except OSError as error:
+            # A network file system may lose a file that another node replaces between opening and reading it.
+            if error.errno != errno.ESTALE or attempt == 2:
+                raise
+    raise AssertionError
+
+
+def last_json_line(path: Path) -> dict[str, Any] | None:
+    """The last complete line of a JSONL file that is being written, or None."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 65_536))
+            lines = file.read().split(b"\n")[:-1]
+        return orjson.loads(lines[-1]) if lines else None
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,210 @@
+"""Gemini through google-genai, the maintained library; also its Batch API, at half the price."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib
+import importlib.util
+import io
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+
+import orjson
+
+from data_prep.generate.clients.base import RESPONSE_SCHEMA, BatchState, RawReply, Request
+from data_prep.generate.clients.errors import ItemRefused, TryAgain, Unreachable, broken, classify
+from data_prep.generate.settings import GenerateSettings
+
+_OVER = {"succeeded", "partially_succeeded", "failed", "cancelled", "expired"}
+
+
+class Client:
+    """One key."""
+
+    def __init__(self, settings: GenerateSettings, key: str, endpoint: str | None) -> None:
+        from google import genai
+        from google.genai import types
+
+        self._types = types
+        self._model = settings.model
+        options = types.HttpOptions(
+            base_url=endpoint,
+            timeout=int(settings.timeout * 1000),
+            client_args={"follow_redirects": False},  # the key's header would go to wherever the redirect leads
+        )
+        self._client = genai.Client(api_key=key, http_options=options)
+        self._configuration = types.GenerateContentConfig(
+            temperature=settings.temperature,
+            max_output_tokens=settings.max_output_tokens,
+            response_mime_type="application/json",
+            response_schema=RESPONSE_SCHEMA,
+        )
+        self._batch_configuration = {
+            "temperature": settings.temperature,
+            "maxOutputTokens": settings.max_output_tokens,
+            "responseMimeType": "application/json",
+            "responseSchema": RESPONSE_SCHEMA,
+        }
+
+    def ask(self, request: Request) -> RawReply:
+        """Send one request; see `data_prep.generate.clients.base.ClientProtocol`."""
+        parts: list[Any] = [
+            self._types.Part.from_bytes(data=request.image, mime_type=request.mime_type),
+            request.prompt,
+        ]
+        with _told_apart():
+            reply = self._client.models.generate_content(model=self._model, contents=parts, config=self._configuration)
+        usage = reply.usage_metadata
+        paid_in = (usage.prompt_token_count or 0) if usage else 0
+        # Thinking is paid as output, and is not among the candidates' tokens.
+        paid_out = (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0) if usage else 0
+        if not reply.candidates:
+            if usage is None:  # an empty body, or JSON of another shape: the library takes it for a reply
+                raise TryAgain("not a reply of the API: nothing in it", reason="not_json")
+            blocked = reply.prompt_feedback.block_reason if reply.prompt_feedback else None
+            return self._raw(None, "", str(blocked or ""), paid_in, paid_out)
+        candidate = reply.candidates[0]
+        parts = (candidate.content.parts if candidate.content else None) or []
+        finish = candidate.finish_reason.name if candidate.finish_reason else "UNKNOWN"
+        return self._raw("".join(part.text or "" for part in parts), finish, "", paid_in, paid_out)
+
+    def encode(self, key: str, request: Request) -> bytes:
+        """One request as a line of a batch's file, in the words of the REST interface."""
+        picture = {"mimeType": request.mime_type, "data": base64.b64encode(request.image).decode()}
+        contents = [{"role": "user", "parts": [{"inlineData": picture}, {"text": request.prompt}]}]
+        body = {"key": key, "request": {"contents": contents, "generationConfig": self._batch_configuration}}
+        return orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE)
+
+    def decode(self, line: bytes) -> tuple[str, RawReply | Exception]:
+        """A line of a batch's results; see `data_prep.generate.clients.base.BatchClient`."""
+        try:
+            result = orjson.loads(line)
+            key = str(result["key"])
+            if error := result.get("error"):
+                code = int(error.get("code") or 0)
+                # A status of gRPC's, where it is no HTTP status: 3 is an invalid argument, 8 an exhausted quota.
+                status = {3: 400, 5: 404, 7: 403, 8: 429, 13: 500, 14: 503}.get(code, code if code >= 400 else 500)
+                return key, classify(status, str(error.get("message", "")), error.get("details") or [])
+            reply = result["response"]
+            usage = reply.get("usageMetadata") or {}
+            paid_in = usage.get("promptTokenCount") or 0
+            paid_out = (usage.get("candidatesTokenCount") or 0) + (usage.get("thoughtsTokenCount") or 0)
+            candidates = reply.get("candidates")
+            text, finish = None, ""
+            if candidates:
+                parts = (candidates[0].get("content") or {}).get("parts") or []
+                text = "".join(part.get("text") or "" for part in parts)
+                finish = str(candidates[0].get("finishReason") or "UNKNOWN")
+            blocked = (reply.get("promptFeedback") or {}).get("blockReason", "")
+        except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
+            raise ValueError(f"no result of a batch ({type(error).__name__}: {error})") from error
+        try:
+            return key, self._raw(text, finish, blocked, paid_in, paid_out)
+        except ItemRefused as refused:
+            return key, refused
+
+    def _raw(self, text: str | None, finish: str, blocked: str, paid_in: int, paid_out: int) -> RawReply:
+        """What the model said, in our words; ``text`` is None where there was no candidate.
+
+        Raises:
+            ItemRefused: it said nothing.
+        """
+        if text is None:
+            raise ItemRefused(
+                "blocked" if blocked else "no_candidate", blocked, input_tokens=paid_in, output_tokens=paid_out
+            )
+        if not text and finish != "MAX_TOKENS":
+            raise ItemRefused(f"finished_{finish.lower()}", "no text", input_tokens=paid_in, output_tokens=paid_out)
+        return RawReply(text, finish, paid_in, paid_out, self._model)
+
+    def upload(self, file: BinaryIO, title: str) -> str:
+        """Hand in a batch's file; the server keeps it for two days."""
+        config = self._types.UploadFileConfig(display_name=title, mime_type="application/jsonl")
+        with _told_apart():
+            found = self._client.files.upload(file=cast(io.IOBase, file), config=config)
+        if found.name is None:
+            raise TryAgain("the upload has no name", reason="not_json")
+        return found.name
+
+    def create_batch(self, upload: str, title: str) -> str:
+        """Have a file answered; see `data_prep.generate.clients.base.BatchClient`."""
+        config = self._types.CreateBatchJobConfig(display_name=title)
+        with _told_apart():
+            job = self._client.batches.create(model=self._model, src=upload, config=config)
+        if job.name is None:
+            raise TryAgain("the batch has no name", reason="not_json")
+        return job.name
+
+    def find_batch(self, title: str) -> str | None:
+        """Look through the project's batches."""
+        with _told_apart():
+            for job in self._client.batches.list(config=self._types.ListBatchJobsConfig(page_size=100)):
+                if job.display_name == title:
+                    return job.name
+        return None
+
+    def batch_state(self, batch: str) -> BatchState:
+        """How far a batch is; ``gone`` where the server does not know it (any more)."""
+        from google.genai import errors
+
+        try:
+            with _told_apart():
+                job = self._client.batches.get(name=batch)
+        except Exception as error:
+            if isinstance(error.__cause__, errors.APIError) and error.__cause__.code == 404:
+                return BatchState(over=True, name="gone", detail=str(error.__cause__.message))
+            raise
+        name = job.state.name.removeprefix("JOB_STATE_").lower() if job.state else "unknown"
+        results = job.dest.file_name if job.dest else None
+        detail = str(job.error.message or "") if job.error else ""
+        return BatchState(over=name in _OVER, name=name, results=results, detail=detail)
+
+    def download(self, results: str, file: BinaryIO) -> bool:
+        """Write the replies of a batch into ``file``, piece by piece; see `data_prep.generate.clients.base.BatchClient`."""
+        from google.genai import errors
+
+        try:
+            with _told_apart():
+                self._client.files.download(file=results, destination=cast(io.IOBase, file))
+        except Exception as error:
+            cause = error.__cause__
+            # Of a file that was deleted Google says 403, "You do not have permission to access the File ... or it may not exist."
+            if isinstance(cause, errors.APIError) and (cause.code == 404 or "may not exist" in str(cause.message)):
+                return False
+            raise
+        return True
+
+    def cancel_batch(self, batch: str) -> None:
+        """Ask the server to give a batch up."""
+        with _told_apart():
+            self._client.batches.cancel(name=batch)
+
+
+@contextlib.contextmanager
+def _told_apart() -> Iterator[None]:
+    """Turn what the library raises into the errors of `data_prep.generate.clients.errors`."""
+    from google.genai import errors
+
+    try:
+        yield
+    except errors.APIError as error:
+        body = error.details if isinstance(error.details, dict) else {}
+        inner = body.get("error", body)
+        raise classify(
+            error.code, str(error.message), inner.get("details") if isinstance(inner, dict) else ()
+        ) from error
+    except _http_errors("ConnectTimeout") as error:
+        raise Unreachable("it does not take the connection in time") from error
+    except _http_errors("TimeoutException") as error:
+        raise TryAgain("no answer in time", reason="timeout") from error
+    except _http_errors("HTTPError") as error:
+        raise broken(error) from error
+    except (KeyError, ValueError, AttributeError, TypeError) as error:  # JSON of another shape, as a proxy's
+        raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
+
+
+def _http_errors(name: str) -> tuple[type[Exception], ...]:
+    """An exception of the HTTP library below: httpx2 in newer versions of google-genai, httpx in older ones."""
+    libraries = [importlib.import_module(m) for m in ("httpx2", "httpx") if importlib.util.find_spec(m)]
+    return tuple(getattr(library, name) for library in libraries)

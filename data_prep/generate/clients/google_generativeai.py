@@ -1,0 +1,96 @@
+"""Gemini through google-generativeai, over REST. Its maker has ended its support; google_genai is the successor."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from data_prep.generate.clients.base import RESPONSE_SCHEMA, RawReply, Request
+from data_prep.generate.clients.errors import ItemRefused, TryAgain, Unreachable, broken, classify
+from data_prep.generate.settings import GenerateSettings
+
+
+class Client:
+    """One key. The library keeps its key in a global, so this client makes its own service client instead."""
+
+    def __init__(self, settings: GenerateSettings, key: str, endpoint: str | None) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the end of support, which the documentation states
+            import google.generativeai as genai
+            from google.generativeai.client import _ClientManager
+
+        manager = _ClientManager()
+        options = {"api_endpoint": endpoint} if endpoint else None
+        manager.configure(api_key=key, transport="rest", client_options=options)
+        self._model = genai.GenerativeModel(settings.model)
+        client: Any = manager.get_default_client("generative")
+        # The key's header would go to wherever a redirect leads; requests has no other switch for a session.
+        client.transport._session.max_redirects = 0
+        self._model._client = client
+        self._options: Any = {"retry": None, "timeout": settings.timeout}  # retries are ours
+        self._configuration: Any = {
+            "temperature": settings.temperature,
+            "max_output_tokens": settings.max_output_tokens,
+            "response_mime_type": "application/json",
+            "response_schema": RESPONSE_SCHEMA,
+        }
+
+    def ask(self, request: Request) -> RawReply:
+        """Send one request; see `data_prep.generate.clients.base.Client`."""
+        import requests
+        from google.api_core import exceptions
+        from google.protobuf.json_format import ParseError
+
+        parts = [{"mime_type": request.mime_type, "data": request.image}, request.prompt]
+        try:
+            reply = self._model.generate_content(
+                parts,
+                generation_config=self._configuration,
+                request_options=self._options,
+            )
+        except exceptions.GoogleAPICallError as error:
+            details = [_as_json(detail) for detail in error.details or []]
+            raise classify(int(error.code or 500), str(error.message), details) from error
+        except exceptions.RetryError as error:
+            raise TryAgain(str(error), reason="timeout") from error
+        except requests.TooManyRedirects as error:
+            raise classify(307, "the server redirects to another address", []) from error
+        except requests.ConnectTimeout as error:
+            raise Unreachable("it does not take the connection in time") from error
+        except requests.Timeout as error:
+            raise TryAgain("no answer in time", reason="timeout") from error
+        except (requests.JSONDecodeError, ParseError) as error:  # a body that is not JSON, as a captive portal's
+            raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
+        except requests.RequestException as error:
+            raise broken(error) from error
+        except (ValueError, AttributeError, TypeError) as error:  # JSON of another shape, as a proxy's
+            raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
+        usage = reply.usage_metadata
+        # Thinking is paid as output; this library knows it only as the rest of the sum.
+        paid_out = max(usage.candidates_token_count, usage.total_token_count - usage.prompt_token_count)
+        paid = {"input_tokens": usage.prompt_token_count, "output_tokens": paid_out}
+        if not reply.candidates:
+            blocked = reply.prompt_feedback.block_reason
+            if (
+                not blocked and not usage.prompt_token_count
+            ):  # JSON of another shape: the library passes over what it does not know
+                raise TryAgain("not a reply of the API: nothing in it", reason="not_json")
+            raise ItemRefused("blocked" if blocked else "no_candidate", blocked.name, **paid)
+        candidate = reply.candidates[0]
+        finish = candidate.finish_reason.name
+        text = "".join(part.text for part in candidate.content.parts)
+        if not text and finish != "MAX_TOKENS":
+            raise ItemRefused(f"finished_{finish.lower()}", "no text", **paid)
+        return RawReply(text, finish, usage.prompt_token_count, paid_out, self._model.model_name)
+
+
+def _as_json(detail: Any) -> dict[str, Any]:
+    """One of Google's error details, a protobuf message or an object already, as its JSON."""
+    if isinstance(detail, dict):
+        return detail
+    if not hasattr(detail, "DESCRIPTOR"):
+        return {}
+    from google.protobuf.json_format import MessageToDict
+
+    found: dict[str, Any] = MessageToDict(detail)
+    return found

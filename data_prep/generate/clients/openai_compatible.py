@@ -1,0 +1,97 @@
+"""Any server with OpenAI's chat completions, such as vLLM or Ollama on a GPU node that has no internet.
+
+``generate: {generator: openai_compatible, endpoint: http://node7:8000, model: Qwen/Qwen2.5-VL-7B-Instruct}``
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import httpx
+
+from data_prep.generate.clients.base import RawReply, Request
+from data_prep.generate.clients.errors import ItemRefused, TryAgain, Unreachable, broken, classify
+from data_prep.generate.settings import GenerateSettings
+from data_prep.outcomes import UserError
+
+_FINISHED = {"stop": "STOP", "length": "MAX_TOKENS"}
+
+
+class Client:
+    """One endpoint."""
+
+    def __init__(self, settings: GenerateSettings, key: str, endpoint: str | None) -> None:
+        if endpoint is None:
+            raise UserError(
+                "generate.endpoint: openai_compatible needs the server's address, such as http://node7:8000"
+            )
+        self._settings = settings
+        self._url = f"{endpoint.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(headers=headers, timeout=settings.timeout)
+
+    def ask(self, request: Request) -> RawReply:
+        """Send one request; see `data_prep.generate.clients.base.Client`."""
+        image = f"data:{request.mime_type};base64,{base64.b64encode(request.image).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": request.prompt}]
+        body: dict[str, Any] = {
+            "model": self._settings.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": self._settings.temperature,
+            "max_tokens": self._settings.max_output_tokens,
+        }
+        try:
+            response = self._http.post(self._url, json=body)
+            if response.status_code != 200:
+                raise classify(response.status_code, _message(response), _details(response))
+            reply = response.json()
+            choice = reply["choices"][0]
+            usage = reply.get("usage") or {}
+            paid = {
+                "input_tokens": int(usage.get("prompt_tokens") or 0),
+                "output_tokens": int(usage.get("completion_tokens") or 0),
+            }
+            text = choice["message"].get("content") or ""
+            if isinstance(text, list):  # some servers answer in parts
+                text = "".join(part.get("text") or "" for part in text)
+        except httpx.ConnectTimeout as error:
+            raise Unreachable("it does not take the connection in time") from error
+        except httpx.TimeoutException as error:
+            raise TryAgain("no answer in time", reason="timeout") from error
+        except httpx.HTTPError as error:
+            raise broken(error) from error
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
+        finish = str(choice.get("finish_reason"))
+        if finish == "content_filter":
+            raise ItemRefused("blocked", finish, **paid)
+        return RawReply(
+            text,
+            _FINISHED.get(finish, finish.upper()),
+            paid["input_tokens"],
+            paid["output_tokens"],
+            self._settings.model,
+        )
+
+
+def _error(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    error = body.get("error", {}) if isinstance(body, dict) else {}
+    return error if isinstance(error, dict) else {"message": str(error)}
+
+
+def _message(response: httpx.Response) -> str:
+    return str(_error(response).get("message") or response.reason_phrase)
+
+
+def _details(response: httpx.Response) -> list[dict[str, Any]]:
+    details = list(_error(response).get("details") or [])
+    if "retry-after" in response.headers:
+        details.append({"retryDelay": response.headers["retry-after"]})
+    return details

@@ -1,0 +1,199 @@
+"""Opens images that others supplied: only below the image root, only formats that are safe to decode, within bounds.
+
+Everything that can be wrong is an `ImageProblem` with one of these reasons:
+
+======================  ==============================================================================================
+path_outside_root       an absolute path, ``..``, or a link that leads out of the image folder
+image_file_missing      there is no such file
+image_not_a_file        a folder, a pipe, a device
+image_unreadable        the operating system refuses, or the disk fails
+image_empty_file        zero bytes
+image_file_too_large    more bytes than ``max_file_bytes``
+image_not_an_image      an HTML page, a text, a format that is not accepted
+image_too_many_pixels   more than ``max_pixels`` by its header: a decompression bomb
+image_too_many_scans    a JPEG of more than 100 scans, each of which costs a pass over the whole image: a time bomb
+image_too_small         its shorter side has fewer pixels than ``min_side``
+image_animated          several frames: which one is asked about?
+image_mode_unsupported  16-bit or floating-point greys, whose white has no agreed value
+image_truncated         the file ends too early
+image_broken            it claims to be an image and does not decode
+======================  ==============================================================================================
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import struct
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+# Pillow knows some forty formats, one of which runs a program to decode. These are what shops and browsers use.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# Encoders make ten or so. A scan can be a hundred bytes, and takes 40 ms in an image of 64 megapixels: a file of a few
+# megabytes would keep a task busy for hours.
+_MOST_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"
+# How to undo each value of EXIF's orientation
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "RGBX", "La", "RGBa"}
+
+
+class ImageProblem(Exception):
+    """Why an image cannot be used."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def read_image_file(root: Path, relative: str, max_bytes: int) -> bytes:
+    """The bytes of ``root/relative``.
+
+    Raises:
+        ImageProblem: the path leaves the root, or there is no file of a sensible size.
+    """
+    if not relative or relative.startswith(("/", "\\")) or "\0" in relative or ".." in relative.split("/"):
+        raise ImageProblem("path_outside_root", relative[:200])
+    base = str(root)
+    folder = f"{base}/{relative.rpartition('/')[0]}"
+    try:
+        if not _folder_is_inside(folder, base):
+            raise ImageProblem("path_outside_root", f"{relative} is in a folder that is a link to elsewhere")
+        descriptor = _open(base, relative)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageProblem("image_not_a_file", relative)
+            if status.st_size == 0:
+                raise ImageProblem("image_empty_file", relative)
+            if status.st_size > max_bytes:
+                raise ImageProblem("image_file_too_large", f"{relative} has {status.st_size} bytes")
+            data = os.read(descriptor, status.st_size)
+            while len(data) < status.st_size and (more := os.read(descriptor, status.st_size - len(data))):
+                data += more
+            return data
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageProblem("image_file_missing", relative) from None
+    except (OSError, ValueError) as error:
+        raise ImageProblem("image_unreadable", f"{relative}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _open(root: str, relative: str) -> int:
+    """A descriptor of the file, which is followed through a link only to somewhere below the root."""
+    # Opening a pipe without O_NONBLOCK would wait for somebody to write into it.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    path = f"{root}/{relative}"
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+    real = os.path.realpath(path)
+    if not real.startswith(_resolved(root) + os.sep):
+        raise ImageProblem("path_outside_root", f"{relative} is a link that leads elsewhere")
+    return os.open(real, flags | os.O_NOFOLLOW)
+
+
+def decode(
+    data: bytes, max_pixels: int, thumbnail: tuple[int, int] | None = None, min_side: int = 1
+) -> tuple[Image.Image, str, tuple[int, int]]:
+    """Decode completely; the upright RGB image, the file's format, and its width and height as stored.
+
+    Transparent parts become white, as shop pages show them.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: by the header; more are not decoded.
+        thumbnail: return the image averaged down to this size. Of a JPEG every byte is still decoded, so that the same
+            files fail; what is saved is arithmetic on pixels that nobody looks at, which cannot fail.
+        min_side: by the header; smaller images are not decoded.
+
+    Raises:
+        ImageProblem: it is no image that can be used.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            size, kind = image.size, image.format or ""
+            if size[0] * size[1] > max_pixels:
+                raise ImageProblem("image_too_many_pixels", f"{size[0]} x {size[1]}")
+            if kind in ("JPEG", "MPO") and data.count(_START_OF_SCAN) > _MOST_SCANS:
+                raise ImageProblem("image_too_many_scans", f"{data.count(_START_OF_SCAN)} scans")
+            if min(size) < min_side:
+                raise ImageProblem("image_too_small", f"{size[0]} x {size[1]} pixels")
+            if kind != "MPO" and getattr(image, "is_animated", False):
+                raise ImageProblem("image_animated", f"{kind} of several frames")
+            if image.mode not in _MODES:
+                raise ImageProblem("image_mode_unsupported", f"{kind} of mode {image.mode}")
+            # A draft's last row and column may be partly padding: its box says what belongs to the image.
+            draft = image.draft("RGB", thumbnail) if thumbnail else None
+            image.load()
+            picture = _as_rgb(image)
+            if thumbnail:
+                picture = picture.resize(thumbnail, Image.Resampling.BOX, box=draft[1] if draft else None)
+            return _upright(picture, image), kind, size
+    except ImageProblem:
+        raise
+    except UnidentifiedImageError:
+        raise ImageProblem("image_not_an_image", f"starts with {data[:24]!r}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageProblem("image_too_many_pixels", str(error)) from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError) as error:
+        text = str(error)
+        reason = "image_truncated" if "truncated" in text.lower() or isinstance(error, EOFError) else "image_broken"
+        raise ImageProblem(reason, f"{type(error).__name__}: {text}"[:200]) from error
+    except (struct.error, zlib.error, OverflowError, RecursionError, AttributeError) as error:
+        # What Pillow's parsers let through on broken headers
+        raise ImageProblem("image_broken", f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        flat = Image.new("RGB", image.size, "white")
+        flat.paste(layer, mask=layer.getchannel("A"))
+        return flat
+    return image.convert("RGB")
+
+
+def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
+    """Turned as the camera's orientation tag says; most files have no tag, and asking them costs nothing."""
+    if "exif" not in source.info and "Raw profile type exif" not in source.info and "xmp" not in source.info:
+        return picture
+    try:
+        orientation = source.getexif().get(0x0112, 1)
+    except Exception:  # a broken tag says nothing about the image itself
+        return picture
+    turn = _TURNS.get(orientation)
+    return picture if turn is None else picture.transpose(turn)
+
+
+@lru_cache(maxsize=1)
+def _resolved(root: str) -> str:
+    return os.path.realpath(root)
+
+
+@lru_cache(maxsize=65_536)
+def _folder_is_inside(folder: str, root: str) -> bool:
+    """Cached, since an image folder of ABO holds some 1,500 files."""
+    inside = _resolved(root)
+    real = os.path.realpath(folder)
+    return real == inside or real.startswith(inside + os.sep)

@@ -1,0 +1,71 @@
+"""Decodes every product's main image completely and fingerprints it, so that nobody pays for questions about a broken one.
+
+The outcome for one item::
+
+    Ok({"image_id": "70a3384411L", "image_path": "45/4569c20b.jpg", "sha256": "d76f…", "width": 256, "height": 217,
+        "format": "JPEG", "dhash": "0c1e3f7e7e3c1800", "colors": "fefefe…"})
+    Failed("image_truncated", "OSError: image file is truncated (11 bytes not processed)")
+
+`data_prep.images.decode` lists the reasons.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from data_prep.images.decode import ImageProblem, decode, read_image_file
+from data_prep.images.dhash import THUMBNAIL, fingerprint
+from data_prep.outcomes import Emit, Failed, Ok
+from data_prep.records import ImageFacts, Product
+from data_prep.settings import ValidateSettings
+
+_DEFAULTS = ValidateSettings()
+_FIELDS = [field.name for field in dataclasses.fields(ImageFacts)]
+
+
+def validate(items: Iterator[Product], emit: Emit, *, image_root: Path, settings: ValidateSettings) -> None:
+    """Emit, for each product, the facts about its image or the reason why it cannot be used."""
+    for product in items:
+        try:
+            facts = inspect(product.image_id, product.image_path, image_root=image_root, settings=settings)
+        except ImageProblem as problem:
+            # A disk or a server that fails may work again later; everything else is the file's own fault.
+            retry = problem.reason == "image_unreadable"
+            emit(product.item_id, Failed(problem.reason, problem.detail, retry=retry))
+        else:
+            emit(product.item_id, Ok({name: getattr(facts, name) for name in _FIELDS}))
+
+
+def inspect(image_id: str, image_path: str, *, image_root: Path, settings: ValidateSettings) -> ImageFacts:
+    """What one image file is.
+
+    Raises:
+        ImageProblem: it cannot be used.
+    """
+    data = read_image_file(image_root, image_path, settings.max_file_bytes)
+    image, kind, (width, height) = decode(data, settings.max_pixels, THUMBNAIL, settings.min_side)
+    dhash, colors = fingerprint(image)
+    return ImageFacts(
+        image_id=image_id,
+        image_path=image_path,
+        sha256=hashlib.sha256(data).hexdigest(),
+        width=width,
+        height=height,
+        format=kind,
+        dhash=dhash,
+        colors=colors,
+    )
+
+
+def open_image(root: Path, path: str) -> Image.Image:
+    """The image as models see it: RGB, upright, transparent parts white.
+
+    Raises:
+        ImageProblem: the path leaves ``root``, or the file does not decode.
+    """
+    return decode(read_image_file(root, path, _DEFAULTS.max_file_bytes), _DEFAULTS.max_pixels)[0]

@@ -1,0 +1,215 @@
+"""The pipeline on a SLURM cluster: a run's steps as a chain of arrays, what the queue knows of it, cancelling, logs.
+
+All steps are queued by one command; gates (`jobs.backends.gate`) carry the run on, so that the user can log out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from data_prep.outcomes import UserError
+from jobs.config import Config
+from jobs.pipeline import make_stage, steps_of, task_command
+from jobs.run.layout import STAGES, RunDir, Step
+from jobs.shards.loop import freeze_shards, frozen_shards, pending_shards
+from jobs.stages.base import ShardedStage, SingleStage, Stage
+from jobs.verbs.status import step_status
+from slurm import queue
+from slurm.chain import STOPPED, ChainFolder, after_gates, submit_chain
+from slurm.profile import Profile, SlurmError, load_profile
+from slurm.submit import Cluster, StepWork
+
+DEFAULT_PROFILE = "generic"
+
+
+def chain_folder(run: RunDir) -> ChainFolder:
+    """Where SLURM's files of a run are."""
+    return ChainFolder(run.path / "slurm")
+
+
+@contextmanager
+def _told_to_the_user() -> Iterator[None]:
+    try:
+        yield
+    except SlurmError as error:
+        raise UserError(str(error)) from error
+
+
+def read_profile(name: str | Path) -> Profile:
+    """A cluster profile, by name or path.
+
+    Raises:
+        UserError: there is none of that name, or it has mistakes.
+    """
+    with _told_to_the_user():
+        return load_profile(name, STAGES)
+
+
+def submit(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile, console: Console) -> int:
+    """Queue what is left of the steps; returns at once. The exit code.
+
+    Raises:
+        UserError: the run is queued already, is driven by a local launch, or SLURM refuses.
+    """
+    works = plan(run, config, steps, profile)
+    for step in steps:
+        if str(step) not in {work.name for work in works}:
+            console.print(f"[green]✓[/] {step}: done already, skipped")
+    if not works:
+        console.print("Nothing is left to do.")
+        return 0
+    for step in steps:
+        stage = make_stage(step, run, config)
+        if isinstance(stage, ShardedStage) and any(work.name == str(step) for work in works):
+            for store in stage.work().stores.values():
+                freeze_shards(store, stage.shards())
+    with _told_to_the_user():
+        states = submit_chain(chain_folder(run), profile, works)
+    for state in states:
+        tasks = len(state.work.shards) if state.work.shards is not None else 1
+        jobs = ", ".join(job.id for job in state.jobs)
+        console.print(f"  queued {state.work.name}: {tasks:,} tasks (job {jobs}), then its gate (job {state.gate})")
+    place = escape(repr(str(run.path)))
+    console.print(f"You can log out. How far it is:  python launch.py status {place}")
+    return 0
+
+
+def plan(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile) -> list[StepWork]:
+    """What is left to do, in order; a step that waits for another one is left to do as a whole."""
+    works: dict[str, StepWork] = {}
+    for step in steps:
+        stage = make_stage(step, run, config)
+        after = [name for name in _after(step, config) if name in works]
+        shards = _left(stage, unknown=bool(after))
+        if shards == []:
+            continue
+        resources = profile.resources(step.stage)
+        works[str(step)] = StepWork(
+            name=str(step),
+            stage=step.stage,
+            command=task_command(run, step),
+            gate=[sys.executable, "-m", "jobs.backends.gate", str(run.path), str(step)],
+            logs=str(run.logs(step)),
+            shards=shards,
+            after=after,
+            distributed=step.stage == "train" and resources.gpus * resources.nodes > 1,
+        )
+    return list(works.values())
+
+
+def _left(stage: Stage, *, unknown: bool) -> list[int] | None:
+    """The shards that are not complete, [] where nothing is left, None for a single job."""
+    if isinstance(stage, SingleStage):
+        return None if unknown or not stage.complete() else []
+    assert isinstance(stage, ShardedStage)
+    return list(range(stage.shards())) if unknown else pending_shards(stage.work(), stage.shards())
+
+
+def _after(step: Step, config: Config) -> list[str]:
+    """The steps whose results a step reads."""
+    before = {
+        "prepare": [],
+        "validate": [Step("prepare")],
+        "generate": [Step("validate")],
+        "curate": [Step("validate"), Step("generate")],
+        "train": [Step("curate")],
+        "evaluate": [Step("curate"), Step("train", step.target)],
+        "report": steps_of(config, STAGES[:-1]),
+    }
+    return [str(one) for one in before[step.stage]]
+
+
+def pending(stage: Stage) -> list[int | None]:
+    """What the run's files say is not complete: shards, [None] for a single job, [] for nothing."""
+    if isinstance(stage, SingleStage):
+        return [] if stage.complete() else [None]
+    assert isinstance(stage, ShardedStage)
+    work = stage.work()
+    shards = frozen_shards(next(iter(work.stores.values()))) or stage.shards()
+    return list(pending_shards(work, shards))
+
+
+def nothing_came_of_it(run: RunDir, config: Config, step: Step) -> str:
+    """Why the next stage would have nothing to work on; "" where it has."""
+    status = step_status(run, config, step)
+    if step.stage == "train" or not status.items or status.done:
+        return ""
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in status.reasons.items())
+    return f"all {status.items:,} items failed ({reasons})"
+
+
+def show_scripts(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile, console: Console) -> None:
+    """Print, per step, what a launch would submit."""
+    works = {work.name: work for work in plan(run, config, steps, profile)}
+    with _told_to_the_user():
+        cluster = Cluster(profile, chain_folder(run).path, "RUN")
+        for step in steps:
+            work = works.get(str(step))
+            if work is None:
+                console.print(f"{step}: done already, would be skipped", style="bold")
+                continue
+            tasks = "one job" if work.shards is None else f"{len(work.shards):,} tasks"
+            waits = f", after the gates of {', '.join(work.after)}" if work.after else ""
+            console.print(f"{step}: {tasks}{waits}; then its gate", style="bold")
+            dependency = after_gates([f"<gate of {name}>" for name in work.after])
+            console.print(escape(cluster.script(work, dependency)))
+    console.print("Nothing was submitted.")
+
+
+def queue_counts(run: RunDir) -> dict[str, Counter[str]] | None:
+    """Jobs in the queue per step and state (RUNNING, PENDING, ...); None where squeue does not answer or was never used.
+
+    A step's gate is counted under ``GATE``.
+    """
+    folder = chain_folder(run)
+    if folder.chain() is None:
+        return None
+    try:
+        jobs = queue.live_jobs(folder.token())
+    except SlurmError:
+        return None
+    counts: dict[str, Counter[str]] = {}
+    for job in jobs:
+        counts.setdefault(job.step, Counter())["GATE" if job.is_gate else job.state] += 1
+    return counts
+
+
+def stopped_steps(run: RunDir) -> dict[str, str]:
+    """Steps at which the last chain stopped, and what their gates said of it."""
+    folder = chain_folder(run)
+    chain = folder.chain()
+    states = [folder.step(name) for name in chain["steps"]] if chain else []
+    return {state.work.name: state.message for state in states if state is not None and state.state == STOPPED}
+
+
+def cancel(run: RunDir, console: Console) -> int:
+    """Cancel this run's jobs and no others; the exit code.
+
+    Raises:
+        UserError: SLURM does not answer.
+    """
+    folder = chain_folder(run)
+    if folder.chain() is None:
+        console.print("This run was never submitted to SLURM.")
+        return 0
+    with _told_to_the_user():
+        jobs = queue.cancel(folder.token())
+    names = Counter(job.step for job in jobs if not job.is_gate)
+    console.print(
+        f"Cancelled {len(jobs)} jobs: {', '.join(f'{n} ({c})' for n, c in names.items()) or 'none were queued'}"
+    )
+    return 0
+
+
+def as_json(run: RunDir) -> dict[str, Any]:
+    """What `queue_counts` and `stopped_steps` know, as JSON values."""
+    counts = queue_counts(run)
+    return {"queue": None if counts is None else {k: dict(v) for k, v in counts.items()}, "stopped": stopped_steps(run)}

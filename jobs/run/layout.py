@@ -1,0 +1,178 @@
+"""The one owner of every file name of a run.
+
+::
+
+    runs/demo/
+      run.json                    configuration as resolved, and one entry a launch: commit, versions, command
+      1_prepare/                  products.jsonl, rejected.jsonl, done.json
+      2_validate/                 settings.json, shards.json, shards/00007/{records.<attempt>.jsonl, done.json}
+      3_generate/                 the same; shards/00007/dataset_7.csv
+      4_curate/                   {train,val,test}.jsonl, rejected.jsonl, stats.json, README.md, done.json
+      5_train/<model>/            checkpoint-*/, adapter/, log.jsonl, done.json
+      6_evaluate/<model>-<base|lora>/   as 2_validate
+      7_report/                   index.html, report.json, done.json
+      logs/<stage>/               one file per task and attempt
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.outcomes import UserError
+
+STAGES = ("prepare", "validate", "generate", "curate", "train", "evaluate", "report")
+BASE = "base"
+LORA = "lora"
+VARIANTS = (BASE, LORA)
+TINY_LOG = "tiny-base.jsonl"  # steps of the tiny base, in the folder of the training
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One stage, and for training and evaluation the model that it is about: what is submitted and waited for."""
+
+    stage: str
+    target: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.stage}:{self.target}" if self.target else self.stage
+
+    @classmethod
+    def parse(cls, text: str) -> Step:
+        """The step of a string such as ``validate`` or ``train:blip``."""
+        stage, _, target = text.partition(":")
+        return cls(stage, target)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A folder of sharded records: ``2_validate`` or ``6_evaluate/blip-lora``."""
+
+    folder: Path
+
+    @property
+    def settings(self) -> Path:
+        """What the records are made with; frozen by the first attempt."""
+        return self.folder / "settings.json"
+
+    @property
+    def shards_file(self) -> Path:
+        """How many shards there are, and were before."""
+        return self.folder / "shards.json"
+
+    def shard(self, index: int) -> Path:
+        """The folder of one shard."""
+        return self.folder / "shards" / f"{index:05d}"
+
+    def done(self, index: int) -> Path:
+        """The marker that is written last."""
+        return self.shard(index) / "done.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """A run's folder, on a file system that all of its nodes see."""
+
+    path: Path
+
+    @property
+    def run_file(self) -> Path:
+        """Configuration, launches, versions."""
+        return self.path / "run.json"
+
+    @property
+    def launcher_file(self) -> Path:
+        """Which process on which machine drives this run just now (local runs)."""
+        return self.path / "launcher.json"
+
+    def stage_folder(self, stage: str) -> Path:
+        """``4_curate`` for curate."""
+        return self.path / f"{STAGES.index(stage) + 1}_{stage}"
+
+    def step_folder(self, step: Step) -> Path:
+        """``5_train/blip`` for train:blip."""
+        return self.stage_folder(step.stage) / step.target if step.target else self.stage_folder(step.stage)
+
+    def done_file(self, step: Step) -> Path:
+        """The marker of a stage that is one job."""
+        return self.step_folder(step) / "done.json"
+
+    @property
+    def products(self) -> Path:
+        """One line a product worth asking about."""
+        return self.stage_folder("prepare") / "products.jsonl"
+
+    def rejected(self, stage: str) -> Path:
+        """Everything that a stage dropped, with the reason."""
+        return self.stage_folder(stage) / "rejected.jsonl"
+
+    def store(self, stage: str) -> Store:
+        """The records of validate or generate."""
+        return Store(self.stage_folder(stage))
+
+    def predictions(self, model: str, variant: str) -> Store:
+        """The answers of one model, with or without its adapter."""
+        return Store(self.stage_folder("evaluate") / f"{model}-{variant}")
+
+    @property
+    def quota(self) -> Path:
+        """What the running generate tasks tell each other of the quota they use."""
+        return self.stage_folder("generate") / "quota"
+
+    @property
+    def batches(self) -> Path:
+        """What the generate tasks handed in to the Batch API, and what came back."""
+        return self.stage_folder("generate") / "batches"
+
+    @property
+    def asked_twice(self) -> Store:
+        """The replies about a sample that was asked about a second time."""
+        return Store(self.stage_folder("generate") / "asked_twice")
+
+    @property
+    def agreement(self) -> Path:
+        """How far they agree with the first ones."""
+        return self.stage_folder("generate") / "agreement.json"
+
+    @property
+    def dataset(self) -> Path:
+        """The curated splits."""
+        return self.stage_folder("curate")
+
+    def split(self, name: str) -> Path:
+        """train, val or test."""
+        return self.dataset / f"{name}.jsonl"
+
+    def adapter(self, model: str) -> Path:
+        """The trained adapter in peft's format."""
+        return self.stage_folder("train") / model / "adapter"
+
+    def tiny_base(self, model: str) -> Path:
+        """The base weights that the run makes itself, where the configuration says ``weights: tiny``."""
+        return self.stage_folder("train") / model / "tiny-base"
+
+    def tiny_rest(self, model: str) -> Path:
+        """The splits that such a base leaves for LoRA."""
+        return self.stage_folder("train") / model / "lora-data"
+
+    @property
+    def report(self) -> Path:
+        """The folder of the page to look at."""
+        return self.stage_folder("report")
+
+    def logs(self, step: Step) -> Path:
+        """What the tasks of a step printed, one file per task and attempt."""
+        return self.path / "logs" / str(step).replace(":", "-")
+
+    def require(self) -> RunDir:
+        """This run, if it is one.
+
+        Raises:
+            UserError: the folder is no run directory.
+        """
+        if not self.run_file.is_file():
+            raise UserError(
+                f"{self.path} is not a run directory: it has no run.json. Name the folder that was given as --run-dir."
+            )
+        return self

@@ -1,0 +1,204 @@
+"""Append-only files of records that survive kills, torn writes and flipped bits.
+
+One attempt at one shard writes one file, ``records.<attempt>.jsonl``; nobody else ever writes to it. Its first line says
+what made it, each further line is the outcome of one item, and every line ends with a checksum of what stands before it::
+
+    {"fingerprint":"5be1c0ffee12","attempt":"20260102T030405-node7-311-9f2c","crc":"0d9f2a61"}
+    {"key":"B0ADB4121C","ok":true,"value":{"width":256},"at":1764073423.2,"crc":"5c3b1e90"}
+    {"key":"B0DIRT05NO0","ok":false,"reason":"not_an_image","detail":"…","retry":false,"at":1764073423.3,"crc":"c0a8d7f3"}
+
+It stays plain JSONL: anything can read it. Readers pass over a torn last line (a write that was cut off) and over lines
+whose checksum is wrong; they count both, and the items are simply done again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from data_prep.files import sync_folder
+from data_prep.outcomes import Failed, Ok
+
+CHECKSUM_LENGTH = len(b',"crc":"00000000"}\n')
+SYNC_EVERY_SECONDS = 1.0  # how much work that costs nothing a power cut may take; a kill takes none of it
+
+
+def seal(record: dict[str, Any]) -> bytes:
+    """One line of JSON that ends with the CRC-32 of what stands before it."""
+    body = orjson.dumps(record)[:-1]
+    return b'%b,"crc":"%08x"}\n' % (body, zlib.crc32(body))
+
+
+def unseal(line: bytes) -> dict[str, Any] | None:
+    """The record of a line, or None where the line is torn or damaged."""
+    body, crc = line[:-CHECKSUM_LENGTH], line[-CHECKSUM_LENGTH:]
+    if not body or crc != b',"crc":"%08x"}\n' % zlib.crc32(body):
+        return None
+    record: dict[str, Any] = orjson.loads(body + b"}")
+    return record
+
+
+def new_attempt() -> str:
+    """A name that no other attempt has, on any node, whatever the clocks say."""
+    now = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    return f"{now}-{socket.gethostname().split('.')[0]}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+class JournalWriter:
+    """Appends the outcomes of one attempt. The file is made with the first record. Safe to use from several threads.
+
+    Every record is handed to the operating system at once, so a killed process loses none of those it emitted;
+    ``durable`` ones are on the disk before `append` returns.
+    """
+
+    def __init__(self, folder: Path, attempt: str, fingerprint: str) -> None:
+        self.path = folder / f"records.{attempt}.jsonl"
+        self._header = {"fingerprint": fingerprint, "attempt": attempt}
+        self._descriptor: int | None = None
+        self._lock = threading.Lock()
+        self._synced = time.monotonic()
+        self._failure: OSError | None = None
+
+    def append(self, key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
+        """Write one outcome.
+
+        Raises:
+            OSError: the disk is full or gone. The file ends in a torn line then, and takes no more records.
+        """
+        record: dict[str, Any] = {"key": key, "ok": isinstance(outcome, Ok)}
+        if isinstance(outcome, Ok):
+            record["value"] = outcome.value
+        else:
+            record |= {"reason": outcome.reason, "detail": outcome.detail, "retry": outcome.retry}
+            if outcome.value is not None:
+                record["value"] = outcome.value
+        record["at"] = time.time()
+        with self._lock:
+            if self._failure:
+                raise self._failure
+            try:
+                if self._descriptor is None:
+                    self._open()
+                self._write(seal(record))
+                if durable or time.monotonic() - self._synced > SYNC_EVERY_SECONDS:
+                    self._sync()
+            except OSError as error:
+                self._failure = error
+                raise
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        sync_folder(self.path.parent)
+        self._write(seal(self._header))
+
+    def _write(self, line: bytes) -> None:
+        assert self._descriptor is not None
+        while line:  # a nearly full disk takes part of a line
+            line = line[os.write(self._descriptor, line) :]
+
+    def _sync(self) -> None:
+        assert self._descriptor is not None
+        os.fsync(self._descriptor)
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Put everything on the disk."""
+        with self._lock:
+            if self._descriptor is not None:
+                if not self._failure:
+                    self._sync()
+                os.close(self._descriptor)
+                self._descriptor = None
+
+
+@dataclass(slots=True)
+class Damage:
+    """What readers passed over."""
+
+    torn: int = 0  # last lines cut off by a kill or a full disk: expected, the item is done again
+    broken: list[str] = field(
+        default_factory=list
+    )  # "file:line" whose checksum is wrong: the disk or somebody changed it
+
+
+def journal_files(shard_folder: Path) -> list[Path]:
+    """The record files of one shard, in the order in which they were begun (by their writers' clocks)."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(shard_folder) if entry.name.startswith("records."))
+    except FileNotFoundError:
+        return []
+    return [shard_folder / name for name in names if name.endswith(".jsonl")]
+
+
+def extents(shard_folder: Path) -> dict[str, list[int]]:
+    """Of each record file of a shard its length in bytes and the CRC-32 of them: what a marker vouches for."""
+    sizes = {path: path.stat().st_size for path in journal_files(shard_folder)}  # once: another attempt may be writing
+    return {path.name: [size, _crc(path, size) or 0] for path, size in sizes.items()}
+
+
+def changed_files(shard_folder: Path, known: Mapping[str, Sequence[int]]) -> list[Path]:
+    """The record files that no longer begin with the bytes of `extents`. What another attempt appended does not count."""
+    return [shard_folder / name for name, (size, crc) in known.items() if _crc(shard_folder / name, size) != crc]
+
+
+def _crc(path: Path, size: int) -> int | None:
+    """CRC-32 of the first ``size`` bytes of a file; None where there are fewer."""
+    crc = 0
+    try:
+        with path.open("rb") as file:
+            while size > 0 and (piece := file.read(min(size, 1 << 20))):
+                crc = zlib.crc32(piece, crc)
+                size -= len(piece)
+    except FileNotFoundError:
+        return None
+    return crc if size == 0 else None
+
+
+def read_journal(path: Path, damage: Damage, *, expect: str | None = None) -> Iterator[dict[str, Any]]:
+    """Stream the records of one attempt's file.
+
+    Args:
+        path: the file; one that vanished yields nothing.
+        damage: what is passed over is counted here.
+        expect: the fingerprint that the records must have been made under.
+
+    Raises:
+        WrongFingerprint: the file says that it was made under another one.
+    """
+    try:
+        lines = path.open("rb")
+    except FileNotFoundError:
+        return
+    with lines:
+        for number, line in enumerate(lines, 1):
+            record = unseal(line)
+            if record is None:
+                if line.endswith(b"\n"):
+                    damage.broken.append(f"{path}:{number}")
+                else:
+                    damage.torn += 1
+            elif number == 1 and "key" not in record:
+                if expect is not None and record["fingerprint"] != expect:
+                    raise WrongFingerprint(path, record["fingerprint"])
+            else:
+                yield record
+
+
+class WrongFingerprint(Exception):
+    """Records that were made with other settings than those that are to be used now."""
+
+    def __init__(self, path: Path, found: str) -> None:
+        super().__init__(f"{path} was made under fingerprint {found}")
+        self.path = path
+        self.found = found

@@ -1,0 +1,90 @@
+"""``launch.py agreement``: ask about a sample of products a second time, and compare. Optional, and paid like the first time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from data_prep import dataset_csv
+from data_prep.files import write_json
+from data_prep.outcomes import UserError
+from data_prep.records import Product, QAPair
+from data_prep.verify.self_consistency import agreement
+from jobs.backends.stop import StopFlag
+from jobs.config import Config
+from jobs.run.layout import RunDir, Store
+from jobs.run.run import load_run
+from jobs.shards.loop import freeze_shards, known_shards, run_shard
+from jobs.stages.generate import Generate
+
+
+class AskedTwice(Generate):
+    """Generation once more, of a sample, into a store of its own, under the same quota and cap."""
+
+    def __init__(self, run: RunDir, config: Config, products: int) -> None:
+        one_by_one = config.generate.model_copy(update={"batch": None})
+        super().__init__(run, config.model_copy(update={"generate": one_by_one}))
+        self._products = products
+
+    @property
+    def store(self) -> Store:
+        return self.run_dir.asked_twice
+
+    @cached_property
+    def first(self) -> dict[str, list[QAPair]]:
+        """The pairs of the first time, by item id."""
+        return _pairs(self.run_dir.store("generate"))
+
+    def items(self) -> Iterator[Product]:
+        """The same sample every time: those whose ids have the lowest digests."""
+        chosen = set(sorted(self.first, key=lambda item: hashlib.sha256(item.encode()).digest())[: self._products])
+        return (product for product in super().items() if product.item_id in chosen)
+
+
+def ask_twice(run_dir: Path, products: int, console: Console) -> int:
+    """Ask, compare, print, and write 3_generate/agreement.json, which the report shows; the exit code.
+
+    Raises:
+        UserError: no run, nothing generated yet, no key, no budget.
+    """
+    run, config = load_run(run_dir)
+    stage = AskedTwice(run, config, products)
+    if not stage.first:
+        raise UserError(f"{run_dir} has no questions to ask a second time yet: run its stage generate first.")
+    stop = StopFlag().install()
+    stage.stopping = stop
+    freeze_shards(stage.store, 1)
+    result = run_shard(stage.work(), 0, 1, stop)
+    if result.remaining:
+        console.print(f"stopped with {result.remaining:,} products to ask about; the same command again goes on")
+        return 1
+    found = agreement(stage.first, _pairs(stage.store), config.curate.similar_questions)
+    write_json(run.agreement, found)
+    _show(found, result.failed, config, console)
+    console.print(f"It is in {escape(str(run.agreement))}; launch.py report {escape(str(run_dir))} shows it.")
+    return 0
+
+
+def _pairs(store: Store) -> dict[str, list[QAPair]]:
+    known = known_shards(store)
+    files = [store.shard(shard) / f"dataset_{shard}.csv" for shard in range(known["shards"] if known else 0)]
+    return {row.item_id: row.qas for file in files if file.is_file() for row in dataset_csv.read(file)}
+
+
+def _show(found: dict[str, Any], failed: int, config: Config, console: Console) -> None:
+    console.print(f"{found['products']:,} products were asked about twice ({failed:,} failed the second time).")
+    share = found["same_answer_share"]
+    console.print(
+        f"Of {found['questions']:,} questions {found['asked_both_times']:,} came both times; "
+        + (f"{found['same_answer']:,} of these ({share:.1%}) got the same answer." if share is not None else "none.")
+    )
+    for item, question, before, after in found["different_answers"]:
+        console.print(f"  {item}: {question} {before} / {after}", markup=False)
+    if config.generate.stand_in:
+        console.print("A stand-in answered, which always says the same: this shows that it works, and nothing else.")

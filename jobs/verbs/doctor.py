@@ -1,0 +1,176 @@
+"""Will this configuration work here? Looked at before anything is started or queued; every answer says what to do.
+
+::
+
+    ✓ resources of train: gpu, 8 CPUs, 120G, 1440 min, 4 GPUs a node: accepted
+    ✗ API key GEMINI_API_KEY: not set. → export GEMINI_API_KEY=... before launching; it is never written to the run's files
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from data_prep.abo import listings
+from data_prep.generate.clients.errors import broken
+from data_prep.outcomes import UserError
+from jobs.backends.slurm import chain_folder, plan
+from jobs.config import Config
+from jobs.run.layout import RunDir, Step
+from slurm.doctor import Check, node_checks, site_checks
+from slurm.profile import Profile, SlurmError
+from slurm.submit import Cluster
+from vqa.settings import TINY
+
+GOOGLE = "https://generativelanguage.googleapis.com"
+LOW_DISK_BYTES = 10 * 2**30
+MODULES = ("orjson", "PIL", "torch", "transformers", "peft", "submitit", "jobs.backends.task")
+
+
+def diagnose(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile | None) -> list[Check]:
+    """Look at everything that the steps need.
+
+    Args:
+        run: where the run is to be; need not exist.
+        config: what is to be run.
+        steps: the steps to be run.
+        profile: the SLURM site; None for a run on this machine.
+    """
+    existed = run.path.exists()
+    try:
+        return _diagnose(run, config, steps, profile)
+    finally:
+        if not existed:
+            with suppress(OSError):
+                run.path.rmdir()  # a folder that is not a run is left as it was found
+
+
+def _diagnose(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile | None) -> list[Check]:
+    stages = {step.stage for step in steps}
+    checks = [folder_check(run.path), disk_check(run.path)]
+    if "prepare" in stages:
+        checks.append(data_check(config))
+    if "generate" in stages and config.generate.stand_in is None:
+        checks += key_checks(config)
+    if stages & {"train", "evaluate"}:
+        checks += [weights_check(name, str(model.weights)) for name, model in config.models.items()]
+    if profile is not None:
+        try:
+            cluster = Cluster(profile, chain_folder(run).path, "doctor")
+            works = plan(run, config, steps, profile)
+            site = site_checks(cluster, works)
+            checks += site
+            if all(check.ok is not False for check in site):
+                checks += node_checks(cluster, works, MODULES)
+        except (SlurmError, UserError) as error:
+            checks.append(Check("cluster", False, str(error)))
+    return checks
+
+
+def show(checks: Sequence[Check], console: Console) -> int:
+    """Print the answers; the exit code is 1 where something would not work."""
+    for check in checks:
+        sign = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]?[/]"}[check.ok]
+        advice = f"\n    → {escape(check.what_to_do)}" if check.what_to_do and check.ok is not True else ""
+        console.print(f"{sign} {escape(check.name)}: {escape(check.detail)}{advice}")
+    bad = sum(check.ok is False for check in checks)
+    console.print(f"{bad} of {len(checks)} checks say that it would not work." if bad else "Nothing stands in the way.")
+    return 1 if bad else 0
+
+
+def folder_check(path: Path) -> Check:
+    """Whether the run directory can be written."""
+    probe = path / f".probe.{uuid.uuid4().hex}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_text("x")
+        probe.unlink()
+    except OSError as error:
+        return Check("run directory", False, f"{path}: {error.strerror}", "Choose another --run-dir.")
+    return Check("run directory", True, f"{path} can be written")
+
+
+def disk_check(path: Path) -> Check:
+    """Whether there is room for checkpoints and records."""
+    existing = next((one for one in (path, *path.parents) if one.exists()), Path("/"))
+    free = shutil.disk_usage(existing).free
+    detail = f"{free / 2**30:.0f} GiB free"
+    if free < LOW_DISK_BYTES:
+        return Check(
+            "disk space", False, detail, f"Free at least {LOW_DISK_BYTES // 2**30} GiB, or choose another --run-dir."
+        )
+    return Check("disk space", True, detail)
+
+
+def data_check(config: Config) -> Check:
+    """Whether the collection is where the configuration says."""
+    try:
+        listings.find_sources(config.data)
+    except UserError as error:
+        return Check("data", False, str(error))
+    return Check("data", True, str(config.data.root))
+
+
+def key_checks(config: Config) -> list[Check]:
+    """Whether each key is set and the service takes it; asks for the model's description, which costs nothing."""
+    return [_key_check(name, config) for project in config.generate.projects for name in project.keys]
+
+
+def _key_check(name: str, config: Config) -> Check:
+    title = f"API key {name}"
+    key = os.environ.get(name, "").strip()
+    own_server = config.generate.generator.replace("-", "_") == "openai_compatible"
+    if not key and own_server:
+        return Check(title, None, "not set, which is right for a server that asks for none")
+    if not key:
+        advice = f"export {name}=... before launching; it is never written to the run's files"
+        return Check(title, False, "not set", advice)
+    if not re.fullmatch(r"[!-~]*", key):  # a library's own error about it would show it
+        return Check(title, False, "holds a character that no key has, such as a space", "Set it to the key alone.")
+    if own_server:
+        return Check(title, None, "set; not tried, since servers of this kind differ")
+    import httpx  # not needed by the other verbs
+
+    url = f"{config.generate.endpoint or GOOGLE}/v1beta/models/{config.generate.model}"
+    try:
+        reply = httpx.get(url, headers={"x-goog-api-key": key}, timeout=20)
+    except httpx.InvalidURL as error:
+        return Check(title, False, f"generate.endpoint is no address: {error}", "Set it to https://...")
+    except httpx.HTTPError as error:
+        advice = "Look at the network; on a cluster, give generate a partition that has internet."
+        return Check(title, None, f"set; not tried, no connection from this machine: {broken(error)}", advice)
+    if reply.status_code == 404:
+        return Check(title, False, f"accepted, but there is no model {config.generate.model}", "Set generate.model.")
+    if reply.status_code in (400, 401, 403):
+        return Check(title, False, f"refused (HTTP {reply.status_code})", "Make a new key, and set the variable to it.")
+    return Check(title, True, f"accepted for {config.generate.model}") if reply.is_success else Check(
+        title, None, f"set; the service answered HTTP {reply.status_code}", "Try again later."
+    )  # fmt: skip
+
+
+def weights_check(name: str, weights: str) -> Check:
+    """Whether a model's weights are there: a folder, or in the cache of the hub."""
+    title = f"weights of {name}"
+    if weights == TINY:
+        return Check(title, True, "made by the run itself")
+    if Path(weights).is_dir():
+        there = (Path(weights) / "config.json").is_file()
+        return Check(
+            title, there, f"{weights}{'' if there else ' has no config.json'}", "Give a folder in transformers' format."
+        )
+    if weights.startswith((".", "/", "~")) or weights.count("/") > 1:
+        return Check(title, None, f"{weights} is not there yet", "It must be before train and evaluate start.")
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(weights, "config.json"), str):
+        return Check(title, True, f"{weights} is in the cache")
+    advice = f"Where nodes are offline, first run: hf download {weights}  (with HF_HOME on a shared file system)"
+    return Check(title, None, f"{weights} is not in the cache and would be downloaded", advice)

@@ -1,0 +1,124 @@
+"""What a run will cost, before anything is sent: requests, tokens, dollars, hours, and the memory of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.abo import listings
+from data_prep.generate import cost
+from data_prep.records import Rejected
+from jobs.config import DEFAULT_CONFIG, Config, load_config
+from jobs.verbs.launch import duration
+from vqa.settings import TINY, ModelSettings
+
+GB = 1e9
+
+# Parameters, and bytes that a training step keeps for its backward pass, as `python -m benchmarks.training_memory KIND` counts
+# them at full size: what a question and what an image adds in fp32 (a GPU's autocast needs less), and the 2-byte copies of the
+# frozen weights that autocast makes, whatever the batch is. "whole": parameters trained beside the adapter (ViLT's head).
+SIZES = {
+    "blip": {
+        "parameters": 361.2e6,
+        "lora_per_rank": 147_456,
+        "whole": 0.0,
+        "per_question": 14.2e6,
+        "per_image": 64.3e6,
+        "copies": 470e6,
+    },
+    "vilt": {
+        "parameters": 117.6e6,
+        "lora_per_rank": 55_296,
+        "whole": 6.0e6,
+        "per_question": 142e6,
+        "per_image": 0.0,
+        "copies": 181e6,
+    },
+}
+
+
+def show_plan(config_path: Path | None, overrides: Sequence[str], console: Console) -> None:
+    """Print the plan of a configuration.
+
+    Raises:
+        UserError: the configuration is wrong, or ABO is not there.
+    """
+    config = load_config(config_path or DEFAULT_CONFIG, overrides)
+    products = count_products(config)
+    console.print(f"{products:,} products qualify (images are looked at later; each broken one saves a request).")
+    _show_generate(config, products, console)
+    _show_training(config, console)
+    console.print("Nothing was sent, nothing was written.")
+
+
+def count_products(config: Config) -> int:
+    """How many products stage prepare would keep."""
+
+    def ignore(_: Rejected) -> None:
+        pass
+
+    return sum(1 for _ in listings.prepare(listings.find_sources(config.data), config.prepare, ignore))
+
+
+def _show_generate(config: Config, products: int, console: Console) -> None:
+    settings = config.generate
+    if settings.stand_in is not None:
+        console.print("generate: a stand-in answers; nothing is paid.")
+        return
+    estimate = cost.estimate(products, settings)
+    table = Table(title=f"generate: {settings.model} through {settings.generator}", title_justify="left")
+    for name in ("requests", "tokens in", "tokens out", "dollars", "time", "bound by"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        f"{estimate.requests:,}",
+        f"{estimate.input_tokens:,}",
+        f"{estimate.output_tokens:,}",
+        f"${estimate.dollars:,.2f}",
+        duration(3600 * estimate.hours),
+        estimate.limited_by,
+    )
+    console.print(table)
+    console.print(
+        f"Prices as read on {settings.prices.read_on}: ${settings.prices.input:g} and ${settings.prices.output:g} per million "
+        f"tokens in and out. Replies that break the rules are asked for again, at most {settings.max_asks} times in all."
+    )
+    if settings.max_dollars is not None:
+        enough = "above" if settings.max_dollars >= estimate.dollars else "BELOW"
+        console.print(f"The cap of ${settings.max_dollars:,.2f} is {enough} the estimate.")
+
+
+def _show_training(config: Config, console: Console) -> None:
+    table = Table(title="train: memory by arithmetic, in GB", title_justify="left")
+    for name in ("model", "weights", "adapter and optimizer", "activations", "CUDA", "total", "fits in 16 GB"):
+        table.add_column(name, justify="right")
+    for name, model in config.models.items():
+        parts = training_memory(model)
+        if model.weights == TINY:
+            console.print(f"train: {name} is a tiny model; it fits anywhere.", markup=False)
+            continue
+        if parts is None:
+            table.add_row(name, *["unknown"] * 6)
+            continue
+        total = sum(parts)
+        table.add_row(
+            name, *(f"{part / GB:.2f}" for part in parts), f"{total / GB:.2f}", "yes" if total < 14 * GB else "no"
+        )
+    if table.row_count:
+        console.print(table)
+        console.print("Weights stay fp32 under autocast; batch sizes as configured.")
+
+
+def training_memory(model: ModelSettings) -> tuple[float, float, float, float] | None:
+    """Bytes of weights, of adapter with gradient and optimizer, of activations, and of the CUDA context; None for other kinds."""
+    size = SIZES.get(model.kind)
+    if size is None:
+        return None
+    weights = 4 * size["parameters"]
+    trained = size["lora_per_rank"] * model.lora.r + size["whole"]
+    adapter = 16 * trained  # weight, gradient, two moments, each fp32
+    at_worst = size["per_question"] + size["per_image"]  # each question about an image of its own
+    activations = model.batch_size * at_worst + size["copies"]
+    return weights, adapter, activations, 0.6e9

@@ -1,0 +1,394 @@
+"""What curate keeps, drops and counts; that nothing is on two sides of a split; and the files of a dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_prep.abo import listings
+from data_prep.curate import curate
+from data_prep.curate.blind_floor import blind_floor
+from data_prep.curate.curate import CuratedDataset
+from data_prep.curate.question_text import asks_something, gives_answer_away, question_type, similarity
+from data_prep.curate.splits import assign
+from data_prep.images import validate
+from data_prep.images.near_duplicates import image_groups, near_pairs
+from data_prep.outcomes import Failed, Ok, UserError
+from data_prep.records import Example, ImageFacts, Product, Rejected, Reply, from_dict
+from data_prep.settings import CurateSettings, DataSettings, PrepareSettings, ValidateSettings
+from tests.data_prep.conftest import jpeg
+
+PAIRS = [
+    {"question": "What color is the mug?", "answer": "Red", "category": "easy"},
+    {"question": "How many mugs are there?", "answer": "two", "category": "easy"},
+    {"question": "What material is the handle made of?", "answer": "wood", "category": "medium"},
+    {"question": "What shape is the base?", "answer": "round", "category": "hard"},
+    {"question": "Is the mug striped?", "answer": "no", "category": "medium"},
+]
+
+
+def product(number: int, kind: str = "MUG") -> Product:
+    return Product(f"B{number:04}", f"i{number}", f"aa/i{number}.jpg", "a mug", kind, "red", ["mug"])
+
+
+def facts_of(number: int, **changes: Any) -> ImageFacts:
+    """Facts of an image that is like no other."""
+    rng = random.Random(number)
+    values = {
+        "image_id": f"i{number}",
+        "image_path": f"aa/i{number}.jpg",
+        "sha256": f"{rng.getrandbits(256):064x}",
+        "width": 256,
+        "height": 256,
+        "format": "JPEG",
+        "dhash": f"{rng.getrandbits(64):016x}",
+        "colors": rng.randbytes(48).hex(),
+        **changes,
+    }
+    return ImageFacts(**values)
+
+
+def reply(number: int, pairs: list[dict[str, str]] | str) -> Reply:
+    text = pairs if isinstance(pairs, str) else json.dumps(pairs)
+    return Reply(f"B{number:04}", f"i{number}", text, "STOP", "m", 1, 1, 0.0)
+
+
+def run(
+    pairs: dict[int, list[dict[str, str]] | str],
+    changes: dict[int, dict[str, Any]] | None = None,
+    **options: Any,
+) -> tuple[CuratedDataset, list[Rejected]]:
+    """Curate products 0 to the highest number of ``pairs``."""
+    numbers = range(max(pairs) + 1)
+    rejected: list[Rejected] = []
+    dataset = curate.curate(
+        [product(n) for n in numbers],
+        {f"B{n:04}": facts_of(n, **(changes or {}).get(n, {})) for n in numbers},
+        {},
+        [reply(n, p) for n, p in pairs.items()],
+        CurateSettings(**options),
+        rejected.append,
+    )
+    return dataset, rejected
+
+
+def rows(dataset: CuratedDataset) -> list[Example]:
+    return dataset.train + dataset.val + dataset.test
+
+
+def with_pair(**changes: str) -> list[dict[str, str]]:
+    return [{**PAIRS[0], **changes}, *PAIRS[1:]]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "reason"),
+    [
+        (with_pair(answer="light blue"), "not_one_word"),
+        (with_pair(answer="3"), "not_one_word"),
+        (with_pair(answer="größe"), "not_one_word"),
+        (with_pair(category=""), "no_category"),
+        (with_pair(question="The mug."), "no_question"),
+        (with_pair(question="Describe the red mug"), "no_question"),
+        (with_pair(question="What color is the red mug?"), "answer_in_question"),
+        (with_pair(question="how many MUGS are there"), "duplicate_question"),
+        (with_pair(question="Which material is the handle made from?"), "near_duplicate_question"),
+    ],
+)
+def test_a_pair_that_breaks_a_rule_is_dropped_with_its_reason(pairs, reason) -> None:
+    dataset, rejected = run({0: pairs})
+    assert [r.reason for r in rejected] == [reason]
+    assert len(rows(dataset)) == 4
+    assert dataset.stats["pairs"] == {"read": 5, "kept": 4, "dropped": {reason: 1}}
+
+
+def test_a_row_has_every_field_and_a_lower_case_answer() -> None:
+    dataset, rejected = run({0: PAIRS})
+    row = rows(dataset)[0]
+    assert not rejected
+    assert (row.question, row.answer, row.category, row.question_type) == (
+        "What color is the mug?",
+        "red",
+        "easy",
+        "color",
+    )
+    assert (row.item_id, row.image_id, row.image_path, row.product_type) == ("B0000", "i0", "aa/i0.jpg", "MUG")
+    assert row.image_group
+    assert len({r.id for r in rows(dataset)}) == 5
+
+
+def test_spelling_and_missing_categories_follow_the_configuration() -> None:
+    pairs = with_pair(answer="Grey", category="")
+    assert rows(run({0: pairs}, missing_category="keep")[0])[0].answer == "grey"
+    row = rows(run({0: pairs}, missing_category="keep", spelling={"grey": "gray"})[0])[0]
+    assert (row.answer, row.category) == ("gray", "")
+    with pytest.raises(ValueError, match="itself respelt"):
+        CurateSettings(spelling={"grey": "gray", "gray": "grey"})
+
+
+def test_products_without_a_usable_image_or_reply_are_counted() -> None:
+    rejected: list[Rejected] = []
+    dataset = curate.curate(
+        [product(n) for n in range(6)],
+        {f"B{n:04}": facts_of(n) for n in (0, 1, 2, 3)},
+        {"B0004": "image_truncated"},
+        [reply(0, PAIRS), reply(1, "sorry"), reply(2, with_pair(answer="3")[:1]), reply(4, PAIRS), reply(99, PAIRS)],
+        CurateSettings(),
+        rejected.append,
+    )
+    dropped = {"image_truncated": 1, "no_pair_left": 1, "no_reply": 1, "not_validated": 1, "unparsable_reply": 1}
+    assert dataset.stats["products"] == {"read": 6, "kept": 1, "dropped": dropped}
+    assert dataset.stats["pairs"] == {"read": 11, "kept": 5, "dropped": {"image_truncated": 5, "not_one_word": 1}}
+    assert len(rejected) == 5 + 6
+
+
+def test_questions_about_another_image_than_the_products_are_never_joined_to_it() -> None:
+    rejected: list[Rejected] = []
+    asked = dataclasses.replace(reply(1, PAIRS), image_id="i7")  # before the product's main image was another one
+    dataset = curate.curate(
+        [product(n) for n in range(3)],
+        {f"B{n:04}": facts_of(n, **({"image_path": "aa/i9.jpg"} if n == 2 else {})) for n in range(3)},
+        {},
+        [reply(0, PAIRS), asked, reply(2, PAIRS)],
+        CurateSettings(),
+        rejected.append,
+    )
+    assert {row.item_id for row in rows(dataset)} == {"B0000"}
+    assert dataset.stats["products"]["dropped"] == {"image_changed": 2}
+    assert {r.item_id for r in rejected if "another --run-dir" in r.detail} == {"B0001", "B0002"}
+
+
+def test_half_a_surrogate_pair_in_a_reply_can_be_written_down() -> None:
+    _, rejected = run({0: json.dumps([*PAIRS, "\ud83d cut"])})
+    assert any("? cut" in r.detail for r in rejected) and all(r.detail.encode() for r in rejected)
+
+
+def test_of_several_replies_the_one_with_most_good_pairs_counts() -> None:
+    rejected: list[Rejected] = []
+    replies = [reply(0, PAIRS[:2]), reply(0, PAIRS), reply(0, "broken"), reply(0, PAIRS[:3])]
+    dataset = curate.curate([product(0)], {"B0000": facts_of(0)}, {}, replies, CurateSettings(), rejected.append)
+    assert (len(rows(dataset)), rejected) == (5, [])
+
+
+def test_the_same_image_under_another_id_is_dropped_and_a_nearly_equal_one_kept_on_the_same_side() -> None:
+    one = facts_of(0)
+    near = f"{int(one.dhash, 16) ^ 0b101:016x}"
+    changes = {1: {"sha256": one.sha256}, 2: {"dhash": near, "colors": _shifted(one.colors, 1)}}
+    dataset, rejected = run(dict.fromkeys(range(4), PAIRS), changes)
+    assert {r.item_id for r in rejected} == {"B0001"}
+    assert Counter(r.reason for r in rejected) == {"same_image": 6}  # the product and its five pairs
+    groups = {row.item_id: row.image_group for row in rows(dataset)}
+    assert groups["B0000"] == groups["B0002"] != groups["B0003"]
+    both, _ = run(dict.fromkeys(range(4), PAIRS), changes, same_image="group")
+    assert both.stats["products"]["kept"] == 4
+
+
+def _shifted(colors: str, by: int) -> str:
+    return bytes(min(255, c + by) for c in bytes.fromhex(colors)).hex()
+
+
+def test_another_color_is_another_image() -> None:
+    one = facts_of(0)
+    assert image_groups(
+        [one, facts_of(1, dhash=one.dhash), facts_of(2, dhash=one.dhash, colors=one.colors)],
+        dhash_bits=3,
+        color_distance=2,
+    ) == [0, 1, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 8), st.floats(0, 30))
+def test_near_pairs_are_exactly_those_that_comparing_all_with_all_finds(seed, bits, distance) -> None:
+    rng = random.Random(seed)
+    pictures = []
+    for number in range(60):
+        facts = facts_of(seed + number)
+        if pictures and rng.random() < 0.7:
+            like = rng.choice(pictures)
+            dhash = int(like.dhash, 16)
+            for _ in range(rng.randrange(6)):
+                dhash ^= 1 << rng.randrange(64)
+            shift = rng.randrange(12)
+            facts = dataclasses.replace(facts, dhash=f"{dhash:016x}", colors=_shifted(like.colors, shift))
+        pictures.append(facts)
+
+    def near(a: ImageFacts, b: ImageFacts) -> bool:
+        colors = [abs(x - y) for x, y in zip(bytes.fromhex(a.colors), bytes.fromhex(b.colors), strict=True)]
+        return (int(a.dhash, 16) ^ int(b.dhash, 16)).bit_count() <= bits and sum(colors) / 48 <= distance
+
+    found = {tuple(sorted(pair)) for pair in near_pairs(pictures, dhash_bits=bits, color_distance=distance)}
+    assert found == {(a, b) for a in range(60) for b in range(a + 1, 60) if near(pictures[a], pictures[b])}
+
+
+def test_splits_have_their_shares_in_every_type_and_stay_when_products_are_added() -> None:
+    few = assign([f"g{n}" for n in range(3000)], val_share=0.1, test_share=0.2, seed=1)
+    more = assign([f"g{n}" for n in range(4000)][::-1], val_share=0.1, test_share=0.2, seed=1)
+    assert all(more[group] == split for group, split in few.items())
+    counts = Counter(few.values())
+    assert 0.17 < counts["test"] / 3000 < 0.23
+    assert 0.08 < counts["val"] / 3000 < 0.12
+    assert assign([f"g{n}" for n in range(3000)], val_share=0.1, test_share=0.2, seed=2) != few
+
+
+@given(st.integers(3, 12), st.integers(0, 500))
+def test_no_split_of_a_small_data_set_is_empty(groups: int, seed: int) -> None:
+    assert set(assign(map(str, range(groups)), val_share=0.05, test_share=0.05, seed=seed).values()) == {
+        "train",
+        "val",
+        "test",
+    }
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "expected"),
+    [
+        ("How many buttons are visible", "four", "count"),
+        ("What color are the laces", "white", "color"),
+        ("What is the shape of the lens", "round", "shape"),
+        ("What material is the strap made of", "leather", "material"),
+        ("What pattern is on the rug", "floral", "pattern"),
+        ("Is the box open", "yes", "yes/no"),
+        ("What type of product is this", "mug", "object"),
+        ("What word is printed on the mug", "love", "text"),
+        ("What is the style of the chair", "modern", "style"),
+        ("What brand is the shoe", "puma", "brand"),
+        ("What is the product used for", "cooking", "function"),
+        ("What is attached to the top", "hammock", "other"),
+    ],
+)
+def test_question_types(question: str, answer: str, expected: str) -> None:
+    assert question_type(question, answer) == expected
+
+
+def test_rules_on_questions() -> None:
+    assert asks_something("Besides the strap, what is blue")
+    assert not asks_something("Blue mug with two handles")
+    assert gives_answer_away("How many hearts' shapes are there", "heart")
+    assert not gives_answer_away("Is the table round or square", "round")
+    assert not gives_answer_away("What color is the tablecloth", "table")
+    assert similarity("What is the main color of the mug", "Which color does the mug have?") == 1.0
+    assert similarity("What color is the handle", "What color is the lid") < 0.5
+    assert similarity("How many handles", "What handles") == 0.0
+
+
+def test_a_data_set_is_written_whole_and_verified(tmp_path: Path) -> None:
+    (tmp_path / "images/aa").mkdir(parents=True)
+    for number in range(40):
+        (tmp_path / f"images/aa/i{number}.jpg").write_bytes(jpeg())
+    dataset, _ = run(dict.fromkeys(range(40), PAIRS))
+    folder = tmp_path / "4_curate"
+    curate.write_dataset(dataset, folder, image_root=tmp_path / "images", source="gemini-x", stand_in=True)
+    assert curate.verify(folder) == []
+    with Image.open(folder / "samples.jpg") as sheet:
+        assert sheet.format == "JPEG"
+    text = (folder / "README.md").read_text()
+    for words in ("Made with the stand-in", "CC BY 4.0", "gemini-x", "exact match", "200 questions about 40"):
+        assert words in text
+    row = orjson.loads((folder / "train.jsonl").read_bytes().splitlines()[0])
+    assert {"image_path", "question", "answer", "id", "item_id", "image_id", "category", "question_type"} <= row.keys()
+    assert orjson.loads((folder / "stats.json").read_bytes()) == orjson.loads(orjson.dumps(dataset.stats))
+
+
+def test_verify_names_every_kind_of_leak(tmp_path: Path) -> None:
+    dataset, _ = run(dict.fromkeys(range(40), PAIRS))
+    train, test = dataset.train[0], dataset.test[0]
+    leaky = dataclasses.replace(
+        test, image_id=train.image_id, image_path=train.image_path, image_group=train.image_group
+    )
+    dataset.test[0] = leaky
+    same_file = {"sha256": dataset.pictures[train.item_id].sha256}
+    other = next(row for row in dataset.val)
+    dataset.pictures[other.item_id] = dataclasses.replace(dataset.pictures[other.item_id], **same_file)
+    look = dataset.pictures[train.item_id]
+    last = dataset.test[-1].item_id
+    dataset.pictures[last] = dataclasses.replace(dataset.pictures[last], dhash=look.dhash, colors=look.colors)
+    curate.write_dataset(dataset, tmp_path / "d", image_root=tmp_path, source="x")
+    found = "\n".join(curate.verify(tmp_path / "d"))
+    assert f"image {train.image_id} is in test and train" in found
+    assert f"image file {train.image_path} is in test and train" in found
+    assert f"image group {train.image_group} is in test and train" in found
+    assert "show the same file" in found
+    assert f"{last} show nearly equal images" in found or f"items {last} and" in found
+
+
+def test_verify_of_something_else_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no curated dataset"):
+        curate.verify(tmp_path)
+
+
+def test_the_image_folder_export_has_one_line_a_image(tmp_path: Path) -> None:
+    (tmp_path / "images/aa").mkdir(parents=True)
+    for number in range(20):
+        (tmp_path / f"images/aa/i{number}.jpg").write_bytes(jpeg() + bytes([number]))
+    dataset, _ = run(dict.fromkeys(range(20), PAIRS))
+    curate.write_dataset(dataset, tmp_path / "d", image_root=tmp_path / "images", source="x")
+    assert curate.export_imagefolder(tmp_path / "d", tmp_path / "images", tmp_path / "out") == 20
+    lines = []
+    for split in ("train", "validation", "test"):
+        for line in (tmp_path / "out" / split / "metadata.jsonl").read_bytes().splitlines():
+            lines.append(orjson.loads(line))
+            assert (tmp_path / "out" / split / lines[-1]["file_name"]).is_file()
+    assert len(lines) == 20
+    assert all(len(line["questions"]) == len(line["answers"]) == 5 for line in lines)
+
+
+def test_the_blind_floor_is_what_guessing_from_the_question_scores() -> None:
+    def example(number: int, question: str, answer: str) -> Example:
+        return Example(str(number), str(number), "", "", question, answer, "", question_type(question, answer), "MUG")
+
+    train = [example(n, "What color is the mug", "red" if n < 6 else "blue") for n in range(10)]
+    train += [example(20 + n, "How many handles are there", "one") for n in range(3)]
+    test = [
+        example(40, "What color is the mug", "red"),  # the same words
+        example(41, "What color is the lamp", "blue"),  # only the type has been seen
+        example(42, "How many handles are there", "one"),
+        example(43, "Where is it", "kitchen"),
+    ]
+    floor = blind_floor(train, test)
+    assert floor["exact_match"] == 0.5
+    assert floor["by_question_type"] == {"color": 0.5, "count": 1.0, "position": 0.0}
+
+
+def test_on_the_real_sample_33_answers_are_not_one_word_and_nothing_leaks(sample: Path, tmp_path: Path) -> None:
+    sources = listings.find_sources(DataSettings(root=sample))
+    products = list(listings.prepare(sources, PrepareSettings(), lambda rejected: None))
+    facts: dict[str, ImageFacts] = {}
+    failures: dict[str, str] = {}
+
+    def emit(key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
+        if isinstance(outcome, Ok):
+            facts[key] = from_dict(ImageFacts, outcome.value)
+        else:
+            failures[key] = outcome.reason
+
+    validate.validate(iter(products), emit, image_root=sources.image_root, settings=ValidateSettings())
+    answers = {}
+    with (sample / "gemini_answers.jsonl").open() as lines:
+        for line in lines:
+            answer = json.loads(line)
+            answers[answer["image_id"]] = json.dumps(answer["qas"])
+    replies = [
+        Reply(p.item_id, p.image_id, answers[p.image_id], "STOP", "m", 1, 1, 0.0)
+        for p in products
+        if p.item_id in facts
+    ]
+    rejected: list[Rejected] = []
+    dataset = curate.curate(
+        products, facts, failures, replies, CurateSettings(missing_category="keep"), rejected.append
+    )
+    counts = dataset.stats["pairs"]
+    assert counts["dropped"]["not_one_word"] == 33
+    assert counts["read"] == 5 * len(replies) == counts["kept"] + sum(counts["dropped"].values())
+    assert len(rejected) == sum(counts["dropped"].values()) + sum(dataset.stats["products"]["dropped"].values())
+    assert dataset.stats["image_groups"]["largest"] < 30
+    curate.write_dataset(dataset, tmp_path, image_root=sources.image_root, source="Gemini")
+    assert curate.verify(tmp_path) == []

@@ -1,0 +1,199 @@
+"""One quota for several processes that know nothing of each other, proved from the server's side."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from data_prep.generate import rate_limit, workers
+from data_prep.generate.settings import QuotaSettings
+from data_prep.outcomes import UserError
+from data_prep.stand_in import StandIn
+from tests.data_prep.generate.conftest import Outcomes, make_shop, settings_for
+
+
+def _task(folder: str, url: str, part: int, parts: int, per_minute: int) -> None:
+    shop = make_shop(Path(folder) / f"task-{part}", 60)
+    settings = settings_for(url, quota={"requests_per_minute": per_minute}, concurrency=8, max_retries=0)
+    outcomes = Outcomes()
+    workers.ask_all(
+        iter(shop.products[part::parts]),
+        outcomes,
+        image_root=shop.root,
+        settings=settings,
+        quota_folder=Path(folder) / "quota",
+        previous={},
+    )
+    assert not outcomes.failed, outcomes.failed
+
+
+def test_four_tasks_at_once_use_the_quota_and_never_pass_it(tmp_path: Path) -> None:
+    per_minute, count = 600, 60
+    shop = make_shop(tmp_path / "shop", count)
+    with StandIn(shop.answers, latency=0.5) as server:
+        spawn = multiprocessing.get_context("spawn")
+        tasks = [spawn.Process(target=_task, args=(str(tmp_path), server.url, i, 4, per_minute)) for i in range(4)]
+        for task in tasks:
+            task.start()
+        for task in tasks:
+            task.join()
+    assert [task.exitcode for task in tasks] == [0] * 4
+    assert len(server.entries) == count
+    times = sorted(entry["at"] for entry in server.entries)
+    spacing = rate_limit.Permits(tmp_path / "x", per_minute, lambda: False).spacing
+    # Request k after a given one comes at least k permits later, but for how late either may leave.
+    for first in range(count):
+        for later in range(first + 1, count):
+            assert times[later] - times[first] >= (later - first) * spacing - rate_limit.LATE - 2 * rate_limit.SKEW
+
+
+def _take_all(folder: str, count: int, out: str) -> None:
+    mine = [i for i in range(count) if rate_limit.take(Path(folder) / str(i))]
+    Path(out).write_text("\n".join(map(str, mine)))
+
+
+def test_no_permit_is_taken_twice(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    outs = [tmp_path / f"out-{i}" for i in range(3)]
+    tasks = [spawn.Process(target=_take_all, args=(str(tmp_path / "p" / "q"), 500, str(out))) for out in outs]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join()
+    taken = [int(line) for out in outs for line in out.read_text().split()]
+    assert sorted(taken) == list(range(500))
+
+
+def test_permits_are_so_far_apart_that_no_minute_holds_more_than_the_quota(tmp_path: Path) -> None:
+    for per_minute in (1, 15, 60, 1000, 2000):
+        spacing = rate_limit.Permits(tmp_path, per_minute, lambda: False).spacing
+        window = 60 + rate_limit.LATE + 2 * rate_limit.SKEW
+        assert window / spacing <= per_minute * (1 + 1e-9)
+        assert 60 / spacing >= 0.95 * per_minute
+
+
+def test_daily_requests_are_counted_over_restarts(tmp_path: Path) -> None:
+    sent = 0
+    for _ in range(3):  # three tasks, one after the other
+        project = rate_limit.ProjectQuota(tmp_path, "mine", QuotaSettings(requests_per_day=10), lambda: False)
+        for _ in range(4):
+            try:
+                sent += project.wait() is not None
+            except rate_limit.DailyQuotaGone:
+                break
+    assert sent == 10
+
+
+def test_raising_the_cap_does_not_forget_what_was_spent(tmp_path: Path) -> None:
+    def spend(cap: float) -> int:
+        budget, requests = rate_limit.Budget(tmp_path, cap, dearest=0.001), 0
+        with pytest.raises(rate_limit.BudgetGone):
+            while True:
+                budget.reserve()
+                budget.settle(0.001)
+                requests += 1
+        return requests
+
+    assert spend(0.010) == 10
+    assert spend(0.010) == 0
+    assert spend(0.015) == 5
+
+
+@pytest.mark.parametrize("cap", [0.0005, 0.0104, 9.9995, 10.005, 12.34, 100.05, 250.0])
+def test_a_large_budget_takes_few_folders_and_none_is_passed(tmp_path: Path, cap: float) -> None:
+    budget, drawn = rate_limit.Budget(tmp_path, cap, dearest=0.0007), 0.0
+    while budget.draw(0.01):
+        drawn += 0.01
+    assert drawn <= cap + 1e-6
+    assert cap < 0.01 or drawn >= 0.99 * cap - 0.12  # what is less than a piece is not spent
+    assert sum(1 for _ in tmp_path.glob("dollars/*/*")) <= 10_000 + max(0, cap - 10) * 100
+
+
+def test_after_the_clock_was_set_nothing_is_sent_for_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = rate_limit.ProjectQuota(tmp_path, "mine", QuotaSettings(requests_per_minute=6000), lambda: False)
+    slept: list[float] = []
+    monkeypatch.setattr(project, "_sleep_until", lambda due: slept.append(due - time.time()) or True)
+    monkeypatch.setattr(
+        rate_limit,
+        "time",
+        types.SimpleNamespace(time=lambda: time.time() + 3600, monotonic=time.monotonic, sleep=time.sleep),
+    )
+    project.wait()
+    assert max(slept) >= 60
+
+
+class _Simulated:
+    """Time that passes only where the quota sleeps, so that an hour of requests takes a second.
+
+    It takes the place of the module ``time`` in rate_limit.py alone: another test's server that still sleeps in a thread of this
+    process must not move it.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_000_000.0
+        monkeypatch.setattr(rate_limit, "time", self)
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("cost", ["little", "most", "mixed"])
+@pytest.mark.parametrize("requests_per_minute", [None, 40, 400])
+def test_no_minute_has_more_tokens_than_its_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cost: str, requests_per_minute: int | None
+) -> None:
+    clock = _Simulated(monkeypatch)
+    limit, most, latency = 250_000, 2374, 2.0
+    settings = QuotaSettings(tokens_per_minute=limit, requests_per_minute=requests_per_minute)
+    tasks = [rate_limit.ProjectQuota(tmp_path, "mine", settings, lambda: False, most) for _ in range(3)]
+    rng, sent, pending = random.Random(0), [], []
+    start = clock.now
+    while clock.now < start + 300:
+        for request in [p for p in pending if p[0] <= clock.now]:
+            pending.remove(request)
+            _, task, permission, tokens = request
+            task.used(permission, tokens)
+        task = rng.choice(tasks)
+        permission = task.wait()
+        assert permission is not None
+        tokens = {"little": 1050, "most": most, "mixed": rng.choice([300, 1050, most])}[cost]
+        sent.append((clock.now, tokens))
+        if rng.random() < 0.99:  # of the others nothing is ever heard: killed
+            pending.append((clock.now + latency, task, permission, tokens))
+    for begin, _ in sent:
+        assert sum(tokens for at, tokens in sent if begin <= at < begin + 60) <= limit
+        window = [at for at, _ in sent if begin <= at < begin + 60]
+        assert requests_per_minute is None or len(window) <= requests_per_minute
+    used = sum(tokens for at, tokens in sent if at >= start + 60) / 4  # tokens a minute, after the first
+    possible = min(limit, (requests_per_minute or 1e9) * (sum(tokens for _, tokens in sent) / len(sent)))
+    assert used >= 0.5 * possible  # what is set aside and not taken can be lent to a request in time, or not
+
+
+def test_a_request_larger_than_the_tokens_of_a_minute_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="max_output_tokens"):
+        rate_limit.ProjectQuota(tmp_path, "mine", QuotaSettings(tokens_per_minute=1000), lambda: False, 3724)
+
+
+def test_the_stand_in_refuses_more_tokens_than_its_quota(tmp_path: Path) -> None:
+    shop = make_shop(tmp_path / "shop", 6)
+    with StandIn(shop.answers, tokens_per_minute=3 * 1050) as server:
+        outcomes = Outcomes()
+        workers.ask_all(
+            iter(shop.products),
+            outcomes,
+            image_root=shop.root,
+            settings=settings_for(server.url, max_retries=0),
+            quota_folder=shop.quota,
+            previous={},
+        )
+    assert len(outcomes.ok) == 3 and {f.reason for f in outcomes.failed.values()} == {"status_429"}

@@ -1,0 +1,182 @@
+"""items = done + failed + remaining, at any moment, after any kill, in any number of shards."""
+
+import dataclasses
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data_prep.files import read_json
+from data_prep.outcomes import Failed, Ok, UserError
+from jobs.run.layout import Store
+from jobs.shards.journal import Damage, JournalWriter, journal_files
+from jobs.shards.loop import freeze_shards, latest_outcomes, pending_shards, run_shard, shard_of, store_records
+from tests.jobs.shards.loop_worker import make_work
+
+ROOT = Path(__file__).resolve().parents[3]
+ITEMS = 60
+FAILING = {f"item-{n}" for n in range(ITEMS) if n % 7 == 3}
+
+
+def run_all(folder: Path, shards: int, items: int = ITEMS) -> None:
+    work = make_work(folder, items)
+    freeze_shards(work.stores["only"], shards)
+    for shard in range(shards):
+        assert run_shard(work, shard, shards, lambda: False).remaining == 0
+
+
+def results(folder: Path) -> dict[str, object]:
+    work = make_work(folder, ITEMS)
+    outcomes = latest_outcomes(work.stores["only"], Damage())
+    return {key: o.value if isinstance(o, Ok) else o.reason for key, o in outcomes.items()}
+
+
+def expected() -> dict[str, object]:
+    return {f"item-{n}": "seventh" if n % 7 == 3 else {"square": n * n} for n in range(ITEMS)}
+
+
+def test_every_item_ends_done_or_failed_with_a_reason_and_is_counted_once(tmp_path: Path) -> None:
+    run_all(tmp_path, 4)
+    assert results(tmp_path) == expected()
+    store = Store(tmp_path / "stage")
+    markers = [read_json(store.done(shard)) or {} for shard in range(4)]
+    assert sum(m["items"] for m in markers) == ITEMS
+    assert sum(m["failed"] for m in markers) == len(FAILING)
+    assert all(m["items"] == m["done"] + m["failed"] and m["remaining"] == 0 for m in markers)
+    assert pending_shards(make_work(tmp_path, ITEMS), 4) == []
+
+
+def test_an_item_that_may_pass_is_tried_again_and_one_that_cannot_is_not(tmp_path: Path) -> None:
+    run_all(tmp_path, 2)
+    tries = {p.name: len(p.read_text().splitlines()) for p in (tmp_path / "tried").iterdir()}
+    assert all(tries[key] == 1 for key in FAILING)
+    assert tries["item-5"] == 3
+
+
+def test_items_without_tries_left_get_some_when_the_limit_is_raised(tmp_path: Path) -> None:
+    few = dataclasses.replace(make_work(tmp_path, ITEMS), max_tries=2)
+    freeze_shards(few.stores["only"], 2)
+    for shard in range(2):
+        run_shard(few, shard, 2, lambda: False)
+    assert pending_shards(few, 2) == []
+    assert results(tmp_path)["item-5"] == "eleventh"
+    more = dataclasses.replace(few, max_tries=3)
+    pending = pending_shards(more, 2)
+    assert shard_of("item-5", 2) in pending
+    for shard in pending:
+        run_shard(more, shard, 2, lambda: False)
+    assert results(tmp_path) == expected() and pending_shards(more, 2) == []
+
+
+@pytest.mark.parametrize("second", [1, 2, 7])
+def test_a_run_resumed_with_another_number_of_shards_repeats_and_loses_nothing(tmp_path: Path, second: int) -> None:
+    work = make_work(tmp_path, ITEMS)
+    freeze_shards(work.stores["only"], 4)
+    for shard in (1, 3):
+        run_shard(work, shard, 4, lambda: False)
+    before = {p.name: p.read_text() for p in (tmp_path / "tried").iterdir()}
+    run_all(tmp_path, second)
+    assert results(tmp_path) == expected()
+    for name, text in before.items():
+        assert (tmp_path / "tried" / name).read_text() == text, f"{name} was done again"
+
+
+def test_items_that_were_added_later_are_the_only_ones_worked_on(tmp_path: Path) -> None:
+    run_all(tmp_path, 3, items=40)
+    before = len(list((tmp_path / "tried").iterdir()))
+    assert pending_shards(make_work(tmp_path, ITEMS), 3) != []
+    run_all(tmp_path, 3, items=ITEMS)
+    assert before == 40
+    assert results(tmp_path) == expected()
+
+
+def test_killed_at_random_moments_it_ends_with_the_records_of_an_undisturbed_run(tmp_path: Path) -> None:
+    rng = random.Random(4)
+    command = [sys.executable, "-m", "tests.jobs.shards.loop_worker", str(tmp_path), str(ITEMS), "0", "1", "0.02"]
+    kills = 0
+    for _ in range(40):
+        process = subprocess.Popen(command, cwd=ROOT)
+        try:
+            code = process.wait(timeout=rng.uniform(0.3, 0.9))
+            assert code == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    else:
+        assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    assert kills >= 2, "the kills came too late to show anything"
+    assert results(tmp_path) == expected()
+    recorded = Counter(r["key"] for r in store_records(Store(tmp_path / "stage"), Damage()) if r["ok"])
+    assert set(recorded.values()) == {1}, "an item was recorded twice"
+    tries = [len(p.read_text().splitlines()) for p in (tmp_path / "tried").iterdir()]
+    flawless = sum(1 for n in range(ITEMS)) + 2 * sum(1 for n in range(ITEMS) if n % 11 == 5 and n % 7 != 3)
+    assert sum(tries) <= flawless + kills, "more than the item in flight was repeated"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_ends_the_batch_and_asks_to_be_started_again(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "tests.jobs.shards.loop_worker", str(tmp_path), "500", "0", "1", "0.02"]
+    process = subprocess.Popen(command, cwd=ROOT)
+    while not (tmp_path / "tried").is_dir() or len(list((tmp_path / "tried").iterdir())) < 3:
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 75
+    tried = {p.name for p in (tmp_path / "tried").iterdir()}
+    recorded = {r["key"] for r in store_records(Store(tmp_path / "stage"), Damage())}
+    assert tried == recorded, "an item was worked on and not written"
+    assert not Store(tmp_path / "stage").done(0).exists()
+
+
+def test_two_attempts_at_one_shard_at_once_do_no_harm(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.jobs.shards.loop_worker", str(tmp_path), str(ITEMS), "0", "1", "0.01"]
+    both = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    assert len(journal_files(Store(tmp_path / "stage").shard(0))) == 2
+    assert results(tmp_path) == expected()
+    marker = read_json(Store(tmp_path / "stage").done(0)) or {}
+    assert marker["items"] == ITEMS == marker["done"] + marker["failed"]
+
+
+def test_records_made_with_other_settings_are_refused_and_the_setting_is_named(tmp_path: Path) -> None:
+    run_all(tmp_path, 1)
+    other = make_work(tmp_path, ITEMS, setting=2)
+    for attempt in (lambda: run_shard(other, 0, 1, lambda: False), lambda: pending_shards(other, 1)):
+        with pytest.raises(UserError, match="setting: 1 → 2"):
+            attempt()
+
+
+def test_a_damaged_record_is_done_again_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_all(tmp_path, 1)
+    store = Store(tmp_path / "stage")
+    (path,) = journal_files(store.shard(0))
+    data = bytearray(path.read_bytes())
+    data[data.index(b'"square":4}') + 9] ^= 1
+    path.write_bytes(data)
+    store.done(0).unlink()
+    run_all(tmp_path, 1)
+    assert results(tmp_path) == expected()
+    assert f"{path}:" in capsys.readouterr().out
+    assert (read_json(store.done(0)) or {})["damaged_lines"] == 1
+
+
+def test_a_success_counts_over_failures_whatever_came_first(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for attempt, outcome in (("a", Failed("x")), ("b", Ok({"n": 1})), ("c", Ok({"n": 2})), ("d", Failed("y"))):
+        writer = JournalWriter(store.shard(0), attempt, "f")
+        writer.append("k", outcome)
+        writer.close()
+    assert latest_outcomes(store, Damage())["k"] == Ok({"n": 1})
+
+
+def test_shards_depend_on_the_name_alone_and_are_balanced() -> None:
+    counts = Counter(shard_of(f"B{n:09d}", 16) for n in range(16_000))
+    assert shard_of("B0ADB4121C", 16) == shard_of("B0ADB4121C", 16)
+    assert len(counts) == 16
+    assert max(counts.values()) < 1.2 * min(counts.values())

@@ -1,0 +1,97 @@
+"""Intervals cover, clusters count, paired tests agree with the textbook."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vqa.evaluation.statistics import calibration, codes, detectable_difference, interval, mcnemar, paired
+
+
+def clustered(random: np.random.Generator, products: int) -> tuple[np.ndarray, np.ndarray]:
+    """Five questions a product whose difficulty they share; the true mean is one half."""
+    difficulty = random.beta(1, 1, products)
+    values = (random.random((products, 5)) < difficulty[:, None]).astype(float).ravel()
+    return values, np.repeat(np.arange(products), 5)
+
+
+def test_intervals_hold_the_true_mean_about_95_times_in_100() -> None:
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        values, products = clustered(random, 150)
+        found = interval(values, products, resamples=400)
+        held += found.low <= 0.5 <= found.high
+    assert 181 <= held <= 198
+
+
+def test_questions_of_one_product_do_not_count_as_independent() -> None:
+    values, products = clustered(np.random.default_rng(1), 300)
+    by_product, by_question = interval(values, products), interval(values, np.arange(len(values)))
+    assert by_product.high - by_product.low > 1.3 * (by_question.high - by_question.low)
+    assert by_product.mean == by_question.mean == pytest.approx(values.mean())
+
+
+def test_repeating_every_question_does_not_narrow_the_interval() -> None:
+    values, products = clustered(np.random.default_rng(2), 200)
+    once, thrice = interval(values, products), interval(np.tile(values, 3), np.tile(products, 3))
+    assert (once.low, once.high) == pytest.approx((thrice.low, thrice.high))
+
+
+def test_the_fast_bootstrap_agrees_with_drawing_products_one_by_one() -> None:
+    random = np.random.default_rng(3)
+    products = np.repeat(np.arange(60), random.integers(1, 6, 60))
+    values = random.random(len(products))
+    sums, counts = np.bincount(products, weights=values), np.bincount(products)
+    drawn = random.integers(0, 60, (20_000, 60))
+    plain = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), (0.025, 0.975))
+    found = interval(values, products, resamples=20_000)
+    assert (found.low, found.high) == pytest.approx(tuple(plain), abs=0.004)
+
+
+def test_an_interval_is_the_same_every_time_and_empty_input_gives_none() -> None:
+    values, products = clustered(np.random.default_rng(4), 50)
+    assert interval(values, products) == interval(values, products)
+    assert interval(np.array([]), np.array([], dtype=int)).questions == 0
+
+
+def test_mcnemar_is_the_binomial_test_of_the_questions_that_differ() -> None:
+    before, after = np.array([0] * 8 + [1] * 2 + [1] * 50), np.array([1] * 8 + [0] * 2 + [1] * 50)
+    found = mcnemar(before, after)
+    assert (found.fixed, found.broken) == (8, 2)
+    assert found.p == pytest.approx(0.109375)
+    assert mcnemar(after, after).p == 1.0
+
+
+def test_a_paired_difference_is_surer_than_two_separate_means() -> None:
+    before, products = clustered(np.random.default_rng(5), 200)
+    after = before.copy()
+    after[np.flatnonzero(before == 0)[:40]] = 1.0
+    found = paired(before, after, products)
+    width = {k: found[k]["high"] - found[k]["low"] for k in ("before", "difference")}
+    assert width["difference"] < width["before"] / 2
+    assert found["difference"]["mean"] == pytest.approx(40 / len(before))
+    assert found["difference"]["low"] > 0
+
+
+def test_the_detectable_difference_is_found_four_times_in_five() -> None:
+    random = np.random.default_rng(6)
+    differences = random.normal(0.0, 1.0, 400)
+    limit = detectable_difference(differences, np.arange(400))
+    error = 1.0 / np.sqrt(400)
+    assert limit == pytest.approx(2.80 * error, rel=0.1)
+    shown = (random.normal(limit, error, 20_000) > 1.96 * error).mean()
+    assert 0.7 < shown < 0.9
+
+
+def test_calibration_is_zero_for_a_model_that_knows_and_large_for_a_boaster() -> None:
+    random = np.random.default_rng(7)
+    sure = random.random(50_000)
+    right = (random.random(50_000) < sure).astype(float)
+    assert calibration(sure, right)["ece"] < 0.015
+    assert calibration(np.ones(100), np.zeros(100))["ece"] == 1.0
+    assert sum(row["questions"] for row in calibration(sure, right)["bins"]) == 50_000
+
+
+def test_codes_number_labels_by_first_appearance() -> None:
+    assert codes(["b", "a", "b"]).tolist() == [0, 1, 0]

@@ -1,0 +1,157 @@
+"""What holds for every kind of model; a new file in vqa/models is tested by being there."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep.outcomes import UserError
+from tests.vqa.tiny_models import ANSWERS, QUESTIONS, make_model, pictures
+from vqa.inference.answerer import PER_IMAGE, Answerer
+from vqa.models.base import Model, known_models, model_class
+from vqa.models.lora import apply_lora_to_model, load_adapter, parameter_table
+from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings
+
+SETTINGS = EvaluateSettings(max_new_tokens=4)
+FLAT = [answer for group in ANSWERS for answer in group]
+EVERY = pytest.mark.parametrize("kind", known_models())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def loaded(kind: str, folder: Path) -> Model:
+    return make_model(kind, folder / kind, FLAT)
+
+
+@EVERY
+def test_a_batch_has_a_row_a_image_or_a_row_a_question_and_travels_light(kind: str, folder: Path) -> None:
+    batch = loaded(kind, folder).processor.collate(pictures(), QUESTIONS, ANSWERS)
+    assert batch["pixels"].dtype == torch.uint8 and len(batch["pixels"]) == len(QUESTIONS)
+    assert batch["image_of_question"].tolist() == [0, 0, 1, 2, 2, 2, 3]
+    for name, tensor in batch.items():
+        assert len(tensor) == len(QUESTIONS if name in PER_IMAGE else FLAT), "else no batch could be halved"
+
+
+@EVERY
+def test_only_adapters_and_what_is_saved_with_them_are_trained(kind: str, folder: Path) -> None:
+    model = apply_lora_to_model(loaded(kind, folder), LoraSettings(r=2, dropout=0.0))
+    model.net.train()
+    out = model.net(**model.processor.collate(pictures(), QUESTIONS, ANSWERS))
+    assert out["loss"].ndim == 0 and out["loss"].dtype == torch.float32
+    out["loss"].backward()
+    trained = [name for name, parameter in model.net.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name or any(f".{m}." in name for m in model.modules_to_save) for name in trained)
+    assert all(p.grad is not None for p in model.net.parameters() if p.requires_grad), "everything trained has a part"
+    assert 0 < parameter_table(model)["lora"] <= parameter_table(model)["trainable"]
+
+
+@EVERY
+def test_an_adapter_comes_back_and_the_base_answers_as_if_there_were_none(
+    kind: str, folder: Path, tmp_path: Path
+) -> None:
+    model = apply_lora_to_model(loaded(kind, folder), LoraSettings(r=4, dropout=0.0))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.net.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.3)
+    model.net.eval().save_pretrained(tmp_path / "adapter")
+    model.save_extra(tmp_path / "adapter")
+    batch = model.processor.collate(pictures(), QUESTIONS)
+    with torch.no_grad():
+        expected = model.answer(batch, model.encode(batch), SETTINGS, adapted=True)
+    settings = ModelSettings(kind=kind, weights=str(folder / kind))
+    both = Answerer(settings, {"base": None, "lora": tmp_path / "adapter"}, SETTINGS, tmp_path)
+    answers = both.answer(pictures(), QUESTIONS)
+    alone = Answerer(settings, {"base": None}, SETTINGS, tmp_path).answer(pictures(), QUESTIONS)
+    assert [a.text for a in answers["lora"]] == [a.text for a in expected]
+    assert [a.text for a in answers["base"]] == [a.text for a in alone["base"]]
+    assert [a.confidence for a in answers["base"]] == pytest.approx([a.confidence for a in alone["base"]], abs=1e-6)
+    assert [a.text for a in answers["base"]] != [a.text for a in answers["lora"]]
+    assert all(0 <= answer.confidence <= 1 for said in answers.values() for answer in said)
+
+
+@EVERY
+def test_an_answer_does_not_depend_on_its_batch(kind: str, folder: Path) -> None:
+    model = loaded(kind, folder)
+
+    def confidences(shown: list[int]) -> list[float]:
+        images = pictures()
+        batch = model.processor.collate([images[n] for n in shown], [QUESTIONS[n] for n in shown])
+        with torch.no_grad():
+            return [a.confidence for a in model.answer(batch, model.encode(batch), SETTINGS, adapted=True)]
+
+    together = confidences([0, 1, 2, 3])
+    alone = [chance for number in range(4) for chance in confidences([number])]
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+@EVERY
+def test_ranking_chooses_among_the_candidates(kind: str, folder: Path) -> None:
+    model = loaded(kind, folder)
+    model.set_candidates(["red", "round"])
+    batch = model.processor.collate(pictures(), QUESTIONS)
+    with torch.no_grad():
+        said = model.answer(batch, model.encode(batch), EvaluateSettings(decoding="ranking"), adapted=True)
+    assert len(said) == len(FLAT) and {answer.text for answer in said} <= {"red", "round"}
+
+
+@EVERY
+def test_an_adapter_of_another_kind_is_refused_by_every_other_kind(kind: str, folder: Path, tmp_path: Path) -> None:
+    apply_lora_to_model(loaded(kind, folder), LoraSettings(r=2)).net.save_pretrained(tmp_path)
+    for other in set(known_models()) - {kind}:
+        with pytest.raises(UserError, match=f"this {other} model"):
+            load_adapter(loaded(other, folder), tmp_path)
+
+
+@EVERY
+def test_its_class_says_what_the_contract_asks_for(kind: str) -> None:
+    made = model_class(kind)
+    assert made.kind == kind and made.lora_targets
+    assert {"total", "trainable", "difference"} <= made.published.keys()
+
+
+@EVERY
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_it_gives_the_same_answers_to_batches_of_all_sizes(kind: str, folder: Path, tmp_path: Path) -> None:
+    model = apply_lora_to_model(loaded(kind, folder), LoraSettings(r=2))
+    model.net.save_pretrained(tmp_path)
+    model.save_extra(tmp_path)
+    settings = ModelSettings(kind=kind, weights=str(folder / kind))
+    adapters = {"base": None, "lora": tmp_path}
+    plain = Answerer(settings, adapters, SETTINGS, tmp_path)
+    fast = Answerer(settings, adapters, SETTINGS.model_copy(update={"compile": True}), tmp_path)
+    for count in (1, 2, 4):
+        expected, said = (each.answer(pictures()[:count], QUESTIONS[:count]) for each in (plain, fast))
+        for variant in adapters:
+            assert [a.text for a in said[variant]] == [a.text for a in expected[variant]]
+            assert [a.confidence for a in said[variant]] == pytest.approx(
+                [a.confidence for a in expected[variant]], abs=1e-5
+            )
+
+
+@EVERY
+def test_without_a_compiler_the_advice_is_to_leave_compiling_off(kind: str, folder: Path, tmp_path: Path) -> None:
+    loaded(kind, folder)
+    program = (
+        "import sys; from pathlib import Path; from vqa.inference.answerer import Answerer; from vqa.settings import *\n"
+        "from tests.vqa.tiny_models import QUESTIONS, images\n"
+        "from data_prep.records import UserError\n"
+        "which = Answerer(ModelSettings(kind=sys.argv[1], weights=sys.argv[2]), {'base': None},\n"
+        "                 EvaluateSettings(compile=True), Path())\n"
+        "try: which.answer(images(), QUESTIONS)\n"
+        "except UserError as error: print(error)"
+    )
+    # No compiler, and nothing that was compiled before.
+    environment = os.environ | {"CXX": "/none", "CC": "/none", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", program, kind, str(folder / kind)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "evaluate.compile" in done.stdout and "leave it off" in done.stdout

@@ -1,0 +1,223 @@
+"""The report holds every figure, labels its gaps, and lets nothing from data become markup."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from data_prep.records import Example, Prediction
+from tests.vqa.evaluation.rows import examples, predictions, write_images
+from vqa.evaluation.metrics import MetricSettings
+from vqa.report import ReportInputs, build
+from vqa.report.browser import script_json
+from vqa.report.charts import line_chart, ticks, training_charts
+from vqa.report.inputs import StageSummary
+from vqa.report.settings import ReportSettings
+
+NO_BERT = MetricSettings(bertscore_model=None)
+EVIL = '</script><script>window.pwned=1</script><img src=x onerror="window.pwned=1">\'{{ 7*7 }}\u2028'
+
+
+class Elements(HTMLParser):
+    """Which elements and attributes a page really has."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def full(root: Path) -> ReportInputs:
+    rows, trained = examples(30), examples(50, seed=9)
+    write_images(root, rows)
+    return ReportInputs(
+        run={"launches": [{"commit": "0123456789abcdef"}]},
+        stages=[StageSummary("generate", {"ok": 30}, 12.5, {"blocked": 2}, 1000, 200, 0.25)],
+        stats={"splits": {"train": {"questions": 250}}},
+        train=trained,
+        test=rows,
+        predictions={"blip": {"base": predictions(rows, 0.2), "lora": predictions(rows, 0.8, seed=2)}},
+        parameters={"blip": {"lora": {"r": 16}, "trainable": 2359296}},
+        training_log={"blip": [{"step": i, "loss": 1 / (i + 1), "eval_loss": 1.0} for i in range(5)]},
+        image_root=root,
+        metrics=NO_BERT,
+    )
+
+
+def test_report_json_holds_the_headline_and_its_uncertainty(tmp_path: Path) -> None:
+    build(full(tmp_path / "images"), tmp_path / "7_report")
+    found = json.loads((tmp_path / "7_report/report.json").read_text())["models"]["blip"]
+    assert found["paired"]["difference"]["low"] > 0.3
+    assert found["paired"]["mcnemar"]["p"] < 1e-4
+    assert found["variants"]["lora"]["metrics"]["exact_match"]["mean"] > 0.7
+    assert found["blind"]["questions"] == found["questions"] == 150
+    assert {"category", "question type", "product type", "answer frequency"} == set(found["breakdowns"])
+
+
+def test_one_product_is_no_evidence(tmp_path: Path) -> None:
+    rows = examples(1)
+    answers = {"blip": {"base": predictions(rows, 0.0), "lora": predictions(rows, 1.0)}}
+    build(ReportInputs(test=rows, predictions=answers, metrics=NO_BERT), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "All questions are about one product" in page and "Fine-tuning helps" not in page
+    assert "no interval" in page and not re.search(r"\bnan\b", page)
+
+
+def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
+    build(full(tmp_path / "images"), tmp_path / "7_report")
+    for tag, attributes in Elements((tmp_path / "7_report/index.html").read_text()).tags:
+        for name in ("src", "srcset", "data", "poster"):
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+        assert tag != "link" or attributes["href"] == "data:,"
+
+
+def test_nothing_at_all_still_gives_a_page_with_labeled_gaps(tmp_path: Path) -> None:
+    build(ReportInputs(), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    for gap in (
+        "No answers yet",
+        "No training log yet",
+        "No sample sheet",
+        "run.json is missing",
+        "curate has not run",
+    ):
+        assert gap in page
+
+
+def test_a_missing_adapter_log_and_bertscore_are_named_on_the_first_page(tmp_path: Path) -> None:
+    rows = examples(4)
+    inputs = ReportInputs(
+        test=rows,
+        predictions={"blip": {"base": predictions(rows, 0.5)}, "vilt": {}},
+        training_log={"blip": []},
+        metrics=MetricSettings(bertscore_model="/no/such/model"),
+    )
+    warnings = build(inputs, tmp_path)["warnings"]
+    page = (tmp_path / "index.html").read_text()
+    for part in ("no fine-tuned answers", "/no/such/model", "vilt: no answers yet"):
+        assert any(part in warning for warning in warnings)
+        assert part in page[: page.index("What fine-tuning changed")]
+
+
+def test_stand_in_failures_and_caps_are_said_before_any_figure(tmp_path: Path) -> None:
+    inputs = ReportInputs(stand_in=True, warnings=["capped at 5 products"], failed={"blip-lora": {"image_missing": 3}})
+    build(inputs, tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    first = page[: page.index("What fine-tuning changed")]
+    assert all(
+        part in first for part in ("stand-in", "capped at 5 products", "3 questions have no answer (3 image_missing)")
+    )
+
+
+def test_published_figures_are_called_not_comparable_and_never_invented(tmp_path: Path) -> None:
+    build(full(tmp_path / "images"), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert all(part in page for part in ("0.6928", "None is comparable", "not published here", "2,359,296"))
+
+
+def test_data_cannot_become_markup_or_script(tmp_path: Path) -> None:
+    row = Example("1", EVIL, EVIL, "../../etc/passwd", EVIL, EVIL, EVIL, EVIL, EVIL)
+    found = [Prediction("1", EVIL, EVIL, EVIL, EVIL, text) for text in (EVIL + "x", EVIL)]
+    inputs = ReportInputs(
+        run={EVIL: EVIL},
+        stages=[StageSummary(EVIL, {EVIL: 1}, reasons={EVIL: 1})],
+        stats={EVIL: {EVIL: [EVIL]}},
+        train=[row],
+        test=[row],
+        predictions={EVIL: {"base": found[:1], "lora": found[1:]}},
+        failed={EVIL: {EVIL: 1}},
+        parameters={EVIL: {"r": EVIL}},
+        training_log={EVIL: [{"step": 1, "loss": 1, "eval_loss": 2, "eval_" + EVIL + "f1": 1}]},
+        image_root=tmp_path,
+        warnings=[EVIL],
+        settings=ReportSettings(title=EVIL),
+        metrics=NO_BERT,
+    )
+    build(inputs, tmp_path / "evil")
+    page = (tmp_path / "evil/index.html").read_text()
+    tags = Elements(page).tags
+    scripts = [attributes for tag, attributes in tags if tag == "script"]
+    assert len(scripts) == 2
+    assert not [a for _, attributes in tags for a in attributes if a.startswith("on")]
+    assert not [1 for tag, attributes in tags if tag == "img" and attributes.get("src") == "x"]
+    assert "{{ 7*7 }}" in page
+    assert "passwd" not in page.replace(script_json("../../etc/passwd"), "")
+
+
+def test_script_data_survives_its_escaping() -> None:
+    assert json.loads(script_json({"a": EVIL})) == {"a": EVIL}
+    assert not set("<>&\u2028") & set(script_json(EVIL))
+
+
+def test_images_outside_of_the_image_folder_are_never_embedded(tmp_path: Path) -> None:
+    write_images(tmp_path, [Example("1", "p", "i", "secret.jpg", "q", "red", "", "", "")])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/link.jpg").symlink_to(tmp_path / "secret.jpg")
+    rows = [
+        Example(str(i), "p", "i", path, "q", "red", "", "", "") for i, path in enumerate(("../secret.jpg", "link.jpg"))
+    ]
+    inputs = ReportInputs(
+        test=rows, predictions={"m": {"base": predictions(rows, 1.0)}}, image_root=tmp_path / "images", metrics=NO_BERT
+    )
+    build(inputs, tmp_path / "out")
+    assert "data:image/jpeg" not in (tmp_path / "out/index.html").read_text()
+
+
+def test_the_number_of_embedded_images_is_bounded(tmp_path: Path) -> None:
+    inputs = full(tmp_path / "images")
+    few = ReportInputs(
+        test=inputs.test,
+        predictions=inputs.predictions,
+        image_root=inputs.image_root,
+        metrics=NO_BERT,
+        settings=ReportSettings(thumbnails=3, examples=0),
+    )
+    build(few, tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    data = page[page.index('id="data">') :]
+    assert data.count("data:image/jpeg") == 3
+
+
+def test_figures_do_not_depend_on_the_order_of_answers(tmp_path: Path) -> None:
+    inputs = full(tmp_path / "images")
+    other = {m: {v: list(reversed(p)) for v, p in variants.items()} for m, variants in inputs.predictions.items()}
+    again = ReportInputs(train=inputs.train, test=inputs.test[::-1], predictions=other, metrics=NO_BERT)
+    assert build(inputs, tmp_path / "a")["models"] == build(again, tmp_path / "b")["models"]
+
+
+def test_axes_have_round_numbers() -> None:
+    assert ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1.0]
+    assert ticks(3, 3) == [3]
+
+
+def test_curves_pass_over_what_is_not_a_number() -> None:
+    assert line_chart([("loss", [(0, 1.0), (1, float("nan"))])]) is None
+    (loss,) = training_charts(
+        [{"step": 0, "loss": 2}, {"step": 1, "loss": float("inf")}, {"loss": 3}, {"step": 2, "loss": 1}]
+    )
+    assert loss["lines"][0]["last"] == 1.0
+
+
+@pytest.mark.parametrize("theme", ["dark", "light", "print"])
+def test_the_page_has_a_style_for(theme: str, tmp_path: Path) -> None:
+    build(ReportInputs(), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert {"dark": "prefers-color-scheme:dark", "light": ":root{color-scheme:light dark", "print": "@media print"}[
+        theme
+    ] in page
+
+
+def test_a_gain_that_stays_below_guessing_is_not_praised(tmp_path: Path) -> None:
+    rows = [dataclasses.replace(e, question=f"What is property {e.id[-1]}?", answer="red") for e in examples(40)]
+    answers = {"blip": {"base": predictions(rows, 0.0), "lora": predictions(rows, 0.5)}}
+    build(ReportInputs(test=rows, train=rows, predictions=answers, metrics=NO_BERT), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "Fine-tuning helps: the interval lies above zero. But the blind floor is higher" in page

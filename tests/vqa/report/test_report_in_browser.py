@@ -1,0 +1,153 @@
+"""The report in a real browser: no console errors, the filters work, 50,000 answers stay usable, nothing from data runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vqa.evaluation.rows import examples, predictions, write_images
+from vqa.evaluation.metrics import MetricSettings
+from vqa.report import ReportInputs, build
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine"),
+    pytest.mark.xdist_group("browser"),
+]
+NO_BERT = MetricSettings(bertscore_model=None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,900",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(60)
+    yield driver
+    driver.quit()
+
+
+def open_page(browser: Any, page: Path) -> None:
+    browser.get_log("browser")
+    browser.get(page.resolve().as_uri())
+
+
+def choose(browser: Any, name: str, value: str) -> str:
+    """Set one filter as a person does, wait for the list, return its count."""
+    return browser.execute_async_script(
+        """const [name, value, done] = arguments, field = document.getElementById("filters").elements[name];
+        field.value = value;
+        field.dispatchEvent(new Event("input", {bubbles: true}));
+        setTimeout(() => done(document.getElementById("count").textContent), 400);""",
+        name,
+        value,
+    )
+
+
+def shown(browser: Any) -> int:
+    return int(browser.execute_script("return document.querySelectorAll('#rows .card').length"))
+
+
+def total(count: str) -> int:
+    return int(count.split(" ")[0].replace(",", ""))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    rows = examples(60)
+    write_images(folder / "images", rows)
+    found = {"base": predictions(rows, 0.2), "lora": predictions(rows, 0.8, seed=2)}
+    build(ReportInputs(test=rows, predictions={"blip": found}, image_root=folder / "images", metrics=NO_BERT), folder)
+    return folder / "index.html"
+
+
+def test_the_page_opens_without_console_errors_and_images_load(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}] == []
+    assert browser.execute_async_script(
+        "const done = arguments[0]; document.querySelector('#rows img').scrollIntoView();"
+        "setTimeout(() => done(document.querySelector('#rows img').naturalWidth), 300)"
+    )
+
+
+def test_filters_show_what_they_name(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    right, wrong = (total(choose(browser, "result", value)) for value in ("right", "wrong"))
+    assert right + wrong == 300
+    assert right > wrong > 0
+    fixed = total(choose(browser, "result", "fixed"))
+    assert 0 < fixed < right
+    cards = browser.execute_script(
+        "return [...document.querySelectorAll('#rows .card')].map(c => [...c.querySelectorAll('.a')].map(a => a.className))"
+    )
+    assert all(card == ["a ", "a no", "a yes"] for card in cards)
+    assert total(choose(browser, "qtype", "0")) < fixed
+    choose(browser, "qtype", "")
+    choose(browser, "result", "")
+    assert total(choose(browser, "text", "of item 59?")) == 5
+
+
+def test_pages_turn_and_end(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    click = "document.getElementById(arguments[0]).click(); return document.getElementById('count').textContent"
+    for _ in range(20):
+        last = browser.execute_script(click, "next")
+    assert last.endswith("page 15 of 15")
+    assert shown(browser) == 300 - 14 * 20
+    assert browser.execute_script(click, "back").endswith("page 14 of 15")
+
+
+def test_a_phone_needs_no_sideways_scrolling(browser: Any, page: Path) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    )
+    try:
+        open_page(browser, page)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_fifty_thousand_answers_keep_the_document_small_and_every_filter_complete(browser: Any, tmp_path: Path) -> None:
+    rows = examples(10_000)
+    found = {"base": predictions(rows, 0.2), "lora": predictions(rows, 0.8, seed=2)}
+    build(ReportInputs(test=rows, predictions={"blip": found}, metrics=NO_BERT), tmp_path)
+    open_page(browser, tmp_path / "index.html")
+    right, wrong = (total(choose(browser, "result", value)) for value in ("right", "wrong"))
+    assert right + wrong == 50_000
+    choose(browser, "result", "")
+    assert total(choose(browser, "text", "property 3 of item 9999?")) == 1
+    choose(browser, "text", "")
+    assert shown(browser) == 20
+    assert browser.execute_script("return document.querySelectorAll('*').length") < 5_000
+
+
+def test_text_from_data_does_not_run(browser: Any, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    evil = "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>"
+    rows = [replace(e, question=evil, answer=evil, question_type=evil, product_type=evil) for e in examples(2)]
+    found = {"base": predictions(rows, 0.0), "lora": predictions(rows, 1.0)}
+    build(ReportInputs(test=rows, predictions={evil: found}, warnings=[evil], metrics=NO_BERT), tmp_path)
+    open_page(browser, tmp_path / "index.html")
+    assert shown(browser) == 10
+    assert browser.execute_script("return window.pwned") is None
+    assert browser.find_element("css selector", "#rows .q").text == evil
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []

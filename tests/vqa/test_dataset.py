@@ -1,0 +1,108 @@
+"""Images and splits as training reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_prep.outcomes import UserError
+from tests.vqa.training_data import Material, make_material, write_splits
+from vqa.dataset import VQADataset, load_dataset_and_metadata, locate_image_path, open_image, verify_dataset
+from vqa.models.base import model_class
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return make_material(tmp_path_factory.mktemp("material"))
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../secret.png", "link.png"])
+def test_image_outside_of_the_image_folder_is_not_opened(path: str, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(UserError, match="lies outside of"):
+        locate_image_path(root, path)
+
+
+def test_missing_image_is_named_with_what_to_check(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"There is no image .*mug\.jpg\. Is .* the folder that"):
+        open_image(tmp_path, "mug.jpg")
+
+
+def test_transparent_parts_are_white_and_the_camera_is_held_upright(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert open_image(tmp_path, "clear.png").getpixel((1, 1)) == (255, 255, 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turned by a quarter
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "turned.jpg", exif=exif)
+    turned = open_image(tmp_path, "turned.jpg")
+    assert (turned.size, turned.mode) == ((10, 20), "RGB")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("value", [0x00, 0x1B, 0x4E, 0xFF])
+def test_a_broken_orientation_tag_spoils_no_image(value: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "x", 6
+    tags = exif.tobytes()
+    for place in range(len(tags)):
+        Image.new("RGB", (20, 10)).save(tmp_path / "1.jpg", exif=tags[:place] + bytes([value]) + tags[place + 1 :])
+        assert sorted(open_image(tmp_path, "1.jpg").size) == [10, 20]
+
+
+def test_a_image_that_broke_since_it_was_validated_is_named_with_what_to_do(material: Material, tmp_path: Path) -> None:
+    shutil.copytree(material.images, tmp_path / "images")
+    splits, _ = load_dataset_and_metadata(material.data)
+    path = tmp_path / "images" / material.examples[0].image_path
+    path.write_bytes(path.read_bytes()[:100])
+    dataset = VQADataset(splits["train"], tmp_path / "images")
+    collate = dataset.collator(model_class("blip").load(material.model()).processor)
+    with pytest.raises(UserError, match=rf"{path.name}.*Bring it back"):
+        collate([dataset[0]])
+
+
+def test_dataset_finds_its_examples_and_their_images(material: Material) -> None:
+    splits, statistics = load_dataset_and_metadata(material.data)
+    dataset = VQADataset(splits["train"], material.images)
+    assert len(dataset) == len(material.examples)
+    assert dataset[3] == material.examples[3]
+    assert dataset.locate_image_path(3) == material.images / material.examples[3].image_path
+    assert statistics == {}
+
+
+def test_folder_that_is_no_data_set_is_named_with_what_it_lacks(material: Material, tmp_path: Path) -> None:
+    folder = write_splits(tmp_path / "data", material.examples, [])
+    (folder / "val.jsonl").unlink()
+    with pytest.raises(UserError, match=r"lacks val\.jsonl\. Run the stage curate first"):
+        load_dataset_and_metadata(folder)
+
+
+def test_sound_data_set_has_no_problems(material: Material) -> None:
+    half = len(material.examples) // 2
+    splits = {"train": material.examples[:half], "val": material.examples[half:]}
+    assert verify_dataset(splits, material.images) == []
+
+
+def test_every_problem_of_a_data_set_is_told(material: Material) -> None:
+    first, second, *_, last = material.examples
+    wrong = {
+        "train": [first, dataclasses.replace(second, answer=" "), dataclasses.replace(first, image_group="g")],
+        "val": [dataclasses.replace(last, id="v", item_id=first.item_id, image_path="lost.png", image_group="g")],
+        "test": [],
+    }
+    told = "\n".join(verify_dataset(wrong, material.images))
+    for words in (
+        f"{second.id} has no question or no answer",
+        f"the id {first.id} comes twice",
+        f"item {first.item_id} is in train and in val",
+        "image group g is in train and in val",
+        "There is no image",
+        "test is empty",
+    ):
+        assert words in told, told

@@ -1,0 +1,101 @@
+"""The benchmark of a training step compares like with like: both sides compute the same, from the same questions."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import training_step
+from benchmarks.full_size import make_data
+from benchmarks.training_step import distinct, finished_rows, load_ours, load_theirs, our_trainer, their_trainer
+from data_prep.records import Example
+from tests.vqa.tiny_models import pictures
+from vqa.models.base import Batch, model_class
+from vqa.models.tiny import make_tiny_model
+from vqa.settings import ModelSettings, TrainSettings
+from vqa.training.trainer import LoraTrainer
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that knows the words of the benchmark, with weights large enough that a mistake shows."""
+    folder = tmp_path_factory.mktemp("step")
+    _, _, examples = make_data(folder / "data", 4, 5)
+    texts = [text for example in distinct(examples) for text in (example.question, example.answer)]
+    made = make_tiny_model("blip", folder / "tiny", texts)
+    net = model_class("blip").load(ModelSettings(weights=str(made))).net
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+    net.save_pretrained(made)
+    return made
+
+
+def test_both_sides_have_the_same_loss_and_gradients_for_the_same_questions(weights: Path, tmp_path: Path) -> None:
+    _, images, examples = make_data(tmp_path / "data", 2, 5)
+    for path, image in zip(sorted(images.iterdir()), pictures(), strict=False):
+        image.save(path)  # noise, so that a question about the wrong one of them shows
+    examples = distinct(examples)
+    model = load_ours(weights)
+    net = load_theirs(weights, model)
+    ours = our_trainer(model, examples, images, (10, 1), tmp_path, TrainSettings(precision="fp32"))
+    theirs = their_trainer(net, finished_rows(model, examples, images), ours.args)
+    assert training_step.loss_of(ours, 10) == pytest.approx(training_step.loss_of(theirs, 10), abs=1e-4)
+
+    def gradients(trainer: Any) -> dict[str, torch.Tensor]:
+        trainer.current_gradient_accumulation_steps = 1
+        batch = trainer.data_collator([trainer.train_dataset[row] for row in range(10)])
+        trainer.training_step(trainer.model, batch)
+        return {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+    mine, plain = gradients(ours), gradients(theirs)
+    assert mine.keys() == plain.keys() and all("lora_" in name for name in mine)
+    assert max(float(gradient.abs().max()) for gradient in mine.values()) > 1e-3
+    for name, gradient in mine.items():
+        torch.testing.assert_close(gradient, plain[name], atol=1e-4, rtol=1e-3)
+
+
+def test_the_benchmark_of_speed_runs_from_end_to_end(weights: Path, tmp_path: Path) -> None:
+    figures = training_step.measure_speed(weights, tmp_path, rounds=1, steps=1)
+    assert figures["questions"] == 16
+    losses = figures["loss of the same questions"]
+    assert len(losses) == 4 and max(losses.values()) - min(losses.values()) < 1e-4
+    assert sum("speed_ratio" in value for value in figures.values() if isinstance(value, dict)) == 3
+
+
+def test_the_benchmark_of_losses_trains_on_the_same_questions_in_both_orders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    make = training_step.our_trainer
+
+    def watched(*arguments: Any) -> LoraTrainer:
+        trainer = make(*arguments)
+        collate, shown = trainer.data_collator, list[str]()
+        seen.append(shown)
+
+        def watching(rows: list[Example]) -> Batch:
+            shown.extend(row.id for row in rows)
+            batch: Batch = collate(rows)
+            return batch
+
+        trainer.data_collator = watching
+        return trainer
+
+    monkeypatch.setattr(training_step, "our_trainer", watched)
+    figures = training_step.measure_losses(tmp_path / "losses", pictures=20, seeds=1, epochs=2, base_epochs=1)
+    together, shuffled = seen
+    assert sorted(together) == sorted(shuffled) and len(together) == 2 * 8 * 5
+
+    def neighbors(ids: list[str]) -> int:
+        """How many questions follow one about the same image."""
+        return sum(a.split("-")[0] == b.split("-")[0] for a, b in pairwise(ids))
+
+    assert neighbors(together) >= 2 * 8 * 4 > 2 * neighbors(shuffled)
+    assert shuffled[:40] != shuffled[40:], "each epoch has an order of its own"
+    curve = figures["held-out loss by questions seen"]
+    assert curve[0]["kept together"] == curve[0]["shuffled"]
+    assert curve[-1]["kept together"] != curve[-1]["shuffled"]
