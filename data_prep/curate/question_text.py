@@ -2,12 +2,12 @@
 
 >>> question_type("What color is the mug?", "red")
 'color'
->>> similarity("What is the main color of the mug", "Which color does the mug have?")
+>>> similarity("What is the main color of the mug", "Which colour does the mug have?")
 1.0
 
 The normalization, in full: answers are stripped, lower-cased, and respelt only where the configuration says so. Questions
 keep their wording; blanks are collapsed, and a question mark is not required. For comparing two questions only, case,
-punctuation, the words of `_EMPTY_WORDS` and plural endings are ignored, and color counts as color.
+punctuation, the words of `_EMPTY_WORDS` and plural endings are ignored, and colour counts as color.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 _EMPTY_WORDS = frozenset(
     "a an the this that these those is are was were be do does did has have had can could of in on at to for with by from "
     "what which how who where there it its their main primary dominant overall predominant visible shown seen product item "
-    "image image photo please tell me used".split()
+    "image picture photo please tell me used".split()
 )
 _ASKING = frozenset(
     "what which how who whom whose where when why is are was were do does did has have had can could will would should".split()
@@ -85,7 +85,7 @@ def content_words(question: str) -> frozenset[str]:
     found = []
     for word in words_of(question):
         if word not in _EMPTY_WORDS:
-            found.append(_singular(word.removesuffix("'s").replace("color", "color")))
+            found.append(_singular(word.removesuffix("'s").replace("colour", "color")))
     return frozenset(found)
 
 
@@ -99,7 +99,7 @@ def similarity(one: str, other: str) -> float:
 
 def question_pattern(question: str) -> str:
     """The question without its subject, as a reader who cannot see the image may use it: ``what color``, ``how many``."""
-    words = [word.replace("color", "color") for word in words_of(question)]
+    words = [word.replace("colour", "color") for word in words_of(question)]
     skipped = {"the", "a", "an", "this", "main", "primary", "of"}
     return " ".join([word for word in words if word not in skipped][:3])
 

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_prep.demo.catalogue import render
 from data_prep.stand_in import StandIn
 from jobs.run.layout import STAGES
 from tests.chaos.kills import BETWEEN, Kills, disturbed, undisturbed
@@ -60,7 +61,7 @@ def try_kills(folder: Path, kills: int, seed: int, stages: Sequence[str] = STAGE
     os.environ.setdefault("GEMINI_API_KEY", "not-a-key")
     rng = random.Random(seed)
     catalogue = folder / "catalogue"
-    catalogue.render(catalogue, products=products, seed=3)
+    render(catalogue, products=products, seed=3)
     tally = Tally()
     with StandIn(catalogue / "facts.jsonl", latency=0.1) as server:
         config = write_config(

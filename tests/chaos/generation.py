@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from data_prep.demo.catalogue import render
 from data_prep.files import read_jsonl
 from data_prep.records import Product
 from data_prep.stand_in import StandIn, server
@@ -92,7 +93,7 @@ def try_generation(folder: Path, products: int, kills: int, seed: int, generator
     """
     os.environ.setdefault("GEMINI_API_KEY", "not-a-key")
     catalogue, run_dir, said = folder / "catalogue", folder / "run", folder / "launch.txt"
-    catalogue.render(catalogue, products=products, seed=3)
+    render(catalogue, products=products, seed=3)
     with (
         pytest.MonkeyPatch.context() as patch,
         StandIn(catalogue / "facts.jsonl", latency=0.05, faults=FAULTS, seed=seed, retry_delay=0.1) as endpoint,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.demo.catalogue import render
 from jobs.run.layout import RunDir
 from tests.conftest import launch, launch_args, output, write_config
 
@@ -17,7 +18,7 @@ def imperfect(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of all stages in which something went wrong everywhere, and what the command printed."""
     folder = tmp_path_factory.mktemp("imperfect")
     catalogue = folder / "catalogue"
-    catalogue.render(catalogue, products=60, seed=4)
+    render(catalogue, products=60, seed=4)
     for number, image in enumerate(sorted((catalogue / "images").rglob("*.jpg"))):
         if number % 12 == 0:
             image.write_bytes(b"<html>404</html>")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.demo.catalogue import render
 from data_prep.generate.clients.base import known_generators
 from tests.chaos.secrets import Watch, leaks, leaks_in_files
 from tests.conftest import launch, launch_args, output, write_config
@@ -81,7 +82,7 @@ def test_a_key_is_in_no_file_of_a_run_on_no_command_line_and_in_nothing_that_is_
     tmp_path: Path, generator: str
 ) -> None:
     catalogue = tmp_path / "catalogue"
-    catalogue.render(catalogue, products=12, seed=3)
+    render(catalogue, products=12, seed=3)
     said: list[str] = []
 
     def run(*arguments: str | Path) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from data_prep.demo.catalogue import render
 from jobs.backends import slurm
 from jobs.config import validate_config
 from jobs.pipeline import steps_of
@@ -26,7 +27,7 @@ def test_a_key_is_in_no_file_of_a_run_on_slurm_and_in_nothing_that_the_queue_sho
     for name, key in KEYS.items():
         monkeypatch.setenv(name, key)
     catalogue = tmp_path / "catalogue"
-    catalogue.render(catalogue, products=12, seed=3)
+    render(catalogue, products=12, seed=3)
     shown: list[str] = []
     with Watch(KEYS.values()) as watch, stand_in(catalogue / "facts.jsonl", tmp_path / "log.jsonl", GOOD) as url:
         tree = {

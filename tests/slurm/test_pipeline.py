@@ -12,7 +12,7 @@ import orjson
 import pytest
 from rich.console import Console
 
-from data_prep.demo import catalogue
+from data_prep.demo.catalogue import render
 from data_prep.outcomes import Ok, UserError
 from jobs.backends import slurm
 from jobs.config import Config, validate_config
@@ -89,7 +89,7 @@ def test_requeued_and_killed_tasks_end_with_the_records_of_an_undisturbed_run_an
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     catalogue = tmp_path / "catalogue"
-    catalogue.render(catalogue, products=40, seed=3)
+    render(catalogue, products=40, seed=3)
     expected = reference(catalogue, tmp_path / "undisturbed")
 
     config = configuration(catalogue, shards=3, latency=1.2)
@@ -132,7 +132,7 @@ def test_a_run_that_fails_says_so_in_its_state_and_cancels_the_rest(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     catalogue = tmp_path / "catalogue"
-    catalogue.render(catalogue, products=4, seed=3)
+    render(catalogue, products=4, seed=3)
     config = configuration(catalogue, shards=1, latency=0.0)
     run, _ = open_run(tmp_path / "run", config, ["test"])
     (catalogue / "facts.jsonl").write_text("not an answer")
@@ -144,7 +144,7 @@ def test_a_run_that_fails_says_so_in_its_state_and_cancels_the_rest(
 
 
 def test_the_doctor_looks_at_the_nodes_and_leaves_nothing_behind(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
-    catalogue.render(tmp_path / "catalogue", products=2, seed=3)
+    render(tmp_path / "catalogue", products=2, seed=3)
     config = configuration(tmp_path / "catalogue", shards=2, latency=0.0)
     run = RunDir(tmp_path / "not begun")
     checks = doctor.diagnose(run, config, steps_of(config, STAGES), PROFILE)
@@ -157,7 +157,7 @@ def test_the_doctor_looks_at_the_nodes_and_leaves_nothing_behind(slurm_cluster: 
 
 
 def test_the_newest_log_of_every_task_is_found(tmp_path: Path) -> None:
-    catalogue.render(tmp_path / "catalogue", products=4, seed=3)
+    render(tmp_path / "catalogue", products=4, seed=3)
     config = configuration(tmp_path / "catalogue", shards=2, latency=0.0)
     run, _ = open_run(tmp_path / "run", config, ["test"])
     steps = steps_of(config, STAGES[:2])
@@ -177,7 +177,7 @@ def test_one_command_takes_all_seven_stages_to_a_report_though_training_on_two_n
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     catalogue = tmp_path / "catalogue"
-    catalogue.render(catalogue, products=60, seed=3)
+    render(catalogue, products=60, seed=3)
     answers = [orjson.loads(line)["qas"] for line in (catalogue / "facts.jsonl").read_bytes().splitlines()]
     texts = [text for qas in answers for qa in qas for text in (qa["question"], qa["answer"])]
     weights = make_tiny_model("blip", tmp_path / "tiny-blip", texts)

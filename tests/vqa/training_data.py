@@ -31,7 +31,7 @@ EVERYWHERE = LoraSettings(targets=["query", "key", "value", "dense", "qkv", "fc1
 class Material:
     """A folder of images, curated splits about them, and an untrained tiny model that knows their words."""
 
-    pictures: Path
+    images: Path
     data: Path
     weights: Path
     examples: list[Example]
@@ -43,12 +43,12 @@ class Material:
         )
 
 
-def make_material(folder: Path, pictures: int = 8) -> Material:
+def make_material(folder: Path, count: int = 8) -> Material:
     """Draw images of a shape in a color, each with two questions; the validation split is the training split."""
     images = folder / "images"
     images.mkdir(parents=True)
     examples = []
-    for number in range(pictures):
+    for number in range(count):
         color, shape = list(COLORS)[number % len(COLORS)], SHAPES[number // len(COLORS) % len(SHAPES)]
         image = Image.new("RGB", (80, 60 + 2 * number), "white")
         pen = ImageDraw.Draw(image)
@@ -105,7 +105,7 @@ def start_worker(
         "model": model.model_dump(mode="json"),
         "settings": settings.model_dump(mode="json"),
         "data": str(material.data),
-        "image_root": str(material.pictures),
+        "image_root": str(material.images),
         "out": str(out),
     }
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}

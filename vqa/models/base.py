@@ -129,7 +129,9 @@ class Model(ABC):
 
 def known_models() -> list[str]:
     """The files of this folder that hold a model."""
-    return sorted(m.name for m in pkgutil.iter_modules(vqa.models.__path__) if m.name not in ("base", "attention"))
+    return sorted(
+        m.name for m in pkgutil.iter_modules(vqa.models.__path__) if m.name not in ("base", "attention", "lora", "tiny")
+    )
 
 
 def model_class(kind: str) -> type[Model]:

@@ -103,7 +103,7 @@ def render(inputs: ReportInputs, result: Mapping[str, Any], page: Path) -> str:
         parameter_names=names,
         hyperparameters=rows,
         parameter_notes=notes,
-        pictures=by_id,
+        images=by_id,
         reliability=reliability,
         training={name: training_charts(log) for name, log in inputs.training_log.items()},
         browsable=any(t.examples for t in tables.values()),

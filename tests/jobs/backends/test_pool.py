@@ -149,7 +149,7 @@ def test_kill_9_of_the_launcher_leaves_no_task_behind(tmp_path: Path) -> None:
     launcher = """
         import sys
         from pathlib import Path
-        from slurm.local import Task, run_tasks
+        from jobs.backends.pool import Task, run_tasks
         folder = Path(sys.argv[1])
         program = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
         run_tasks([Task(str(i), [sys.executable, "-c", program, f"{folder}/{i}.pid"], folder / "log") for i in (0, 1)], 2)

@@ -29,7 +29,7 @@ LISTEN = """
 
 
 def start(count: int, command: list[str], grace: float = 20) -> "subprocess.Popen[str]":
-    program = "import sys; from slurm import ranks; ranks.run_ranks.__defaults__ = (float(sys.argv.pop(1)),); sys.exit(ranks.main())"
+    program = "import sys; from jobs.backends import ranks; ranks.run_ranks.__defaults__ = (float(sys.argv.pop(1)),); sys.exit(ranks.main())"
     return subprocess.Popen(
         [sys.executable, "-c", program, str(grace), str(count), *command],
         stdout=subprocess.PIPE,

@@ -74,7 +74,7 @@ def test_records_of_another_fingerprint_are_refused(tmp_path: Path) -> None:
 
 def test_what_was_emitted_is_on_disk_when_the_process_is_killed_the_next_moment(tmp_path: Path) -> None:
     program = (
-        "import os, signal; from pathlib import Path; from jobs.shards.journal import JournalWriter; from data_prep.records import Ok\n"
+        "import os, signal; from pathlib import Path; from jobs.shards.journal import JournalWriter; from data_prep.outcomes import Ok\n"
         f"w = JournalWriter(Path({str(tmp_path)!r}), 'a', 'f')\n"
         "for n in range(100): w.append(f'k{n}', Ok({}))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

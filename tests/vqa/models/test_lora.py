@@ -12,7 +12,7 @@ from transformers import BlipConfig, BlipForQuestionAnswering
 from data_prep.outcomes import UserError
 from data_prep.records import Example
 from tests.conftest import launch, output
-from tests.vqa.tiny_models import QUESTIONS, images, make_model
+from tests.vqa.tiny_models import QUESTIONS, make_model, sample_images
 from vqa.inference import saved_model
 from vqa.inference.saved_model import merge_adapter
 from vqa.models.base import Model, model_class
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scores(model: Any) -> torch.Tensor:
-    batch = model.processor.collate(images(), QUESTIONS, [["red"] * len(group) for group in QUESTIONS])
+    batch = model.processor.collate(sample_images(), QUESTIONS, [["red"] * len(group) for group in QUESTIONS])
     with torch.no_grad():
         logits: torch.Tensor = model.net(**batch)["logits"]
     return logits
@@ -116,7 +116,7 @@ def test_a_saved_model_answers_in_a_fresh_process_as_it_did_here(folder: Path, t
     model = adapted(folder, tmp_path / "adapter")
     (tmp_path / "images").mkdir()
     examples = []
-    for number, (image, group) in enumerate(zip(images(), QUESTIONS, strict=True)):
+    for number, (image, group) in enumerate(zip(sample_images(), QUESTIONS, strict=True)):
         image.save(tmp_path / "images" / f"{number}.png")
         examples += [Example(q, f"I{number}", f"P{number}", f"{number}.png", q, "red", "", "", "") for q in group]
     settings = ModelSettings(kind="blip", weights=str(folder))
@@ -157,7 +157,7 @@ def test_the_command_merges_an_adapter_into_a_folder_that_answers_by_itself(fold
     out = tmp_path / "merged"
     done = launch("merge", "--weights", folder, "--adapter", tmp_path / "adapter", "--output", out)
     assert done.returncode == 0, output(done)
-    images()[0].save(tmp_path / "p.png")
+    sample_images()[0].save(tmp_path / "p.png")
     asked: list[str | Path] = ["--image", tmp_path / "p.png", "--question", QUESTIONS[0][0]]
     alone = launch("predict", "--weights", out, *asked)
     both = launch("predict", "--weights", folder, "--adapter", tmp_path / "adapter", *asked)

@@ -11,7 +11,7 @@ from benchmarks import training_step
 from benchmarks.full_size import make_data
 from benchmarks.training_step import distinct, finished_rows, load_ours, load_theirs, our_trainer, their_trainer
 from data_prep.records import Example
-from tests.vqa.tiny_models import pictures
+from tests.vqa.tiny_models import sample_images
 from vqa.models.base import Batch, model_class
 from vqa.models.tiny import make_tiny_model
 from vqa.settings import ModelSettings, TrainSettings
@@ -36,7 +36,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_both_sides_have_the_same_loss_and_gradients_for_the_same_questions(weights: Path, tmp_path: Path) -> None:
     _, images, examples = make_data(tmp_path / "data", 2, 5)
-    for path, image in zip(sorted(images.iterdir()), pictures(), strict=False):
+    for path, image in zip(sorted(images.iterdir()), sample_images(), strict=False):
         image.save(path)  # noise, so that a question about the wrong one of them shows
     examples = distinct(examples)
     model = load_ours(weights)
