@@ -5,28 +5,32 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
+
+from data_prep.records import Reply
+
+ItemT = TypeVar("ItemT")
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: its message says what is wrong, where, and what to do. Shown without a traceback."""
+    """An error that the user can fix. The message says what is wrong, where, and what to do; no traceback is shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ok:
-    """An item that was worked on successfully, and what came of it."""
+    """An item that succeeded, and its result: `ImageFacts`, `Reply` or `Prediction`."""
 
-    value: dict[str, Any]
+    value: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An item that was not: a counted reason, what a person needs to look it up, and whether trying again can help."""
+    """An item that failed: a counted reason, what a person needs to look it up, and whether trying again can help."""
 
     reason: str
     detail: str = ""
     retry: bool = False
-    value: dict[str, Any] | None = None  # what was obtained all the same: a paid reply that cannot be used
+    value: Reply | None = None  # a reply that was paid for and cannot be used
 
 
 class Emit(Protocol):
@@ -36,8 +40,25 @@ class Emit(Protocol):
         """Append the outcome; with ``durable`` return only when it is on the disk."""
 
 
+class Recorder(Protocol):
+    """Takes the outcome of one item. Safe to call from several threads."""
+
+    def __call__(self, outcome: Ok | Failed, *, durable: bool = False) -> None:
+        """Append the outcome; with ``durable`` return only when it is on the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Todo(Generic[ItemT]):
+    """An item that is not done yet, as the shard loop hands it to a stage."""
+
+    item: ItemT
+    record: Recorder
+    variant: str = ""  # which of several answers is missing; evaluate: base or lora, one todo each, side by side
+    prior_replies: tuple[Reply, ...] = ()  # generate: stored replies that break the rules; they count against max_asks
+
+
 class Interrupted(Exception):
-    """Work stopped before its end because it was asked to; what was done is on disk, and starting it again goes on."""
+    """Work stopped early on request. What was done is on disk; starting again resumes."""
 
 
 def unknown_name(name: str, known: Sequence[str], kind: str) -> str:
