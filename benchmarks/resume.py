@@ -33,7 +33,7 @@ from benchmarks.measure import Times, compare, report
 from data_prep.files import read_jsonl, write_jsonl
 from data_prep.outcomes import Emit, Ok
 from data_prep.records import Example, Prediction
-from jobs.run.layout import Store
+from jobs.run.layout import ShardStore
 from jobs.shards.digest import digest
 from jobs.shards.journal import Damage
 from jobs.shards.loop import Previous, Work, freeze_shards, load_progress, pending_shards, run_shard, shard_of
@@ -72,7 +72,7 @@ def make_work(folder: Path) -> Work[Example]:
             emits["base"](e.id, Ok(dataclasses.asdict(answer)))
 
     return Work(
-        stores={"base": Store(folder / "blip-base")},
+        stores={"base": ShardStore(folder / "blip-base")},
         settings={"base": {"model": "blip"}},
         items=partial(read_jsonl, folder / "test.jsonl", Example),
         key=lambda example: example.id,

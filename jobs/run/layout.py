@@ -46,7 +46,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class ShardStore:
     """A folder of sharded records: ``2_validate`` or ``6_evaluate/blip-lora``."""
 
     folder: Path
@@ -107,13 +107,13 @@ class RunDir:
         """Everything that a stage dropped, with the reason."""
         return self.stage_folder(stage) / "rejected.jsonl"
 
-    def store(self, stage: str) -> Store:
+    def store(self, stage: str) -> ShardStore:
         """The records of validate or generate."""
-        return Store(self.stage_folder(stage))
+        return ShardStore(self.stage_folder(stage))
 
-    def predictions(self, model: str, variant: str) -> Store:
+    def predictions(self, model: str, variant: str) -> ShardStore:
         """The answers of one model, with or without its adapter."""
-        return Store(self.stage_folder("evaluate") / f"{model}-{variant}")
+        return ShardStore(self.stage_folder("evaluate") / f"{model}-{variant}")
 
     @property
     def quota(self) -> Path:
@@ -126,9 +126,9 @@ class RunDir:
         return self.stage_folder("generate") / "batches"
 
     @property
-    def asked_twice(self) -> Store:
+    def asked_twice(self) -> ShardStore:
         """The replies about a sample that was asked about a second time."""
-        return Store(self.stage_folder("generate") / "asked_twice")
+        return ShardStore(self.stage_folder("generate") / "asked_twice")
 
     @property
     def agreement(self) -> Path:

@@ -1,14 +1,14 @@
-"""Append-only files of records that survive kills, torn writes and flipped bits.
+"""Append-only record files that survive kills, torn writes and flipped bits.
 
-One attempt at one shard writes one file, ``records.<attempt>.jsonl``; nobody else ever writes to it. Its first line says
-what made it, each further line is the outcome of one item, and every line ends with a checksum of what stands before it::
+One attempt at one shard writes one file, ``records.<attempt>.jsonl``; nobody else ever writes to it. The first line is a
+header, each further line is the outcome of one item, and every line ends with a checksum of the text before it::
 
     {"fingerprint":"5be1c0ffee12","attempt":"20260102T030405-node7-311-9f2c","crc":"0d9f2a61"}
     {"key":"B0ADB4121C","ok":true,"value":{"width":256},"at":1764073423.2,"crc":"5c3b1e90"}
     {"key":"B0DIRT05NO0","ok":false,"reason":"not_an_image","detail":"…","retry":false,"at":1764073423.3,"crc":"c0a8d7f3"}
 
-It stays plain JSONL: anything can read it. Readers pass over a torn last line (a write that was cut off) and over lines
-whose checksum is wrong; they count both, and the items are simply done again.
+It is plain JSONL, so any tool can read it. Readers skip a torn last line (a write that was cut off) and lines with a wrong
+checksum. They count both, and the items are done again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,36 +28,61 @@ import orjson
 
 from data_prep.files import sync_folder
 from data_prep.outcomes import Failed, Ok
+from data_prep.records import Reply, from_dict
 
 CHECKSUM_LENGTH = len(b',"crc":"00000000"}\n')
-SYNC_EVERY_SECONDS = 1.0  # how much work that costs nothing a power cut may take; a kill takes none of it
+SYNC_EVERY_SECONDS = 1.0  # free work that a power cut may lose; a killed process loses none, the kernel has its writes
 
 
-def seal(record: dict[str, Any]) -> bytes:
+@dataclass(slots=True)
+class Record:
+    """One line of a record file: the outcome of one try at one item."""
+
+    key: str
+    ok: bool
+    at: float = 0.0  # Unix time at which it was written
+    value: dict[str, Any] | None = None  # the result's fields; of a failure: a reply that was paid for all the same
+    reason: str = ""
+    detail: str = ""
+    retry: bool = False
+
+    def outcome(self, value_type: type[Any]) -> Ok | Failed:
+        """The outcome as the stage recorded it.
+
+        Args:
+            value_type: the dataclass of the stage's results.
+        """
+        if self.ok:
+            return Ok(from_dict(value_type, self.value or {}))
+        reply = from_dict(Reply, self.value) if self.value is not None else None
+        return Failed(self.reason, self.detail, self.retry, reply)
+
+
+def seal(record: Mapping[str, object]) -> bytes:
     """One line of JSON that ends with the CRC-32 of what stands before it."""
     body = orjson.dumps(record)[:-1]
     return b'%b,"crc":"%08x"}\n' % (body, zlib.crc32(body))
 
 
 def unseal(line: bytes) -> dict[str, Any] | None:
-    """The record of a line, or None where the line is torn or damaged."""
+    """The fields of a line, or None where the line is torn or damaged."""
     body, crc = line[:-CHECKSUM_LENGTH], line[-CHECKSUM_LENGTH:]
     if not body or crc != b',"crc":"%08x"}\n' % zlib.crc32(body):
         return None
-    record: dict[str, Any] = orjson.loads(body + b"}")
-    return record
+    fields: dict[str, Any] = orjson.loads(body + b"}")
+    return fields
 
 
 def new_attempt() -> str:
-    """A name that no other attempt has, on any node, whatever the clocks say."""
+    """A name that no other attempt has, on any node, whatever the clocks say: time, host, process, random digits."""
     now = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     return f"{now}-{socket.gethostname().split('.')[0]}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 class JournalWriter:
-    """Appends the outcomes of one attempt. The file is made with the first record. Safe to use from several threads.
+    """Appends the outcomes of one attempt. The file is created with the first record. Safe to use from several threads.
 
-    Every record is handed to the operating system at once, so a killed process loses none of those it emitted;
+    Every record is handed to the operating system at once, so a killed process loses none that it recorded;
     ``durable`` ones are on the disk before `append` returns.
     """
 
@@ -73,15 +98,13 @@ class JournalWriter:
         """Write one outcome.
 
         Raises:
-            OSError: the disk is full or gone. The file ends in a torn line then, and takes no more records.
+            OSError: the disk is full or gone. The file then ends in a torn line and takes no more records.
         """
-        record: dict[str, Any] = {"key": key, "ok": isinstance(outcome, Ok)}
-        if isinstance(outcome, Ok):
-            record["value"] = outcome.value
-        else:
+        record: dict[str, object] = {"key": key, "ok": isinstance(outcome, Ok)}
+        if isinstance(outcome, Failed):
             record |= {"reason": outcome.reason, "detail": outcome.detail, "retry": outcome.retry}
-            if outcome.value is not None:
-                record["value"] = outcome.value
+        if outcome.value is not None:
+            record["value"] = outcome.value
         record["at"] = time.time()
         with self._lock:
             if self._failure:
@@ -104,7 +127,7 @@ class JournalWriter:
 
     def _write(self, line: bytes) -> None:
         assert self._descriptor is not None
-        while line:  # a nearly full disk takes part of a line
+        while line:  # a nearly full disk accepts part of a line
             line = line[os.write(self._descriptor, line) :]
 
     def _sync(self) -> None:
@@ -123,13 +146,19 @@ class JournalWriter:
 
 
 @dataclass(slots=True)
-class Damage:
-    """What readers passed over."""
+class ReadReport:
+    """What readers skipped."""
 
     torn: int = 0  # last lines cut off by a kill or a full disk: expected, the item is done again
-    broken: list[str] = field(
-        default_factory=list
-    )  # "file:line" whose checksum is wrong: the disk or somebody changed it
+    broken: list[str] = field(default_factory=list)  # "file:line" with a wrong checksum: the disk or somebody changed it
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The first bytes of a record file, which a shard marker vouches for."""
+
+    size: int  # bytes
+    crc: int  # CRC-32 of them
 
 
 def journal_files(shard_folder: Path) -> list[Path]:
@@ -141,15 +170,16 @@ def journal_files(shard_folder: Path) -> list[Path]:
     return [shard_folder / name for name in names if name.endswith(".jsonl")]
 
 
-def extents(shard_folder: Path) -> dict[str, list[int]]:
-    """Of each record file of a shard its length in bytes and the CRC-32 of them: what a marker vouches for."""
-    sizes = {path: path.stat().st_size for path in journal_files(shard_folder)}  # once: another attempt may be writing
-    return {path.name: [size, _crc(path, size) or 0] for path, size in sizes.items()}
+def extents(shard_folder: Path) -> dict[str, Extent]:
+    """The present extent of each record file of a shard, by file name."""
+    # Sizes first and once: another attempt may be writing.
+    sizes = {path: path.stat().st_size for path in journal_files(shard_folder)}
+    return {path.name: Extent(size, _crc(path, size) or 0) for path, size in sizes.items()}
 
 
-def changed_files(shard_folder: Path, known: Mapping[str, Sequence[int]]) -> list[Path]:
-    """The record files that no longer begin with the bytes of `extents`. What another attempt appended does not count."""
-    return [shard_folder / name for name, (size, crc) in known.items() if _crc(shard_folder / name, size) != crc]
+def corrupted_files(shard_folder: Path, known: Mapping[str, Extent]) -> list[Path]:
+    """The record files that no longer begin with the bytes of their extent. What another attempt appended does not count."""
+    return [shard_folder / name for name, one in known.items() if _crc(shard_folder / name, one.size) != one.crc]
 
 
 def _crc(path: Path, size: int) -> int | None:
@@ -165,16 +195,16 @@ def _crc(path: Path, size: int) -> int | None:
     return crc if size == 0 else None
 
 
-def read_journal(path: Path, damage: Damage, *, expect: str | None = None) -> Iterator[dict[str, Any]]:
+def read_journal(path: Path, report: ReadReport, *, expect: str | None = None) -> Iterator[Record]:
     """Stream the records of one attempt's file.
 
     Args:
         path: the file; one that vanished yields nothing.
-        damage: what is passed over is counted here.
-        expect: the fingerprint that the records must have been made under.
+        report: counts what is skipped.
+        expect: the fingerprint of the settings that the records must have been made under.
 
     Raises:
-        WrongFingerprint: the file says that it was made under another one.
+        WrongFingerprint: the header names another one.
     """
     try:
         lines = path.open("rb")
@@ -182,21 +212,21 @@ def read_journal(path: Path, damage: Damage, *, expect: str | None = None) -> It
         return
     with lines:
         for number, line in enumerate(lines, 1):
-            record = unseal(line)
-            if record is None:
+            fields = unseal(line)
+            if fields is None:
                 if line.endswith(b"\n"):
-                    damage.broken.append(f"{path}:{number}")
+                    report.broken.append(f"{path}:{number}")
                 else:
-                    damage.torn += 1
-            elif number == 1 and "key" not in record:
-                if expect is not None and record["fingerprint"] != expect:
-                    raise WrongFingerprint(path, record["fingerprint"])
+                    report.torn += 1
+            elif number == 1 and "key" not in fields:
+                if expect is not None and fields["fingerprint"] != expect:
+                    raise WrongFingerprint(path, fields["fingerprint"])
             else:
-                yield record
+                yield Record(**fields)
 
 
 class WrongFingerprint(Exception):
-    """Records that were made with other settings than those that are to be used now."""
+    """Records were made under other settings than the present ones."""
 
     def __init__(self, path: Path, found: str) -> None:
         super().__init__(f"{path} was made under fingerprint {found}")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from data_prep.files import file_digest, read_json, read_jsonl, write_json
 from data_prep.outcomes import UserError
 from jobs.config import Config
-from jobs.run.layout import RunDir, Step, Store
+from jobs.run.layout import RunDir, Step, ShardStore
 from jobs.shards.digest import differences, digest
 from jobs.shards.journal import journal_files
 from jobs.shards.loop import Work, known_shards
@@ -151,7 +151,7 @@ def outputs_digest(stage_marker: dict[str, Any] | None) -> str:
     return digest(stage_marker["outputs"]) if stage_marker else ""
 
 
-def store_digest(store: Store) -> str:
+def store_digest(store: ShardStore) -> str:
     """One digest of a store's markers, which change when its records do; where a shard has none, of its records' sizes."""
     known = known_shards(store)
     if known is None:

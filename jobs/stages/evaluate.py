@@ -9,7 +9,7 @@ from typing import Any
 from data_prep.files import read_json, read_jsonl
 from data_prep.outcomes import Emit, UserError
 from data_prep.records import Example, Prediction, from_dict
-from jobs.run.layout import BASE, LORA, RunDir, Step, Store
+from jobs.run.layout import BASE, LORA, RunDir, Step, ShardStore
 from jobs.shards.journal import Damage
 from jobs.shards.loop import Previous, Work, latest_outcomes
 from jobs.stages.base import ShardedStage
@@ -24,7 +24,7 @@ class Evaluate(ShardedStage):
     def shards(self) -> int:
         return self.config.evaluate.shards
 
-    def variants(self) -> dict[str, Store]:
+    def variants(self) -> dict[str, ShardStore]:
         """base always; lora where this run trains."""
         return {variant: self.run_dir.predictions(self.target, variant) for variant in (BASE, LORA)}
 

@@ -13,7 +13,7 @@ from data_prep.generate.prompt import verdict
 from data_prep.generate.qa_parser import QAParseError, QAParser
 from data_prep.outcomes import Emit
 from data_prep.records import Product
-from jobs.run.layout import Store
+from jobs.run.layout import ShardStore
 from jobs.shards.journal import Damage
 from jobs.shards.loop import Previous, Work, store_records
 from jobs.stages.base import ShardedStage
@@ -28,7 +28,7 @@ class Generate(ShardedStage):
         return self.config.generate.shards
 
     @property
-    def store(self) -> Store:
+    def store(self) -> ShardStore:
         """Where the replies go."""
         return self.run_dir.store("generate")
 

@@ -18,7 +18,7 @@ from data_prep.records import Product, QAPair
 from data_prep.verify.self_consistency import agreement
 from jobs.backends.stop import StopFlag
 from jobs.config import Config
-from jobs.run.layout import RunDir, Store
+from jobs.run.layout import RunDir, ShardStore
 from jobs.run.run import load_run
 from jobs.shards.loop import freeze_shards, known_shards, run_shard
 from jobs.stages.generate import Generate
@@ -33,7 +33,7 @@ class AskedTwice(Generate):
         self._products = products
 
     @property
-    def store(self) -> Store:
+    def store(self) -> ShardStore:
         return self.run_dir.asked_twice
 
     @cached_property
@@ -71,7 +71,7 @@ def ask_twice(run_dir: Path, products: int, console: Console) -> int:
     return 0
 
 
-def _pairs(store: Store) -> dict[str, list[QAPair]]:
+def _pairs(store: ShardStore) -> dict[str, list[QAPair]]:
     known = known_shards(store)
     files = [store.shard(shard) / f"dataset_{shard}.csv" for shard in range(known["shards"] if known else 0)]
     return {row.item_id: row.qas for file in files if file.is_file() for row in dataset_csv.read(file)}

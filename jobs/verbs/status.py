@@ -18,7 +18,7 @@ from data_prep.files import last_json_line, read_json
 from data_prep.generate.batch_api import under_way
 from jobs.config import Config
 from jobs.pipeline import make_stage, steps_of
-from jobs.run.layout import TINY_LOG, RunDir, Step, Store
+from jobs.run.layout import TINY_LOG, RunDir, Step, ShardStore
 from jobs.shards.digest import digest
 from jobs.shards.journal import Damage
 from jobs.shards.loop import Progress, Work, known_shards, outcome_of, read_marker, store_records
@@ -147,7 +147,7 @@ def expected_items(run: RunDir, stage: ShardedStage) -> int | None:
     return marker["counts"].get(stage.config.evaluate.split) if marker else None
 
 
-def _marker_totals(store: Store) -> tuple[Counter[str], bool]:
+def _marker_totals(store: ShardStore) -> tuple[Counter[str], bool]:
     """Sums over the markers of a store's shards, and whether all of them are there."""
     known = known_shards(store)
     totals: Counter[str] = Counter()
@@ -195,7 +195,7 @@ def _sharded_status(run: RunDir, stage: ShardedStage) -> StepStatus:
     return status
 
 
-def store_status(store: Store, work: Work[Any], fingerprint: str) -> StepStatus:
+def store_status(store: ShardStore, work: Work[Any], fingerprint: str) -> StepStatus:
     """Counts of one store: finished shards from their markers, the others from their records."""
     status = StepStatus(store.folder.name, "partial")
     known = known_shards(store)

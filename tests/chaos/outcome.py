@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.run.layout import RunDir, Store
+from jobs.run.layout import RunDir, ShardStore
 from jobs.shards.journal import Damage
 from jobs.shards.loop import store_records
 
@@ -17,13 +17,13 @@ from jobs.shards.loop import store_records
 MEASURED = {"seconds", "at"}
 
 
-def stores(run: RunDir) -> Iterator[tuple[str, Store]]:
+def stores(run: RunDir) -> Iterator[tuple[str, ShardStore]]:
     """The sharded stages of a run, by name; evaluation has one a model and variant."""
     yield "validate", run.store("validate")
     yield "generate", run.store("generate")
     folder = run.stage_folder("evaluate")
     for child in sorted(folder.iterdir()) if folder.is_dir() else ():
-        yield f"evaluate {child.name}", Store(child)
+        yield f"evaluate {child.name}", ShardStore(child)
 
 
 def records(run_dir: Path) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import read_json
-from jobs.run.layout import Store
+from jobs.run.layout import ShardStore
 from jobs.shards.journal import journal_files
 from jobs.shards.loop import freeze_shards, pending_shards, read_marker, run_shard
 from tests.chaos.outcome import files, lost
@@ -117,7 +117,7 @@ def test_every_byte_of_a_marker_is_watched(tmp_path: Path) -> None:
 
 def test_lines_that_another_attempt_appends_after_the_marker_are_no_damage(tmp_path: Path) -> None:
     run_all(tmp_path, 1)
-    (path,) = journal_files(Store(tmp_path / "stage").shard(0))
+    (path,) = journal_files(ShardStore(tmp_path / "stage").shard(0))
     with path.open("ab") as file:
         file.write(path.read_bytes().splitlines(keepends=True)[1])
     assert pending_shards(make_work(tmp_path, ITEMS), 1) == []

@@ -17,7 +17,7 @@ import pytest
 
 from data_prep.files import read_json
 from data_prep.outcomes import Failed, Ok
-from jobs.run.layout import RunDir, Store
+from jobs.run.layout import RunDir, ShardStore
 from jobs.shards.journal import Damage, JournalWriter, journal_files
 from jobs.shards.loop import freeze_shards, latest_outcomes, pending_shards, read_marker, run_shard, store_records
 from tests.chaos.outcome import lost
@@ -69,7 +69,7 @@ def test_a_disk_that_fills_up_at_any_page_of_a_shard_loses_no_record_that_was_wr
         run = disk / "run"
         shutil.rmtree(run, ignore_errors=True)
         work = make_work(disk.parent / f"tried-{pages}", 8 * ITEMS)  # what was tried is noted elsewhere
-        work = type(work)(**{**vars(work), "stores": {"only": Store(run / "stage")}})
+        work = type(work)(**{**vars(work), "stores": {"only": ShardStore(run / "stage")}})
         store = work.stores["only"]
         fill_until(disk, pages * 4096)
         tried += 1
@@ -173,7 +173,7 @@ def test_attempts_whose_clocks_were_years_off_are_read_like_any_other(tmp_path: 
 
 def test_a_success_counts_over_failures_whatever_the_clocks_said(tmp_path: Path) -> None:
     for order in (("2099", "1971"), ("1971", "2099")):
-        store = Store(tmp_path / "-".join(order))
+        store = ShardStore(tmp_path / "-".join(order))
         outcomes: list[Ok | Failed] = [Ok({"n": 1}), Failed("x")]
         for year, outcome in zip(order, outcomes, strict=True):
             writer = JournalWriter(store.shard(0), f"{year}0101T000000-a", "f")

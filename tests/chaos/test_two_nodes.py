@@ -15,7 +15,7 @@ import pytest
 from data_prep.files import read_json
 from data_prep.outcomes import Ok, UserError
 from jobs.pipeline import make_stage, task_command
-from jobs.run.layout import RunDir, Step, Store
+from jobs.run.layout import RunDir, Step, ShardStore
 from jobs.run.run import load_run
 from jobs.shards.digest import freeze_settings
 from jobs.shards.journal import Damage, JournalWriter, journal_files
@@ -46,7 +46,7 @@ def test_two_attempts_at_one_shard_that_see_each_other_late_end_with_every_item_
         ]
         assert [process.wait(timeout=60) for process in both] == [0, 0]
     for view in nodes.views:
-        store = Store(view / "stage")
+        store = ShardStore(view / "stage")
         assert len(journal_files(store.shard(0))) == 2
         assert results(view) == expected()
         assert pending_shards(make_work(view, ITEMS), 1) == []
@@ -59,11 +59,11 @@ def test_an_attempt_on_one_node_takes_up_what_another_node_left(tmp_path: Path) 
     command = [sys.executable, "-m", "tests.jobs.shards.loop_worker"]
     with LaggingViews(tmp_path, 0.1, keeps_to_itself) as nodes:
         first = subprocess.Popen([*command, str(nodes.views[0]), "500", "0", "1", "0.01"], cwd=ROOT)
-        while not any(store_records(Store(nodes.views[1] / "stage"), Damage())):
+        while not any(store_records(ShardStore(nodes.views[1] / "stage"), Damage())):
             pass
         first.kill()
         first.wait()
-    records = list(store_records(Store(nodes.views[1] / "stage"), Damage()))
+    records = list(store_records(ShardStore(nodes.views[1] / "stage"), Damage()))
     left = {r["key"] for r in records if r["ok"] or not r["retry"]}
     assert left
     subprocess.run([*command, str(nodes.views[1]), "500", "0", "1", "0"], cwd=ROOT, check=True)
@@ -98,12 +98,12 @@ def test_a_marker_that_another_node_replaces_while_it_is_read_is_read_again(
 
 def test_settings_that_nothing_was_made_with_do_not_bind_a_run(tmp_path: Path) -> None:
     """A task that failed before its first record, say because it did not see yet what it builds on."""
-    assert freeze_settings(Store(tmp_path), {"adapter": {}}) != freeze_settings(Store(tmp_path), {"adapter": "d1f0"})
-    writer = JournalWriter(Store(tmp_path).shard(0), "a", "f")
+    assert freeze_settings(ShardStore(tmp_path), {"adapter": {}}) != freeze_settings(ShardStore(tmp_path), {"adapter": "d1f0"})
+    writer = JournalWriter(ShardStore(tmp_path).shard(0), "a", "f")
     writer.append("k", Ok({}))
     writer.close()
     with pytest.raises(UserError, match="adapter: 'd1f0' → 'beef'"):
-        freeze_settings(Store(tmp_path), {"adapter": "beef"})
+        freeze_settings(ShardStore(tmp_path), {"adapter": "beef"})
 
 
 @pytest.mark.slow

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from data_prep.outcomes import Emit, Failed, Ok
 from jobs.backends.stop import REQUEUE, StopFlag
-from jobs.run.layout import Store
+from jobs.run.layout import ShardStore
 from jobs.shards.loop import Previous, Work, freeze_shards, run_shard
 
 
 def make_work(folder: Path, items: int, seconds: float = 0.0, setting: int = 1) -> Work[str]:
     """Items item-0 … item-n; every seventh fails for good, every eleventh fails twice and then passes."""
-    store = Store(folder / "stage")
+    store = ShardStore(folder / "stage")
     tried = folder / "tried"
     tried.mkdir(parents=True, exist_ok=True)
 

@@ -13,7 +13,7 @@ import pytest
 
 from data_prep.files import read_json
 from data_prep.outcomes import Failed, Ok, UserError
-from jobs.run.layout import Store
+from jobs.run.layout import ShardStore
 from jobs.shards.journal import Damage, JournalWriter, journal_files
 from jobs.shards.loop import freeze_shards, latest_outcomes, pending_shards, run_shard, shard_of, store_records
 from tests.jobs.shards.loop_worker import make_work
@@ -43,7 +43,7 @@ def expected() -> dict[str, object]:
 def test_every_item_ends_done_or_failed_with_a_reason_and_is_counted_once(tmp_path: Path) -> None:
     run_all(tmp_path, 4)
     assert results(tmp_path) == expected()
-    store = Store(tmp_path / "stage")
+    store = ShardStore(tmp_path / "stage")
     markers = [read_json(store.done(shard)) or {} for shard in range(4)]
     assert sum(m["items"] for m in markers) == ITEMS
     assert sum(m["failed"] for m in markers) == len(FAILING)
@@ -113,7 +113,7 @@ def test_killed_at_random_moments_it_ends_with_the_records_of_an_undisturbed_run
         assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
     assert kills >= 2, "the kills came too late to show anything"
     assert results(tmp_path) == expected()
-    recorded = Counter(r["key"] for r in store_records(Store(tmp_path / "stage"), Damage()) if r["ok"])
+    recorded = Counter(r["key"] for r in store_records(ShardStore(tmp_path / "stage"), Damage()) if r["ok"])
     assert set(recorded.values()) == {1}, "an item was recorded twice"
     tries = [len(p.read_text().splitlines()) for p in (tmp_path / "tried").iterdir()]
     flawless = sum(1 for n in range(ITEMS)) + 2 * sum(1 for n in range(ITEMS) if n % 11 == 5 and n % 7 != 3)
@@ -129,18 +129,18 @@ def test_a_signal_ends_the_batch_and_asks_to_be_started_again(tmp_path: Path, nu
     process.send_signal(number)
     assert process.wait(timeout=30) == 75
     tried = {p.name for p in (tmp_path / "tried").iterdir()}
-    recorded = {r["key"] for r in store_records(Store(tmp_path / "stage"), Damage())}
+    recorded = {r["key"] for r in store_records(ShardStore(tmp_path / "stage"), Damage())}
     assert tried == recorded, "an item was worked on and not written"
-    assert not Store(tmp_path / "stage").done(0).exists()
+    assert not ShardStore(tmp_path / "stage").done(0).exists()
 
 
 def test_two_attempts_at_one_shard_at_once_do_no_harm(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.jobs.shards.loop_worker", str(tmp_path), str(ITEMS), "0", "1", "0.01"]
     both = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
     assert [process.wait(timeout=60) for process in both] == [0, 0]
-    assert len(journal_files(Store(tmp_path / "stage").shard(0))) == 2
+    assert len(journal_files(ShardStore(tmp_path / "stage").shard(0))) == 2
     assert results(tmp_path) == expected()
-    marker = read_json(Store(tmp_path / "stage").done(0)) or {}
+    marker = read_json(ShardStore(tmp_path / "stage").done(0)) or {}
     assert marker["items"] == ITEMS == marker["done"] + marker["failed"]
 
 
@@ -154,7 +154,7 @@ def test_records_made_with_other_settings_are_refused_and_the_setting_is_named(t
 
 def test_a_damaged_record_is_done_again_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_all(tmp_path, 1)
-    store = Store(tmp_path / "stage")
+    store = ShardStore(tmp_path / "stage")
     (path,) = journal_files(store.shard(0))
     data = bytearray(path.read_bytes())
     data[data.index(b'"square":4}') + 9] ^= 1
@@ -167,7 +167,7 @@ def test_a_damaged_record_is_done_again_and_reported(tmp_path: Path, capsys: pyt
 
 
 def test_a_success_counts_over_failures_whatever_came_first(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = ShardStore(tmp_path)
     for attempt, outcome in (("a", Failed("x")), ("b", Ok({"n": 1})), ("c", Ok({"n": 2})), ("d", Failed("y"))):
         writer = JournalWriter(store.shard(0), attempt, "f")
         writer.append("k", outcome)
