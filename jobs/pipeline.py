@@ -1,10 +1,11 @@
-"""The stages in order, and the run that they belong to."""
+"""The stages in order: which steps a run has, what follows what, and how far they are."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
+from data_prep.files import read_json
 from data_prep.outcomes import UserError, unknown_name
 from jobs.config import Config
 from jobs.run.layout import STAGES, RunDir, Step
@@ -14,17 +15,17 @@ from jobs.stages.evaluate import Evaluate
 from jobs.stages.generate import Generate
 from jobs.stages.prepare import Prepare
 from jobs.stages.report import Report
+from jobs.stages.status import DONE, StepStatus
 from jobs.stages.train import Train
 from jobs.stages.validate import Validate
 
 STAGE_CLASSES: dict[str, type[Stage]] = {
     stage.name: stage for stage in (Prepare, Validate, Generate, Curate, Train, Evaluate, Report)
 }
-PER_MODEL = ("train", "evaluate")
 
 
 def parse_stages(text: str | None) -> list[str]:
-    """The stages that ``--stages`` names, in pipeline order.
+    """The stages that ``--stages`` names, in pipeline order; all of them without it.
 
     Raises:
         UserError: a name is not a stage; lists the known ones and suggests the nearest.
@@ -44,8 +45,22 @@ def steps_of(config: Config, stages: Sequence[str] = STAGES) -> list[Step]:
         Step(stage, target)
         for stage in STAGES
         if stage in stages
-        for target in (config.models if stage in PER_MODEL else ("",))
+        for target in (config.models if STAGE_CLASSES[stage].per_model else ("",))
     ]
+
+
+def steps_before(step: Step, config: Config) -> list[Step]:
+    """The steps whose results a step reads."""
+    before = {
+        "prepare": [],
+        "validate": [Step("prepare")],
+        "generate": [Step("validate")],
+        "curate": [Step("validate"), Step("generate")],
+        "train": [Step("curate")],
+        "evaluate": [Step("curate"), Step("train", step.target)],
+        "report": steps_of(config, STAGES[:-1]),
+    }
+    return before[step.stage]
 
 
 def make_stage(step: Step, run: RunDir, config: Config) -> Stage:
@@ -56,9 +71,24 @@ def make_stage(step: Step, run: RunDir, config: Config) -> Stage:
     """
     if step.stage not in STAGE_CLASSES:
         raise UserError(unknown_name(step.stage, STAGES, "stage"))
-    if step.stage in PER_MODEL and step.target not in config.models:
+    if STAGE_CLASSES[step.stage].per_model and step.target not in config.models:
         raise UserError(f"{step}: {unknown_name(step.target, list(config.models), 'model')}")
-    return STAGE_CLASSES[step.stage](run, config, step.target)
+    stage = STAGE_CLASSES[step.stage](run, config, step.target)
+    if isinstance(stage, Report):
+        others = steps_of(config, STAGES[:-1])
+        stage.statuses = lambda: [make_stage(other, run, config).status() for other in others]
+    return stage
+
+
+def run_status(run: RunDir, config: Config) -> list[StepStatus]:
+    """The state of every step, in order."""
+    statuses = [make_stage(step, run, config).status() for step in steps_of(config)]
+    report = statuses[-1]
+    if report.state == DONE:
+        known = {warning for status in statuses for warning in status.warnings()}
+        page = read_json(run.report / "report.json") or {}
+        report.notes = [warning for warning in page.get("warnings", []) if warning not in known]
+    return statuses
 
 
 def task_command(run: RunDir, step: Step, shard: int | None = None) -> list[str]:

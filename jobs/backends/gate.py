@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jobs.backends.slurm import chain_folder, nothing_came_of_it, pending
+from jobs.backends.slurm import chain_folder
 from jobs.pipeline import make_stage
 from jobs.run.layout import Step
 from jobs.run.run import load_run
@@ -21,8 +21,7 @@ def main(run_dir: Path, step: Step) -> int:
     """The gate's exit code: 0 where the next steps may start."""
     run, config = load_run(run_dir)
     stage = make_stage(step, run, config)
-
-    return run_gate(chain_folder(run), str(step), lambda: pending(stage), lambda: nothing_came_of_it(run, config, step))
+    return run_gate(chain_folder(run), str(step), stage.pending, lambda: stage.status().all_items_failed())
 
 
 if __name__ == "__main__":

@@ -10,18 +10,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from data_prep.outcomes import UserError
 from jobs.config import Config
-from jobs.pipeline import make_stage, steps_of, task_command
+from jobs.pipeline import make_stage, steps_before, task_command
 from jobs.run.layout import STAGES, RunDir, Step
-from jobs.shards.loop import freeze_shards, frozen_shards, pending_shards
-from jobs.stages.base import ShardedStage, SingleStage, Stage
-from jobs.verbs.status import step_status
 from slurm import queue
 from slurm.chain import STOPPED, ChainFolder, after_gates, submit_chain
 from slurm.profile import Profile, SlurmError, load_profile
@@ -32,7 +28,7 @@ DEFAULT_PROFILE = "generic"
 
 def chain_folder(run: RunDir) -> ChainFolder:
     """Where SLURM's files of a run are."""
-    return ChainFolder(run.path / "slurm")
+    return ChainFolder(run.slurm)
 
 
 @contextmanager
@@ -67,10 +63,8 @@ def submit(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile,
         console.print("Nothing is left to do.")
         return 0
     for step in steps:
-        stage = make_stage(step, run, config)
-        if isinstance(stage, ShardedStage) and any(work.name == str(step) for work in works):
-            for store in stage.work().stores.values():
-                freeze_shards(store, stage.shards())
+        if any(work.name == str(step) for work in works):
+            make_stage(step, run, config).before_tasks()
     with _told_to_the_user():
         states = submit_chain(chain_folder(run), profile, works)
     for state in states:
@@ -83,13 +77,13 @@ def submit(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile,
 
 
 def plan(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile) -> list[StepWork]:
-    """What is left to do, in order; a step that waits for another one is left to do as a whole."""
+    """What is left to do, in order. A step that waits for another one is submitted whole: what it will find is not known."""
     works: dict[str, StepWork] = {}
     for step in steps:
         stage = make_stage(step, run, config)
-        after = [name for name in _after(step, config) if name in works]
-        shards = _left(stage, unknown=bool(after))
-        if shards == []:
+        after = [str(one) for one in steps_before(step, config) if str(one) in works]
+        tasks = stage.tasks() if after else stage.pending()
+        if not tasks:
             continue
         resources = profile.resources(step.stage)
         works[str(step)] = StepWork(
@@ -98,52 +92,11 @@ def plan(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile) -
             command=task_command(run, step),
             gate=[sys.executable, "-m", "jobs.backends.gate", str(run.path), str(step)],
             logs=str(run.logs(step)),
-            shards=shards,
+            shards=None if tasks == [None] else [task for task in tasks if task is not None],
             after=after,
-            distributed=step.stage == "train" and resources.gpus * resources.nodes > 1,
+            distributed=stage.process_per_gpu and resources.gpus * resources.nodes > 1,
         )
     return list(works.values())
-
-
-def _left(stage: Stage, *, unknown: bool) -> list[int] | None:
-    """The shards that are not complete, [] where nothing is left, None for a single job."""
-    if isinstance(stage, SingleStage):
-        return None if unknown or not stage.complete() else []
-    assert isinstance(stage, ShardedStage)
-    return list(range(stage.shards())) if unknown else pending_shards(stage.work(), stage.shards())
-
-
-def _after(step: Step, config: Config) -> list[str]:
-    """The steps whose results a step reads."""
-    before = {
-        "prepare": [],
-        "validate": [Step("prepare")],
-        "generate": [Step("validate")],
-        "curate": [Step("validate"), Step("generate")],
-        "train": [Step("curate")],
-        "evaluate": [Step("curate"), Step("train", step.target)],
-        "report": steps_of(config, STAGES[:-1]),
-    }
-    return [str(one) for one in before[step.stage]]
-
-
-def pending(stage: Stage) -> list[int | None]:
-    """What the run's files say is not complete: shards, [None] for a single job, [] for nothing."""
-    if isinstance(stage, SingleStage):
-        return [] if stage.complete() else [None]
-    assert isinstance(stage, ShardedStage)
-    work = stage.work()
-    shards = frozen_shards(next(iter(work.stores.values()))) or stage.shards()
-    return list(pending_shards(work, shards))
-
-
-def nothing_came_of_it(run: RunDir, config: Config, step: Step) -> str:
-    """Why the next stage would have nothing to work on; "" where it has."""
-    status = step_status(run, config, step)
-    if step.stage == "train" or not status.items or status.done:
-        return ""
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in status.reasons.items())
-    return f"all {status.items:,} items failed ({reasons})"
 
 
 def show_scripts(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile, console: Console) -> None:
@@ -207,9 +160,3 @@ def cancel(run: RunDir, console: Console) -> int:
         f"Cancelled {len(jobs)} jobs: {', '.join(f'{n} ({c})' for n, c in names.items()) or 'none were queued'}"
     )
     return 0
-
-
-def as_json(run: RunDir) -> dict[str, Any]:
-    """What `queue_counts` and `stopped_steps` know, as JSON values."""
-    counts = queue_counts(run)
-    return {"queue": None if counts is None else {k: dict(v) for k, v in counts.items()}, "stopped": stopped_steps(run)}

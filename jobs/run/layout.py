@@ -83,8 +83,13 @@ class RunDir:
 
     @property
     def launcher_file(self) -> Path:
-        """Which process on which machine drives this run just now (local runs)."""
+        """The process that drives this run just now, and its machine (local runs)."""
         return self.path / "launcher.json"
+
+    @property
+    def slurm(self) -> Path:
+        """The chain's files, once the run was submitted to SLURM."""
+        return self.path / "slurm"
 
     def stage_folder(self, stage: str) -> Path:
         """``4_curate`` for curate."""
@@ -127,13 +132,13 @@ class RunDir:
 
     @property
     def asked_twice(self) -> ShardStore:
-        """The replies about a sample that was asked about a second time."""
+        """Second replies about a sample of products."""
         return ShardStore(self.stage_folder("generate") / "asked_twice")
 
     @property
-    def agreement(self) -> Path:
-        """How far they agree with the first ones."""
-        return self.stage_folder("generate") / "agreement.json"
+    def self_consistency(self) -> Path:
+        """How often they say the same as the first replies."""
+        return self.stage_folder("generate") / "self_consistency.json"
 
     @property
     def dataset(self) -> Path:

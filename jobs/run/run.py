@@ -1,4 +1,11 @@
-"""A run's own record: its configuration, and one entry a launch with the code, versions and command."""
+"""``run.json``: the configuration of a run as resolved, and one entry a launch.
+
+::
+
+    {"created_at": 1764073423.2, "config": {"data": {"root": "/data/abo"}, ...}, "fingerprint": "5be1c0ffee12",
+     "launches": [{"at": 1764073423.2, "host": "login1", "user": "ada", "command": ["launch.py", "--cluster", "slurm"],
+                   "commit": "9c7374f…", "dirty": false, "sources": "0d9f2a61a7c3", "python": "3.11.9", "versions": {...}}]}
+"""
 
 from __future__ import annotations
 
@@ -10,11 +17,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_prep.files import read_json, write_json
 from data_prep.outcomes import UserError
+from data_prep.records import from_dict
 from jobs.config import Config, dump_config, validate_config
 from jobs.run.layout import RunDir
 from jobs.shards.digest import differences, digest
@@ -23,8 +32,48 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "google-generativeai", "google-genai", "pillow")
 
 
-def code_state() -> dict[str, Any]:
-    """What code is running: commit and whether it was changed since, a digest of the sources, versions."""
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One launch of a run: when, by whom, and with which code."""
+
+    at: float  # Unix time
+    host: str
+    user: str
+    command: list[str]
+    commit: str | None  # None outside of a git checkout
+    dirty: bool | None  # whether tracked files differ from the commit
+    sources: str  # digest of the Python files: the code itself, committed or not
+    python: str
+    versions: dict[str, str | None]  # of the packages that decide results
+
+    def code(self) -> str:
+        """Which code ran, for people."""
+        commit = (self.commit or "no commit")[:10]
+        return f"{commit}{' with changes' if self.dirty else ''} (sources {self.sources})"
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """What run.json holds."""
+
+    created_at: float  # Unix time
+    config: dict[str, Any]  # of the last launch, every default spelled out
+    fingerprint: str  # of the configuration
+    launches: list[Launch] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, run: RunDir) -> RunRecord | None:
+        """The record of a run; None where there is none, or where it is damaged."""
+        fields = read_json(run.run_file)
+        if fields is None:
+            return None
+        record = from_dict(cls, fields)
+        record.launches = [from_dict(Launch, launch) for launch in fields["launches"]]
+        return record
+
+
+def this_launch(command: Sequence[str]) -> Launch:
+    """Describe the launch that is running."""
 
     def git(*arguments: str) -> str | None:
         if not shutil.which("git"):
@@ -37,13 +86,17 @@ def code_state() -> dict[str, Any]:
         for file in sorted((PROJECT / folder).rglob("*.py")):
             sources.update(file.relative_to(PROJECT).as_posix().encode() + file.read_bytes())
     changed = git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(changed) if changed is not None else None,
-        "sources": sources.hexdigest()[:12],
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-    }
+    return Launch(
+        at=time.time(),
+        host=platform.node(),
+        user=os.environ.get("USER", ""),
+        command=list(command),
+        commit=git("rev-parse", "HEAD"),
+        dirty=bool(changed) if changed is not None else None,
+        sources=sources.hexdigest()[:12],
+        python=platform.python_version(),
+        versions={name: _version(name) for name in PACKAGES},
+    )
 
 
 def _version(package: str) -> str | None:
@@ -54,41 +107,34 @@ def _version(package: str) -> str | None:
 
 
 def open_run(path: Path, config: Config, command: Sequence[str]) -> tuple[RunDir, list[str]]:
-    """Create a run's folder or take it up again; record the configuration, the code and the command.
+    """Create a run's folder or resume it; record the configuration, the code and the command.
 
     Returns:
-        The run, and what the user should know about how it differs from its last launch.
+        The run, and how it differs from its last launch, in sentences.
 
     Raises:
         UserError: the folder cannot be written, or holds something else.
     """
     run = RunDir(path.resolve())
     notes: list[str] = []
+    launch, resolved = this_launch(command), dump_config(config)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        known = read_json(run.run_file)
-        foreign = any(not path.name.startswith(".") for path in run.path.iterdir())
-        if known is None and foreign and not run.run_file.exists():
+        record = RunRecord.read(run)
+        foreign = any(not entry.name.startswith(".") for entry in run.path.iterdir())
+        if record is None and foreign and not run.run_file.exists():
             raise UserError(f"{run.path} holds files but no run.json, so it is not a run directory. Name a new folder.")
-        launch = {
-            "at": time.time(),
-            "host": platform.node(),
-            "user": os.environ.get("USER", ""),
-            "command": list(command),
-        }
-        launch |= code_state()
-        resolved = dump_config(config)
-        if known is None:
-            known = {"created_at": time.time(), "launches": []}
+        if record is None:
+            record = RunRecord(time.time(), resolved, digest(resolved))
         else:
-            last = known["launches"][-1]
-            if last["sources"] != launch["sources"]:
-                notes.append(f"resumed with other code than before: {_code(last)} → {_code(launch)}")
-            if changed := differences(known["config"], resolved):
+            last = record.launches[-1]
+            if last.sources != launch.sources:
+                notes.append(f"resumed with other code than before: {last.code()} → {launch.code()}")
+            if changed := differences(record.config, resolved):
                 notes.append("configuration changed since the last launch: " + "; ".join(changed))
-        known |= {"config": resolved, "fingerprint": digest(resolved)}
-        known["launches"].append(launch)
-        write_json(run.run_file, known)
+        record.config, record.fingerprint = resolved, digest(resolved)
+        record.launches.append(launch)
+        write_json(run.run_file, record)
     except OSError as error:
         raise UserError(
             f"Cannot write the run directory {run.path}: {error.strerror}. Choose another with --run-dir."
@@ -96,21 +142,16 @@ def open_run(path: Path, config: Config, command: Sequence[str]) -> tuple[RunDir
     return run, notes
 
 
-def _code(launch: dict[str, Any]) -> str:
-    commit = (launch["commit"] or "no commit")[:10]
-    return f"{commit}{' with changes' if launch['dirty'] else ''} (sources {launch['sources']})"
-
-
 def load_run(path: Path) -> tuple[RunDir, Config]:
     """A run and its configuration, from its own folder.
 
     Raises:
-        UserError: the folder is no run directory.
+        UserError: the folder is not a run directory.
     """
     run = RunDir(path.resolve()).require()
-    known = read_json(run.run_file)
-    if known is None:
+    record = RunRecord.read(run)
+    if record is None:
         raise UserError(
-            f"{run.run_file} is damaged: start the run again with its --config and --run-dir to write it anew."
+            f"{run.run_file} is damaged: launch the run again with its --config and --run-dir to write it anew."
         )
-    return run, validate_config(known["config"], source=str(run.run_file))
+    return run, validate_config(record.config, source=str(run.run_file))

@@ -50,7 +50,9 @@ def freeze_settings(store: ShardStore, settings: dict[str, Any]) -> str:
     """
     refuse_other_settings(store, settings)
     if read_json(store.settings) != settings:
-        write_json(store.settings, settings)  # no record was made under the old ones: that attempt failed before its first
+        write_json(
+            store.settings, settings
+        )  # no record was made under the old ones: that attempt failed before its first
     return digest(settings)
 
 

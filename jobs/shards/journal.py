@@ -150,7 +150,9 @@ class ReadReport:
     """What readers skipped."""
 
     torn: int = 0  # last lines cut off by a kill or a full disk: expected, the item is done again
-    broken: list[str] = field(default_factory=list)  # "file:line" with a wrong checksum: the disk or somebody changed it
+    broken: list[str] = field(
+        default_factory=list
+    )  # "file:line" with a wrong checksum: the disk or somebody changed it
 
 
 @dataclass(frozen=True, slots=True)

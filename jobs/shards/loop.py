@@ -105,9 +105,7 @@ def run_shard(source: ShardSource[Any], shard: int, shards: int, stopping: Calla
 class _ShardRun(Generic[ItemT]):
     """One attempt at one shard."""
 
-    def __init__(
-        self, source: ShardSource[ItemT], shard: int, shards: int, stopping: Callable[[], bool]
-    ) -> None:
+    def __init__(self, source: ShardSource[ItemT], shard: int, shards: int, stopping: Callable[[], bool]) -> None:
         self._source, self._shard, self._shards, self._stopping = source, shard, shards, stopping
         self._started = time.time()
         self._report = ReadReport()

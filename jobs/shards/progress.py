@@ -119,9 +119,7 @@ def load_progress(
     known = frozen_shards(store)
     progress = Progress(source)
     try:
-        for record in read_records(
-            store, report, shard=None if known and known.earlier else shard, expect=fingerprint
-        ):
+        for record in read_records(store, report, shard=None if known and known.earlier else shard, expect=fingerprint):
             progress.note(record.key, record.outcome(source.value_type))
     except WrongFingerprint as error:
         raise UserError(

@@ -37,7 +37,7 @@ def freeze_shards(store: ShardStore, shards: int) -> None:
     known = frozen_shards(store)
     if known is None:
         # The file may have been lost: where there are shard folders, records may lie in any of them, as after a change.
-        earlier = (shards,) if (store.folder / "shards").is_dir() else ()
+        earlier: tuple[int, ...] = (shards,) if (store.folder / "shards").is_dir() else ()
     elif known.shards == shards:
         return
     else:

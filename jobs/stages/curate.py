@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.curate import curate
-from data_prep.files import AtomicFile, dumps, read_json
-from data_prep.outcomes import Failed, Ok, UserError
-from data_prep.records import ImageFacts, Product, Rejected, Reply, from_dict
+from data_prep.files import AtomicFile, dumps
+from data_prep.outcomes import Ok, UserError
+from data_prep.records import ImageFacts, Product, Rejected, Reply
 from jobs.run.layout import Step
-from jobs.shards.journal import Damage
-from jobs.shards.loop import latest_outcomes, outcome_of, store_records
+from jobs.shards.journal import ReadReport
+from jobs.shards.store import latest_outcomes, read_records
 from jobs.stages.base import Outcome, SingleStage, outputs_digest, store_digest
 
 
@@ -26,7 +26,7 @@ class Curate(SingleStage):
 
     def inputs(self) -> dict[str, str]:
         return {
-            "prepare": outputs_digest(read_json(self.run_dir.done_file(Step("prepare")))),
+            "prepare": outputs_digest(self.run_dir, Step("prepare")),
             "validate": store_digest(self.run_dir.store("validate")),
             "generate": store_digest(self.run_dir.store("generate")),
         }
@@ -34,10 +34,10 @@ class Curate(SingleStage):
     def execute(self) -> Outcome:
         facts: dict[str, ImageFacts] = {}
         failures: dict[str, str] = {}
-        for key, outcome in latest_outcomes(self.run_dir.store("validate"), Damage()).items():
+        for key, outcome in latest_outcomes(self.run_dir.store("validate"), ImageFacts).items():
             if isinstance(outcome, Ok):
-                facts[key] = from_dict(ImageFacts, outcome.value)
-            elif isinstance(outcome, Failed):
+                facts[key] = outcome.value
+            else:
                 failures[key] = outcome.reason
         generate = self.config.generate
         folder = self.run_dir.dataset
@@ -63,17 +63,16 @@ class Curate(SingleStage):
             stand_in=generate.stand_in is not None,
         )
         if leaks := curate.verify(folder):
-            raise UserError(f"The splits leak, which is a mistake of this program: {'; '.join(leaks[:3])}")
+            raise UserError(f"Internal error: splits overlap; please report. {'; '.join(leaks[:3])}")
         splits = dataset.splits()
         counts = {"questions": sum(map(len, splits.values())), **{name: len(rows) for name, rows in splits.items()}}
         reasons = Counter(dataset.stats["products"]["dropped"]) + Counter(dataset.stats["pairs"]["dropped"])
         return Outcome(counts, dict(sorted(reasons.items())), [folder / f"{name}.jsonl" for name in splits])
 
     def _replies(self) -> Iterator[Reply]:
-        for record in store_records(self.run_dir.store("generate"), Damage()):
-            outcome = outcome_of(record)
-            if isinstance(outcome, Ok):
-                yield from_dict(Reply, outcome.value)
+        for record in read_records(self.run_dir.store("generate"), ReadReport()):
+            if record.ok:
+                yield record.outcome(Reply).value
 
 
 def _in_words(counts: dict[str, int]) -> str:

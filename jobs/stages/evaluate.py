@@ -2,74 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_prep.files import read_json, read_jsonl
-from data_prep.outcomes import Emit, UserError
-from data_prep.records import Example, Prediction, from_dict
-from jobs.run.layout import BASE, LORA, RunDir, Step, ShardStore
-from jobs.shards.journal import Damage
-from jobs.shards.loop import Previous, Work, latest_outcomes
-from jobs.stages.base import ShardedStage
+from data_prep.files import read_jsonl
+from data_prep.outcomes import Failed, Todo, UserError
+from data_prep.records import Example, Prediction
+from jobs.run.layout import BASE, LORA, VARIANTS, RunDir, ShardStore, Step
+from jobs.shards.store import latest_outcomes
+from jobs.stages.base import ShardedStage, StageMarker
 from jobs.stages.weights import model_settings
 
 
-class Evaluate(ShardedStage):
+class Evaluate(ShardedStage[Example]):
     """Writes 6_evaluate/<model>-<base|lora>: a `Prediction` a question. Both are resumed on their own."""
 
     name = "evaluate"
+    per_model = True
+    needs_gpu = True
+    value_type = Prediction
 
     def shards(self) -> int:
         return self.config.evaluate.shards
 
-    def variants(self) -> dict[str, ShardStore]:
-        """base always; lora where this run trains."""
-        return {variant: self.run_dir.predictions(self.target, variant) for variant in (BASE, LORA)}
+    def expected_items(self) -> int | None:
+        marker = StageMarker.read(self.run_dir, Step("curate"))
+        return marker.counts.get(self.config.evaluate.split) if marker else None
 
-    def work(self) -> Work[Example]:
-        model, settings = model_settings(self.run_dir, self.config, self.target), self.config.evaluate
-        train = read_json(self.run_dir.done_file(Step("train", self.target)))
-        adapter = self.run_dir.adapter(self.target)
-        answering = settings.model_dump(mode="json", include=set(settings.answer_fields()))
-        identity = self.config.models[self.target].model_dump(
-            mode="json", include={"kind", "weights", "question_prefix"}
-        )
-        common = {"model": identity, "answering": answering}
-        identities: dict[str, dict[str, Any]] = {
-            BASE: common,
-            LORA: common | {"adapter": train["outputs"] if train else {}},
+    def stores(self) -> Mapping[str, ShardStore]:
+        return {variant: self.run_dir.predictions(self.target, variant) for variant in VARIANTS}
+
+    def settings(self, variant: str) -> dict[str, Any]:
+        settings = self.config.evaluate
+        model = self.config.models[self.target]
+        common = {
+            "model": model.model_dump(mode="json", include={"kind", "weights", "question_prefix"}),
+            "answering": settings.model_dump(mode="json", include=set(settings.answer_fields())),
         }
+        train = StageMarker.read(self.run_dir, Step("train", self.target))
+        return common | ({"adapter": train.outputs if train else {}} if variant == LORA else {})
 
-        def process(
-            items: Iterator[Example],
-            emits: Mapping[str, Emit],
-            wanted: Callable[[str, str], bool],
-            previous: Previous,
-        ) -> None:
-            from vqa.inference.answerer import (
-                Answerer,  # torch takes seconds to import; launch and status never need it
+    def check_settings(self) -> None:
+        """Nothing can be said before the launch: it may train the adapter anew, which is part of the settings."""
+
+    def items(self) -> Iterator[Example]:
+        return self.read(self.run_dir.split(self.config.evaluate.split), Example)
+
+    def key(self, item: Example) -> str:
+        return item.id
+
+    def group(self, item: Example) -> str:
+        return item.image_id  # the questions about an image stay together: it is encoded once
+
+    def process(self, todos: Iterator[Todo[Example]]) -> None:
+        from vqa.inference.answerer import Answerer  # torch takes seconds to import; launch and status never need it
+
+        if StageMarker.read(self.run_dir, Step("train", self.target)) is None:
+            raise UserError(
+                f"{self.target} is not trained yet, so there is nothing to compare: run --stages train first."
             )
-
-            if train is None:
-                raise UserError(
-                    f"{self.target} is not trained yet, so there is nothing to compare: run --stages train first."
-                )
-            candidates = sorted({e.answer for e in read_jsonl(self.run_dir.split("train"), Example)})
-            answerer = Answerer(model, {BASE: None, LORA: adapter}, settings, self.config.data.image_root, candidates)
-            answerer.process(items, emits, wanted)
-            if answerer.seconds:
-                print(f"{answerer.device.type} waited {answerer.waited / answerer.seconds:.0%} of the time for images")
-
-        return Work(
-            stores=self.variants(),
-            settings=identities,
-            items=partial(self.read, self.run_dir.split(settings.split), Example),
-            key=lambda example: example.id,
-            group=lambda example: example.image_id,  # the questions about an image stay together: it is encoded once
-            process=process,
+        candidates = sorted({example.answer for example in read_jsonl(self.run_dir.split("train"), Example)})
+        answerer = Answerer(
+            model_settings(self.run_dir, self.config, self.target),
+            {BASE: None, LORA: self.run_dir.adapter(self.target)},
+            self.config.evaluate,
+            self.config.data.image_root,
+            candidates,
         )
+        answerer.process(todos)
+        if answerer.seconds:
+            print(f"{answerer.device.type} waited {answerer.waited / answerer.seconds:.0%} of the time for images")
 
 
 def read_predictions(run: RunDir, model: str, variant: str) -> tuple[list[Prediction], dict[str, int]]:
@@ -77,13 +80,11 @@ def read_predictions(run: RunDir, model: str, variant: str) -> tuple[list[Predic
 
     The order and the content do not depend on the number of shards or attempts.
     """
-    outcomes = latest_outcomes(run.predictions(model, variant), Damage())
-    failed: dict[str, int] = {}
+    failed: Counter[str] = Counter()
     predictions = []
-    for key in sorted(outcomes):
-        outcome = outcomes[key]
-        if hasattr(outcome, "reason"):
-            failed[outcome.reason] = failed.get(outcome.reason, 0) + 1
+    for _, outcome in sorted(latest_outcomes(run.predictions(model, variant), Prediction).items()):
+        if isinstance(outcome, Failed):
+            failed[outcome.reason] += 1
         else:
-            predictions.append(from_dict(Prediction, outcome.value))
-    return predictions, failed
+            predictions.append(outcome.value)
+    return predictions, dict(failed)

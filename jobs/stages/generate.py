@@ -2,98 +2,107 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 from data_prep import dataset_csv
-from data_prep.generate import workers
+from data_prep.generate.batch_api import under_way
 from data_prep.generate.prompt import verdict
 from data_prep.generate.qa_parser import QAParseError, QAParser
-from data_prep.outcomes import Emit
-from data_prep.records import Product
+from data_prep.generate.workers import ask_all, identity
+from data_prep.outcomes import Todo
+from data_prep.records import Product, Reply
 from jobs.run.layout import ShardStore
-from jobs.shards.journal import Damage
-from jobs.shards.loop import Previous, Work, store_records
+from jobs.shards.journal import ReadReport
+from jobs.shards.marker import Spending
+from jobs.shards.progress import Limits
+from jobs.shards.store import read_records
 from jobs.stages.base import ShardedStage
+from jobs.stages.status import DONE, PARTIAL, StepStatus, finished_shards
 
 
-class Generate(ShardedStage):
+class Generate(ShardedStage[Product]):
     """Writes 3_generate: every raw reply, before anything parses it; dataset_<shard>.csv when a shard is done."""
 
     name = "generate"
+    value_type = Reply
 
     def shards(self) -> int:
         return self.config.generate.shards
+
+    def expected_items(self) -> int | None:
+        markers = finished_shards(self.run_dir.store("validate"))
+        return sum(marker.done for marker in markers) if markers else None
 
     @property
     def store(self) -> ShardStore:
         """Where the replies go."""
         return self.run_dir.store("generate")
 
+    def stores(self) -> Mapping[str, ShardStore]:
+        return {"": self.store}
+
+    def settings(self, variant: str) -> dict[str, Any]:
+        return identity(self.config.generate)
+
+    @property
+    def limits(self) -> Limits:  # type: ignore[override]  # of the configuration, where other stages have constants
+        return Limits(self.config.generate.max_tries, self.config.generate.max_asks)
+
     @cached_property
     def readable(self) -> set[str]:
-        """The items whose image was decoded; nobody pays for questions about an image that is not there."""
-        records = store_records(self.run_dir.store("validate"), Damage())
-        return {record["key"] for record in records if record["ok"]}
+        """The items whose image was decoded: nobody pays for questions about an image that is not there."""
+        return {record.key for record in read_records(self.run_dir.store("validate"), ReadReport()) if record.ok}
 
     def items(self) -> Iterator[Product]:
-        """The products to ask about, streamed."""
         return (product for product in self.read(self.run_dir.products, Product) if product.item_id in self.readable)
 
-    def work(self) -> Work[Product]:
-        settings = self.config.generate
+    def key(self, item: Product) -> str:
+        return item.item_id
 
-        def process(
-            items: Iterator[Product],
-            emits: Mapping[str, Emit],
-            wanted: Callable[[str, str], bool],
-            previous: Previous,
-        ) -> None:
-            workers.ask_all(
-                items,
-                emits["generate"],
-                image_root=self.config.data.image_root,
-                settings=settings,
-                quota_folder=self.run_dir.quota,
-                batches_folder=self.run_dir.batches,
-                previous=previous,
-                stopping=self.stopping,
-            )
-
-        return Work(
-            stores={"generate": self.store},
-            settings={"generate": workers.identity(settings)},
-            items=self.items,
-            key=lambda product: product.item_id,
-            process=process,
-            max_tries=settings.max_tries,
-            max_replies=settings.max_asks,
-            verdict=lambda value: verdict(value, settings),
-            finish=self.finish,
+    def process(self, todos: Iterator[Todo[Product]]) -> None:
+        ask_all(
+            todos,
+            image_root=self.config.data.image_root,
+            settings=self.config.generate,
+            quota_folder=self.run_dir.quota,
+            batches_folder=self.run_dir.batches,
+            stopping=self.stopping,
         )
 
-    def finish(self, shard: int) -> dict[str, Any]:
+    def rule_violations(self, reply: Reply) -> str | None:
+        return verdict(reply, self.config.generate)
+
+    def finish(self, shard: int) -> Spending:
         """Write the shard's CSV, the best reply of each product, and sum what the shard cost."""
-        folder = self.store.shard(shard)
         parser = QAParser(require_category=self.config.generate.require_category)
         best: dict[str, dataset_csv.CsvRow] = {}
-        totals: Counter[str] = Counter()
-        dollars = 0.0
-        for record in store_records(self.store, Damage(), shard=shard):
-            value = record.get("value") or {}
-            totals["input_tokens"] += value.get("input_tokens", 0)
-            totals["output_tokens"] += value.get("output_tokens", 0)
-            dollars += value.get("dollars", 0.0)
-            if not record["ok"]:
+        spent = Spending()
+        for record in read_records(self.store, ReadReport(), shard=shard):
+            outcome = record.outcome(Reply)
+            reply: Reply | None = outcome.value
+            if reply is None:
                 continue
+            spent += Spending(reply.input_tokens, reply.output_tokens, reply.dollars)
             try:
-                pairs = parser.parse(value["text"] or "").pairs
+                pairs = parser.parse(reply.text or "").pairs if record.ok else []
             except QAParseError:
                 continue
-            known = best.get(record["key"])
+            known = best.get(record.key)
             if pairs and (known is None or len(pairs) >= len(known.qas)):
-                best[record["key"]] = dataset_csv.CsvRow(record["key"], value["image_id"], pairs)
-        dataset_csv.write(folder / f"dataset_{shard}.csv", (best[key] for key in sorted(best)))
-        return {**totals, "dollars": dollars}
+                best[record.key] = dataset_csv.CsvRow(record.key, reply.image_id, pairs)
+        dataset_csv.write(self.store.shard(shard) / f"dataset_{shard}.csv", (best[key] for key in sorted(best)))
+        return spent
+
+    def status(self) -> StepStatus:
+        status = super().status()
+        if self.config.generate.batch and status.state != DONE:
+            status.in_batches = under_way(self.run_dir.batches)
+            status.per_second = status.seconds_left = None  # batches come back when they do
+            if status.in_batches:
+                status.state = PARTIAL
+        return status
+
+    def stop_seconds(self) -> float:
+        return self.config.generate.timeout + 15  # a request that was sent is paid: its reply is waited for

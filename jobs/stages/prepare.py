@@ -22,6 +22,9 @@ class Prepare(SingleStage):
     def inputs(self) -> dict[str, str]:
         return listings.find_sources(self.config.data).digests()
 
+    def check_settings(self) -> None:
+        listings.find_sources(self.config.data)  # says what is missing before anything is written
+
     def execute(self) -> Outcome:
         sources = listings.find_sources(self.config.data)
         reasons: Counter[str] = Counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from data_prep.records import Example, Prediction
 from jobs.run.layout import VARIANTS, Step
 from jobs.stages.base import Outcome, SingleStage, outputs_digest, store_digest
 from jobs.stages.evaluate import read_predictions
+from jobs.stages.status import StepStatus
 from vqa.settings import TINY
 
 
@@ -19,6 +20,9 @@ class Report(SingleStage):
     """Writes 7_report/index.html and report.json. A missing piece leaves a labeled gap."""
 
     name = "report"
+    statuses: Callable[[], Sequence[StepStatus]] = staticmethod(
+        lambda: ()
+    )  # of the other steps; the pipeline knows them
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -27,11 +31,11 @@ class Report(SingleStage):
         }
 
     def inputs(self) -> dict[str, str]:
-        agreement = self.run_dir.agreement
-        found = {"agreement": file_digest(agreement) if agreement.is_file() else ""}
-        found |= {"curate": outputs_digest(read_json(self.run_dir.done_file(Step("curate"))))}
+        consistency = self.run_dir.self_consistency
+        found = {"self_consistency": file_digest(consistency) if consistency.is_file() else ""}
+        found["curate"] = outputs_digest(self.run_dir, Step("curate"))
         for model in self.config.models:
-            found[f"train:{model}"] = outputs_digest(read_json(self.run_dir.done_file(Step("train", model))))
+            found[f"train:{model}"] = outputs_digest(self.run_dir, Step("train", model))
             for variant in VARIANTS:
                 found[f"{model}-{variant}"] = store_digest(self.run_dir.predictions(model, variant))
         return found
@@ -87,10 +91,10 @@ class Report(SingleStage):
         return Outcome({"answers": answered}, outputs=pages)
 
     def _stats(self) -> dict[str, Any]:
-        """What curation counted, and how far the generator agreed with itself, where it was asked twice."""
+        """What curation counted, and the generator's self-consistency where it was measured."""
         stats: dict[str, Any] = read_json(self.run_dir.dataset / "stats.json") or {}
-        if (agreement := read_json(self.run_dir.agreement)) is not None:
-            stats["asked_twice"] = {name: value for name, value in agreement.items() if name != "different_answers"}
+        if (consistency := read_json(self.run_dir.self_consistency)) is not None:
+            stats["asked_twice"] = {name: value for name, value in consistency.items() if name != "different_answers"}
         return stats
 
     def _examples(self, split: str) -> Iterator[Example]:
@@ -98,21 +102,15 @@ class Report(SingleStage):
         return read_jsonl(path, Example) if path.is_file() else iter(())
 
     def _stages(self, summary: Any) -> tuple[list[Any], list[str]]:
-        """Counts and times of every step so far, and what of them a reader must know, in sentences."""
-        from jobs.pipeline import steps_of
-        from jobs.verbs.status import step_status  # it knows the stages, this one among them
-
+        """Counts and times of every other step so far, and the sentences that a reader must know about them."""
         summaries, warnings = [], []
-        for step in steps_of(self.config):
-            if step.stage == self.name:
-                continue
-            status = step_status(self.run_dir, self.config, step)
+        for status in self.statuses():
             counts: dict[str, int] = dict(status.counts)
             if status.items is not None:
                 counts = {"items": status.items, "done": status.done, "failed": status.failed}
             summaries.append(
                 summary(
-                    name=str(step),
+                    name=status.step,
                     counts=counts,
                     seconds=status.seconds,
                     reasons=status.reasons,

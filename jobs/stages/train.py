@@ -7,12 +7,13 @@ import shutil
 import time
 from typing import Any
 
-from data_prep.files import read_json, write_json
+from data_prep.files import last_json_line, read_json, write_json
 from data_prep.outcomes import UserError
 from data_prep.records import Example
-from jobs.run.layout import Step
+from jobs.run.layout import TINY_LOG, Step
 from jobs.shards.digest import differences
-from jobs.stages.base import Outcome, SingleStage
+from jobs.stages.base import Outcome, SingleStage, StageMarker
+from jobs.stages.status import DONE, PARTIAL, StepStatus
 from jobs.stages.weights import make_tiny_base, model_settings
 from vqa.settings import TINY
 
@@ -24,7 +25,10 @@ class Train(SingleStage):
     """Writes 5_train/<model>/adapter; resumes from its own checkpoints."""
 
     name = "train"
-    again = False
+    per_model = True
+    needs_gpu = True
+    process_per_gpu = True
+    rerun_freely = False  # an adapter costs hours
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -33,8 +37,8 @@ class Train(SingleStage):
         }
 
     def inputs(self) -> dict[str, str]:
-        curate = read_json(self.run_dir.done_file(Step("curate")))
-        outputs = curate["outputs"] if curate else {}
+        curate = StageMarker.read(self.run_dir, Step("curate"))
+        outputs = curate.outputs if curate else {}
         return {name: outputs.get(name, "") for name in ("train.jsonl", "val.jsonl")}
 
     def begin(self) -> None:
@@ -86,3 +90,13 @@ class Train(SingleStage):
                 f"Training of {self.target} ended without an adapter in {weights.parent}: see the log above."
             )
         return Outcome({"steps": steps}, outputs=[weights])
+
+    def status(self) -> StepStatus:
+        status = super().status()
+        folder = self.run_dir.step_folder(self.step)
+        line = last_json_line(folder / "log.jsonl") or last_json_line(folder / TINY_LOG)
+        if status.state != DONE and line and line.get("max_steps"):
+            status.state, status.unit = PARTIAL, "steps"
+            status.items, status.done = int(line["max_steps"]), int(line["step"])
+            status.remaining = status.items - status.done
+        return status

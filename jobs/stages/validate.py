@@ -1,40 +1,41 @@
-"""Stage 2: decode every product's image completely, and fingerprint it."""
+"""Stage 2: decode every product's image completely, and hash what it shows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from data_prep.images import validate
-from data_prep.outcomes import Emit
-from data_prep.records import Product
-from jobs.shards.loop import Previous, Work
-from jobs.stages.base import ShardedStage
+from data_prep.images.validate import validate
+from data_prep.outcomes import Todo
+from data_prep.records import ImageFacts, Product
+from jobs.run.layout import ShardStore, Step
+from jobs.stages.base import ShardedStage, StageMarker
 
 
-class Validate(ShardedStage):
+class Validate(ShardedStage[Product]):
     """Writes 2_validate: `ImageFacts` a product, or the reason why its image cannot be used."""
 
     name = "validate"
+    value_type = ImageFacts
 
     def shards(self) -> int:
         return self.config.validate_.shards
 
-    def work(self) -> Work[Product]:
-        settings = self.config.validate_
+    def expected_items(self) -> int | None:
+        marker = StageMarker.read(self.run_dir, Step("prepare"))
+        return marker.counts["products"] if marker else None
 
-        def process(
-            items: Iterator[Product],
-            emits: Mapping[str, Emit],
-            wanted: Callable[[str, str], bool],
-            previous: Previous,
-        ) -> None:
-            validate.validate(items, emits["validate"], image_root=self.config.data.image_root, settings=settings)
+    def stores(self) -> Mapping[str, ShardStore]:
+        return {"": self.run_dir.store("validate")}
 
-        return Work(
-            stores={"validate": self.run_dir.store("validate")},
-            settings={"validate": settings.model_dump(mode="json", exclude={"shards"})},
-            items=partial(self.read, self.run_dir.products, Product),
-            key=lambda product: product.item_id,
-            process=process,
-        )
+    def settings(self, variant: str) -> dict[str, Any]:
+        return self.config.validate_.model_dump(mode="json", exclude={"shards"})
+
+    def items(self) -> Iterator[Product]:
+        return self.read(self.run_dir.products, Product)
+
+    def key(self, item: Product) -> str:
+        return item.item_id
+
+    def process(self, todos: Iterator[Todo[Product]]) -> None:
+        validate(todos, image_root=self.config.data.image_root, settings=self.config.validate_)

@@ -17,7 +17,7 @@ from data_prep.files import read_jsonl, write_jsonl
 from data_prep.records import Example
 from jobs.config import Config
 from jobs.run.layout import TINY_LOG, RunDir
-from jobs.shards.loop import shard_of
+from jobs.shards.store import shard_of
 from vqa.settings import TINY, ModelSettings
 
 # What the tiny base is taught: the easy questions (or all, where none has a category), so that LoRA has something to add.

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from data_prep.demo.catalogue import render
 from jobs.config import CONFIGS
-from jobs.verbs import launch
+from jobs.options import Cluster, LaunchRequest
+from jobs.verbs.launch import launch
 
 PRODUCTS = 1200
 SEED = 7
@@ -26,5 +27,5 @@ def run_demo(run_dir: Path, workers: int | None, console: Console) -> int:
         console.print(f"Rendering a catalogue of {PRODUCTS} products into {catalogue}", markup=False)
         render(catalogue, products=PRODUCTS, seed=SEED)
     os.environ["DEMO_CATALOGUE"] = str(catalogue)
-    request = launch.Request(CONFIGS / "demo.yaml", run_dir, None, None, workers, (), dry_run=False)
-    return launch.launch(request, "local", console)
+    request = LaunchRequest(Cluster.local, CONFIGS / "demo.yaml", run_dir, workers=workers)
+    return launch(request, console)

@@ -22,17 +22,32 @@ from rich.markup import escape
 from data_prep.abo import listings
 from data_prep.generate.clients.errors import broken
 from data_prep.outcomes import UserError
-from jobs.backends.slurm import chain_folder, plan
+from jobs.backends import slurm
 from jobs.config import Config
+from jobs.options import Cluster, DoctorRequest
+from jobs.pipeline import steps_of
 from jobs.run.layout import RunDir, Step
+from jobs.verbs.launch import resolve
 from slurm.doctor import Check, node_checks, site_checks
 from slurm.profile import Profile, SlurmError
-from slurm.submit import Cluster
+from slurm.submit import Cluster as SlurmCluster
 from vqa.settings import TINY
 
 GOOGLE = "https://generativelanguage.googleapis.com"
 LOW_DISK_BYTES = 10 * 2**30
 MODULES = ("orjson", "PIL", "torch", "transformers", "peft", "submitit", "jobs.backends.task")
+
+
+def doctor(request: DoctorRequest, console: Console) -> int:
+    """Check whether a launch would work; the exit code, 1 where something is wrong.
+
+    Raises:
+        UserError: the configuration or the profile is wrong.
+    """
+    config, folder = resolve(request.config, request.run_dir, request.overrides or ())
+    on_slurm = request.cluster is Cluster.slurm
+    site = slurm.read_profile(request.profile or slurm.DEFAULT_PROFILE) if on_slurm else None
+    return show(diagnose(RunDir(folder.resolve()), config, steps_of(config), site), console)
 
 
 def diagnose(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile | None) -> list[Check]:
@@ -64,8 +79,8 @@ def _diagnose(run: RunDir, config: Config, steps: Sequence[Step], profile: Profi
         checks += [weights_check(name, str(model.weights)) for name, model in config.models.items()]
     if profile is not None:
         try:
-            cluster = Cluster(profile, chain_folder(run).path, "doctor")
-            works = plan(run, config, steps, profile)
+            cluster = SlurmCluster(profile, run.slurm, "doctor")
+            works = slurm.plan(run, config, steps, profile)
             site = site_checks(cluster, works)
             checks += site
             if all(check.ok is not False for check in site):
@@ -82,7 +97,7 @@ def show(checks: Sequence[Check], console: Console) -> int:
         advice = f"\n    → {escape(check.what_to_do)}" if check.what_to_do and check.ok is not True else ""
         console.print(f"{sign} {escape(check.name)}: {escape(check.detail)}{advice}")
     bad = sum(check.ok is False for check in checks)
-    console.print(f"{bad} of {len(checks)} checks say that it would not work." if bad else "Nothing stands in the way.")
+    console.print(f"{bad} of {len(checks)} checks say that it would not work." if bad else "All checks passed.")
     return 1 if bad else 0
 
 

@@ -1,8 +1,4 @@
-"""Which log to read: the newest of each task, for local runs and for SLURM alike.
-
-A log is ``logs/validate/00007.20261123T131500.log``, or with the job's number where SLURM ran it
-(``00007.20261123T131500.job1234_7.log``): task, time of the attempt.
-"""
+"""``launch.py logs``: which log to read, the newest of each task."""
 
 from __future__ import annotations
 
@@ -10,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.markup import escape
+
 from data_prep.outcomes import UserError
-from jobs.backends.slurm import pending
 from jobs.config import Config
-from jobs.pipeline import make_stage
+from jobs.pipeline import make_stage, parse_stages, steps_of
 from jobs.run.layout import RunDir, Step
-from jobs.verbs.status import error_in_log
+from jobs.run.logs import error_in_log, logs_by_task, task_name
+from jobs.run.run import load_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,22 @@ class TaskLog:
     task: str  # a shard's number, "task" for a stage that is one job, "gate" for the job after a stage on SLURM
     path: Path
     attempts: int
-    error: str  # what the log says last of why the task failed; "" where it does not say
+    error: str  # the last reason for failure in the log; "" where it gives none
+
+
+def show_logs(run_dir: Path, stage: str | None, failed: bool, console: Console) -> None:
+    """Print the newest log of every task.
+
+    Raises:
+        UserError: no run, no such stage.
+    """
+    run, config = load_run(run_dir)
+    found = find_logs(run, config, steps_of(config, parse_stages(stage)), failed=failed)
+    for log in found:
+        error = f"  {escape(log.error)}" if log.error else ""
+        console.print(f"{log.step} {log.task}: {escape(str(log.path))}{error}")
+    if not found:
+        console.print("There is no such log.")
 
 
 def find_logs(run: RunDir, config: Config, steps: Sequence[Step], *, failed: bool = False) -> list[TaskLog]:
@@ -40,23 +54,16 @@ def find_logs(run: RunDir, config: Config, steps: Sequence[Step], *, failed: boo
     """
     found = []
     for step in steps:
-        by_task: dict[str, list[Path]] = {}
-        for path in run.logs(step).glob("*.log"):
-            by_task.setdefault(path.name.partition(".")[0], []).append(path)
-        unfinished = _unfinished(run, config, step) if failed else set()
-        for task, paths in sorted(by_task.items()):
-            newest = max(paths, key=lambda path: path.name.split(".")[1])
+        logs = logs_by_task(run, step)
+        unfinished = _unfinished(run, config, step, set(logs)) if failed else set()
+        for task, paths in logs.items():
             if not failed or task in unfinished or (task == "gate" and unfinished):
-                found.append(TaskLog(str(step), task, newest, len(paths), error_in_log(newest)))
+                found.append(TaskLog(str(step), task, paths[-1], len(paths), error_in_log(paths[-1])))
     return found
 
 
-def _unfinished(run: RunDir, config: Config, step: Step) -> set[str]:
+def _unfinished(run: RunDir, config: Config, step: Step, every: set[str]) -> set[str]:
     try:
-        left = pending(make_stage(step, run, config))
-    except (
-        UserError,
-        FileNotFoundError,
-    ):  # what it reads is not there or was changed: nothing of it counts as complete
-        return {path.name.partition(".")[0] for path in run.logs(step).glob("*.log")}
-    return {"task" if shard is None else f"{shard:05d}" for shard in left}
+        return {task_name(task) for task in make_stage(step, run, config).pending()}
+    except (UserError, FileNotFoundError):  # its input is gone or was changed: nothing of it counts as complete
+        return every

@@ -12,7 +12,7 @@ from data_prep.abo import listings
 from data_prep.generate import cost
 from data_prep.records import Rejected
 from jobs.config import DEFAULT_CONFIG, Config, load_config
-from jobs.verbs.launch import duration
+from jobs.verbs.status import duration
 from vqa.settings import TINY, ModelSettings
 
 GB = 1e9

@@ -15,7 +15,7 @@ import pytest
 from data_prep.files import read_json
 from data_prep.outcomes import Ok, UserError
 from jobs.pipeline import make_stage, task_command
-from jobs.run.layout import RunDir, Step, ShardStore
+from jobs.run.layout import RunDir, ShardStore, Step
 from jobs.run.run import load_run
 from jobs.shards.digest import freeze_settings
 from jobs.shards.journal import Damage, JournalWriter, journal_files
@@ -98,7 +98,9 @@ def test_a_marker_that_another_node_replaces_while_it_is_read_is_read_again(
 
 def test_settings_that_nothing_was_made_with_do_not_bind_a_run(tmp_path: Path) -> None:
     """A task that failed before its first record, say because it did not see yet what it builds on."""
-    assert freeze_settings(ShardStore(tmp_path), {"adapter": {}}) != freeze_settings(ShardStore(tmp_path), {"adapter": "d1f0"})
+    assert freeze_settings(ShardStore(tmp_path), {"adapter": {}}) != freeze_settings(
+        ShardStore(tmp_path), {"adapter": "d1f0"}
+    )
     writer = JournalWriter(ShardStore(tmp_path).shard(0), "a", "f")
     writer.append("k", Ok({}))
     writer.close()

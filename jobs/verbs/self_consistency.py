@@ -1,4 +1,4 @@
-"""``launch.py agreement``: ask about a sample of products a second time, and compare. Optional, and paid like the first time."""
+"""``launch.py self-consistency``: ask about a sample of products a second time, and compare. Paid like the first time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from jobs.backends.stop import StopFlag
 from jobs.config import Config
 from jobs.run.layout import RunDir, ShardStore
 from jobs.run.run import load_run
-from jobs.shards.loop import freeze_shards, known_shards, run_shard
+from jobs.shards.loop import run_shard
+from jobs.shards.store import freeze_shards, frozen_shards
 from jobs.stages.generate import Generate
 
 
 class AskedTwice(Generate):
-    """Generation once more, of a sample, into a store of its own, under the same quota and cap."""
+    """Generate again for a sample, into a store of its own, under the same quota and cap."""
 
     def __init__(self, run: RunDir, config: Config, products: int) -> None:
         one_by_one = config.generate.model_copy(update={"batch": None})
@@ -48,7 +49,7 @@ class AskedTwice(Generate):
 
 
 def ask_twice(run_dir: Path, products: int, console: Console) -> int:
-    """Ask, compare, print, and write 3_generate/agreement.json, which the report shows; the exit code.
+    """Ask, compare, print, and write 3_generate/self_consistency.json, which the report shows; the exit code.
 
     Raises:
         UserError: no run, nothing generated yet, no key, no budget.
@@ -60,20 +61,20 @@ def ask_twice(run_dir: Path, products: int, console: Console) -> int:
     stop = StopFlag().install()
     stage.stopping = stop
     freeze_shards(stage.store, 1)
-    result = run_shard(stage.work(), 0, 1, stop)
+    result = run_shard(stage, 0, 1, stop)
     if result.remaining:
         console.print(f"stopped with {result.remaining:,} products to ask about; the same command again goes on")
         return 1
     found = agreement(stage.first, _pairs(stage.store), config.curate.similar_questions)
-    write_json(run.agreement, found)
+    write_json(run.self_consistency, found)
     _show(found, result.failed, config, console)
-    console.print(f"It is in {escape(str(run.agreement))}; launch.py report {escape(str(run_dir))} shows it.")
+    console.print(f"It is in {escape(str(run.self_consistency))}; launch.py report {escape(str(run_dir))} shows it.")
     return 0
 
 
 def _pairs(store: ShardStore) -> dict[str, list[QAPair]]:
-    known = known_shards(store)
-    files = [store.shard(shard) / f"dataset_{shard}.csv" for shard in range(known["shards"] if known else 0)]
+    known = frozen_shards(store)
+    files = [store.shard(shard) / f"dataset_{shard}.csv" for shard in range(known.shards if known else 0)]
     return {row.item_id: row.qas for file in files if file.is_file() for row in dataset_csv.read(file)}
 
 

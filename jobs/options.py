@@ -1,0 +1,126 @@
+"""The options of the command line, each documented once. A verb with many takes them as one object."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeVar, get_type_hints
+
+import typer
+
+T = TypeVar("T")
+
+
+class Cluster(StrEnum):
+    """Where tasks run."""
+
+    local = "local"
+    slurm = "slurm"
+
+
+RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's folder, as given to --run-dir.")]
+RunDirOption = Annotated[Path | None, typer.Option(help="The run's folder (default: runs/<name of the config>).")]
+ConfigOption = Annotated[Path | None, typer.Option(help="YAML file (default: jobs/configs/abo.yaml).")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the configuration.")
+]
+ProfileOption = Annotated[
+    str | None, typer.Option(help="slurm: the site, a name from slurm/profiles or a file (default: generic).")
+]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Maximum local tasks (default: CPU count).")]
+ModelOption = Annotated[str, typer.Option(help="blip, vilt.")]
+WeightsOption = Annotated[
+    str | None, typer.Option(help="Hub name or folder (default: the adapter's base, or the published weights).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRequest:
+    """``launch.py --cluster ...``"""
+
+    cluster: Annotated[Cluster | None, typer.Option(help="Where the tasks run.")] = None
+    config: ConfigOption = None
+    run_dir: RunDirOption = None
+    stages: Annotated[str | None, typer.Option(help="Only these, such as prepare,validate.")] = None
+    profile: ProfileOption = None
+    shards: Annotated[int | None, typer.Option(min=1, help="Tasks of every sharded stage.")] = None
+    workers: WorkersOption = None
+    overrides: SetOption = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorRequest:
+    """``launch.py doctor``"""
+
+    cluster: Annotated[Cluster, typer.Option(help="Where the tasks would run.")] = Cluster.local
+    config: ConfigOption = None
+    run_dir: RunDirOption = None
+    profile: ProfileOption = None
+    overrides: SetOption = None
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """``launch.py predict``"""
+
+    csv_path: Annotated[
+        Path | None, typer.Option("--csv_path", "--csv-path", help="Table with image_name,question[,answer].")
+    ] = None
+    image_dir: Annotated[
+        Path | None, typer.Option("--image_dir", "--image-dir", help="Folder of the table's images.")
+    ] = None
+    output: Annotated[Path, typer.Option(help="Where the answers go: image_name,question,answer,generated_answer.")] = (
+        Path("results.csv")
+    )
+    image: Annotated[Path | None, typer.Option(help="One image, instead of a table.")] = None
+    question: Annotated[str | None, typer.Option(help="One question about it.")] = None
+    model: ModelOption = "blip"
+    weights: WeightsOption = None
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter.")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRequest:
+    """``launch.py score``"""
+
+    table: Annotated[Path, typer.Argument(metavar="FILE", help="CSV or JSONL.")]
+    truth: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the true answers.")] = "answer"
+    prediction: Annotated[str, typer.Option(metavar="COLUMN", help="Column to score.")] = "generated_answer"
+    group_by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column that names the product or image, for the intervals.")
+    ] = None
+    bertscore: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Hub name or folder of the BERT for BERTScore (default: none).")
+    ] = None
+    json: JsonOption = False
+
+
+def takes(kind: type[T]) -> Callable[[Callable[[typer.Context, T], None]], Callable[..., None]]:
+    """Give a command one option for each field of a dataclass; the command is called with the dataclass."""
+    hints = get_type_hints(kind, include_extras=True)
+
+    def decorate(command: Callable[[typer.Context, T], None]) -> Callable[..., None]:
+        def run(context: typer.Context, **values: object) -> None:
+            command(context, kind(**values))
+
+        parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
+        for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+            default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+            parameters.append(
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+                )
+            )
+        # typer reads a command's options from its signature and annotations.
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {"context": typer.Context, **hints}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
