@@ -1,61 +1,66 @@
-"""What somebody would score who reads the questions and never sees an image.
+"""The score of a guesser who reads the questions and never sees an image: what a model has to beat.
 
-The blind floor is the number to compare a model with. A blind guesser answers each question of the test split with the
-answer that was most frequent in the training split, for the finest of these that training has seen:
+The guesser answers each test question with the most frequent training answer, at the first of these levels that training
+covers:
 
 1. the same words,
 2. the question's pattern (its first words without articles, ``what color mug``) and its type,
 3. its type,
-4. anything.
+4. all questions.
+
+>>> blind_answers(train, [Example(..., question="What color is the mug?", ...)])
+['white']
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from data_prep.curate.question_text import question_pattern, words_of
 from data_prep.records import Example
 
-Key = Callable[[Example], Hashable]
-
-_KEYS: tuple[tuple[str, Key], ...] = (
-    ("question", lambda e: " ".join(words_of(e.question))),
-    ("pattern", lambda e: (question_pattern(e.question), e.question_type)),
-    ("question type", lambda e: e.question_type),
-    ("anything", lambda e: None),
+# What is compared at each level, and how many training questions must share it: one or two earlier answers say little.
+_LEVELS: tuple[tuple[Callable[[Example], Hashable], int], ...] = (
+    (lambda e: " ".join(words_of(e.question)), 3),
+    (lambda e: (question_pattern(e.question), e.question_type), 3),
+    (lambda e: e.question_type, 3),
+    (lambda e: None, 1),
 )
-# A single earlier question says little: the finer keys count from this many on.
-_ENOUGH = 3
 
 
-def blind_floor(train: Sequence[Example], test: Sequence[Example]) -> dict[str, Any]:
-    """Exact match of a guesser who reads the questions and sees nothing, in total and by question type.
+@dataclass(frozen=True, slots=True)
+class BlindFloor:
+    """The guesser's exact match on the test split."""
 
-    Answers of equal frequency are told apart by the alphabet, so that the figure does not depend on the order of rows.
+    exact_match: float | None  # 0 to 1; None where the split is empty
+    by_question_type: dict[str, float | None]
+
+
+def blind_answers(train: Sequence[Example], test: Sequence[Example]) -> list[str]:
+    """The guess for each row of ``test``, in order; "" if there is no training row at all.
+
+    Ties go to the answer that sorts first, so that the guesses do not depend on the order of the training rows.
     """
-    tables: list[dict[Hashable, Counter[str]]] = [defaultdict(Counter) for _ in _KEYS]
-    for row in train:
-        for table, (_, key) in zip(tables, _KEYS, strict=True):
-            table[key(row)][row.answer] += 1
+    levels = []
+    for key, enough in _LEVELS:
+        answers: dict[Hashable, Counter[str]] = defaultdict(Counter)
+        for row in train:
+            answers[key(row)][row.answer] += 1
+        best = {k: min(seen, key=lambda a: (-seen[a], a)) for k, seen in answers.items() if seen.total() >= enough}
+        levels.append((key, best))
+    return [next((best[k] for key, best in levels if (k := key(row)) in best), "") for row in test]
+
+
+def blind_floor(train: Sequence[Example], test: Sequence[Example]) -> BlindFloor:
+    """Exact match of `blind_answers`, in total and by question type."""
+    asked = Counter(row.question_type for row in test)
     right: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
-    used: Counter[str] = Counter()
-    for row in test:
-        asked[row.question_type] += 1
-        for table, (name, key) in zip(tables, _KEYS, strict=True):
-            seen = table.get(key(row))
-            if seen and (seen.total() >= _ENOUGH or name == "anything"):
-                guess = min(seen, key=lambda answer: (-seen[answer], answer))
-                right[row.question_type] += guess == row.answer
-                used[name] += 1
-                break
-    return {
-        "exact_match": share(right.total(), len(test)),
-        "by_question_type": {kind: share(right[kind], asked[kind]) for kind in sorted(asked)},
-        "guessed_from": dict(used),
-    }
+    for row, guess in zip(test, blind_answers(train, test), strict=True):
+        right[row.question_type] += guess == row.answer
+    by_type = {kind: share(right[kind], asked[kind]) for kind in sorted(asked)}
+    return BlindFloor(share(right.total(), len(test)), by_type)
 
 
 def share(part: int, whole: int) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from data_prep.curate.blind_floor import blind_floor, share
@@ -42,7 +43,7 @@ def describe(splits: Mapping[str, Sequence[Example]], group_sizes: Sequence[int]
         "question_types": _table(rows, lambda e: e.question_type),
         "categories": _table(rows, lambda e: e.category or "none"),
         "product_types": _types(splits),
-        "blind_floor": blind_floor(splits["train"], splits["test"]),
+        "blind_floor": asdict(blind_floor(splits["train"], splits["test"])),
     }
 
 
