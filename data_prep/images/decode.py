@@ -61,20 +61,38 @@ class ImageProblem(Exception):
         self.detail = detail
 
 
+def resolve_inside(root: Path, relative: str) -> Path:
+    """The file that ``relative`` names below ``root``, with links followed. It need not exist.
+
+    Raises:
+        ImageProblem: the path leaves the root: it is absolute or has ``..``, or a link on the way leads elsewhere.
+    """
+    _check_form(relative)
+    try:
+        base, real = os.path.realpath(root), os.path.realpath(root / relative)
+    except (OSError, ValueError) as error:  # half a surrogate pair, for example, has no encoding
+        raise ImageProblem("image_unreadable", f"{relative!r}: {error}") from error
+    if real != base and not real.startswith(base + os.sep):
+        raise ImageProblem("path_outside_root", f"{relative}: a link leads out of {root}")
+    return Path(real)
+
+
+# A folder of ABO's images holds some 1,500 files, and resolving it asks the file system about each folder above it.
+_resolve_folder = lru_cache(maxsize=65_536)(resolve_inside)
+
+
 def read_image_file(root: Path, relative: str, max_bytes: int) -> bytes:
     """The bytes of ``root/relative``.
 
     Raises:
         ImageProblem: the path leaves the root, or there is no file of a sensible size.
     """
-    if not relative or relative.startswith(("/", "\\")) or "\0" in relative or ".." in relative.split("/"):
-        raise ImageProblem("path_outside_root", relative[:200])
-    base = str(root)
-    folder = f"{base}/{relative.rpartition('/')[0]}"
+    _check_form(relative)
+    folder = relative.rpartition("/")[0]
+    if folder:
+        _resolve_folder(root, folder)
     try:
-        if not _folder_is_inside(folder, base):
-            raise ImageProblem("path_outside_root", f"{relative} is in a folder that is a link to elsewhere")
-        descriptor = _open(base, relative)
+        descriptor = _open(root, relative)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -95,20 +113,20 @@ def read_image_file(root: Path, relative: str, max_bytes: int) -> bytes:
         raise ImageProblem("image_unreadable", f"{relative}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _open(root: str, relative: str) -> int:
-    """A descriptor of the file, which is followed through a link only to somewhere below the root."""
+def _check_form(relative: str) -> None:
+    if not relative or relative.startswith(("/", "\\")) or "\0" in relative or ".." in relative.split("/"):
+        raise ImageProblem("path_outside_root", relative[:200])
+
+
+def _open(root: Path, relative: str) -> int:
     # Opening a pipe without O_NONBLOCK would wait for somebody to write into it.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-    path = f"{root}/{relative}"
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return os.open(path, flags | os.O_NOFOLLOW)
+        return os.open(root / relative, flags)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-    real = os.path.realpath(path)
-    if not real.startswith(_resolved(root) + os.sep):
-        raise ImageProblem("path_outside_root", f"{relative} is a link that leads elsewhere")
-    return os.open(real, flags | os.O_NOFOLLOW)
+    return os.open(resolve_inside(root, relative), flags)  # the file itself is a link
 
 
 def decode(
@@ -184,16 +202,3 @@ def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
         return picture
     turn = _TURNS.get(orientation)
     return picture if turn is None else picture.transpose(turn)
-
-
-@lru_cache(maxsize=1)
-def _resolved(root: str) -> str:
-    return os.path.realpath(root)
-
-
-@lru_cache(maxsize=65_536)
-def _folder_is_inside(folder: str, root: str) -> bool:
-    """Cached, since an image folder of ABO holds some 1,500 files."""
-    inside = _resolved(root)
-    real = os.path.realpath(folder)
-    return real == inside or real.startswith(inside + os.sep)

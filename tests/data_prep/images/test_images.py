@@ -21,7 +21,7 @@ from PIL import Image
 
 from data_prep.abo import listings
 from data_prep.images import validate
-from data_prep.images.decode import ImageProblem, decode
+from data_prep.images.decode import ImageProblem, decode, resolve_inside
 from data_prep.images.dhash import THUMBNAIL, fingerprint
 from data_prep.outcomes import Failed, Ok
 from data_prep.records import Product
@@ -191,6 +191,12 @@ def test_no_path_leads_out_of_the_image_folder(tmp_path: Path) -> None:
         assert reason(outcome(root, path)) == "path_outside_root", path
         with pytest.raises(ImageProblem):
             validate.open_image(root, path)
+        with pytest.raises(ImageProblem, match="path_outside_root"):
+            resolve_inside(root, path)
+    with pytest.raises(ImageProblem, match="image_unreadable"):
+        resolve_inside(root, "half a \ud83d.jpg")
+    assert resolve_inside(root, "good.jpg") == (root / "inside.jpg").resolve()
+    assert resolve_inside(root, "none/none.jpg") == (root / "none/none.jpg").resolve()
     assert reason(outcome(root, "good.jpg")) == ""
     assert reason(outcome(root, "inside.jpg")) == ""
 
@@ -234,11 +240,11 @@ def test_bombs_are_rejected_within_bounded_memory(tmp_path: Path) -> None:
     (tmp_path / "wide.png").write_bytes(_png_bomb(60_000_000, 1))
     Image.new("L", (20_000, 20_000)).save(tmp_path / "large.jpg", "JPEG", quality=1)
     program = (
-        "import sys, resource; from pathlib import Path; from data_prep import images; "
+        "import sys, resource; from pathlib import Path; from data_prep.images import validate; "
         "from data_prep.settings import ValidateSettings; from data_prep.records import Product\n"
         "root = Path(sys.argv[1]); limit = 1500 << 20; resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "items = [Product(n, n, n, '', '', '', []) for n in ('header.png', 'wide.png', 'large.jpg')]\n"
-        "images.validate(iter(items), lambda k, o, durable=False: print(o.reason), image_root=root, settings=ValidateSettings())\n"
+        "validate.validate(iter(items), lambda k, o, durable=False: print(o.reason), image_root=root, settings=ValidateSettings())\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     done = subprocess.run(
