@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,7 +25,7 @@ from benchmarks.measure import alternate, compare, report
 from data_prep.abo import listings
 from data_prep.demo import catalogue
 from data_prep.images import validate
-from data_prep.outcomes import Failed, Ok
+from data_prep.outcomes import Failed, Ok, Todo
 from data_prep.records import Product
 from data_prep.settings import DataSettings, PrepareSettings, ValidateSettings
 
@@ -44,24 +45,22 @@ def main() -> None:
             catalogue.render(root, products=options.products, seed=1)
         sources = listings.find_sources(DataSettings(root=root))
         products = list(listings.prepare(sources, PrepareSettings(max_items=options.limit), lambda rejected: None))
-        good: list[Product] = []
+        outcomes: dict[str, Ok | Failed] = {}
 
-        def check(items: list[Product]) -> dict[str, Ok | Failed]:
-            emitted: dict[str, Ok | Failed] = {}
+        def record(item_id: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
+            outcomes[item_id] = outcome
 
-            def emit(key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
-                emitted[key] = outcome
-
-            validate.validate(iter(items), emit, image_root=sources.image_root, settings=ValidateSettings())
-            return emitted
+        def check(items: list[Product]) -> None:
+            todos = (Todo(product, partial(record, product.item_id)) for product in items)
+            validate.validate(todos, image_root=sources.image_root, settings=ValidateSettings())
 
         def floor() -> None:
             for product in good:
                 with Image.open(sources.image_root / product.image_path) as image:
                     image.load()
 
-        outcomes = check(products)
-        good += [p for p in products if isinstance(outcomes[p.item_id], Ok)]
+        check(products)
+        good = [p for p in products if isinstance(outcomes[p.item_id], Ok)]
         times = alternate({"ours": lambda: check(good), "floor": floor}, rounds=options.rounds)
         report(
             "validation",

@@ -1,9 +1,9 @@
 """Decodes every product's main image completely and fingerprints it, so that nobody pays for questions about a broken one.
 
-The outcome for one item::
+What is recorded for one product::
 
-    Ok({"image_id": "70a3384411L", "image_path": "45/4569c20b.jpg", "sha256": "d76f…", "width": 256, "height": 217,
-        "format": "JPEG", "dhash": "0c1e3f7e7e3c1800", "colors": "fefefe…"})
+    Ok(ImageFacts(image_id="70a3384411L", image_path="45/4569c20b.jpg", sha256="d76f…", width=256, height=217,
+                  format="JPEG", dhash="0c1e3f7e7e3c1800", colors="fefefe…"))
     Failed("image_truncated", "OSError: image file is truncated (11 bytes not processed)")
 
 `data_prep.images.decode` lists the reasons.
@@ -11,7 +11,6 @@ The outcome for one item::
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,50 +19,36 @@ from PIL import Image
 
 from data_prep.images.decode import ImageProblem, decode, read_image_file
 from data_prep.images.dhash import THUMBNAIL, fingerprint
-from data_prep.outcomes import Emit, Failed, Ok
+from data_prep.outcomes import Failed, Ok, Todo
 from data_prep.records import ImageFacts, Product
 from data_prep.settings import ValidateSettings
 
 _DEFAULTS = ValidateSettings()
-_FIELDS = [field.name for field in dataclasses.fields(ImageFacts)]
 
 
-def validate(items: Iterator[Product], emit: Emit, *, image_root: Path, settings: ValidateSettings) -> None:
-    """Emit, for each product, the facts about its image or the reason why it cannot be used."""
-    for product in items:
+def validate(todos: Iterator[Todo[Product]], *, image_root: Path, settings: ValidateSettings) -> None:
+    """Record, for each product, the facts about its image or the reason why it cannot be used."""
+    for todo in todos:
         try:
-            facts = inspect(product.image_id, product.image_path, image_root=image_root, settings=settings)
+            facts = _facts(todo.item, image_root, settings)
         except ImageProblem as problem:
             # A disk or a server that fails may work again later; everything else is the file's own fault.
             retry = problem.reason == "image_unreadable"
-            emit(product.item_id, Failed(problem.reason, problem.detail, retry=retry))
+            todo.record(Failed(problem.reason, problem.detail, retry))
         else:
-            emit(product.item_id, Ok({name: getattr(facts, name) for name in _FIELDS}))
+            todo.record(Ok(facts))
 
 
-def inspect(image_id: str, image_path: str, *, image_root: Path, settings: ValidateSettings) -> ImageFacts:
-    """What one image file is.
-
-    Raises:
-        ImageProblem: it cannot be used.
-    """
-    data = read_image_file(image_root, image_path, settings.max_file_bytes)
+def _facts(product: Product, image_root: Path, settings: ValidateSettings) -> ImageFacts:
+    data = read_image_file(image_root, product.image_path, settings.max_file_bytes)
     image, kind, (width, height) = decode(data, settings.max_pixels, THUMBNAIL, settings.min_side)
     dhash, colors = fingerprint(image)
-    return ImageFacts(
-        image_id=image_id,
-        image_path=image_path,
-        sha256=hashlib.sha256(data).hexdigest(),
-        width=width,
-        height=height,
-        format=kind,
-        dhash=dhash,
-        colors=colors,
-    )
+    digest = hashlib.sha256(data).hexdigest()
+    return ImageFacts(product.image_id, product.image_path, digest, width, height, kind, dhash, colors)
 
 
 def open_image(root: Path, path: str) -> Image.Image:
-    """The image as models see it: RGB, upright, transparent parts white.
+    """An image as models see it: RGB, upright, transparent parts white.
 
     Raises:
         ImageProblem: the path leaves ``root``, or the file does not decode.

@@ -5,13 +5,18 @@ from __future__ import annotations
 import gzip
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from PIL import Image
+
+from data_prep.images.validate import validate
+from data_prep.outcomes import Failed, Ok, Todo
+from data_prep.records import Product
+from data_prep.settings import ValidateSettings
 
 SAMPLE = Path(os.environ.get("ABO_SAMPLE", Path(__file__).resolve().parents[3] / "shared" / "abo_sample"))
 
@@ -67,3 +72,18 @@ def jpeg(color: str = "red", size: tuple[int, int] = (64, 64), **options: Any) -
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", **{"quality": 90, **options})
     return buffer.getvalue()
+
+
+def validated(products: Iterable[Product], image_root: Path, **options: Any) -> dict[str, Ok | Failed]:
+    """What validation records, by item id; once for each product."""
+    found: dict[str, Ok | Failed] = {}
+
+    def todo(product: Product) -> Todo[Product]:
+        def record(outcome: Ok | Failed, *, durable: bool = False) -> None:
+            assert product.item_id not in found
+            found[product.item_id] = outcome
+
+        return Todo(product, record)
+
+    validate(map(todo, products), image_root=image_root, settings=ValidateSettings(**options))
+    return found

@@ -21,12 +21,11 @@ from data_prep.curate.blind_floor import BlindFloor, blind_answers, blind_floor
 from data_prep.curate.curate import CuratedDataset
 from data_prep.curate.question_text import asks_something, gives_answer_away, question_type, similarity
 from data_prep.curate.splits import assign
-from data_prep.images import validate
 from data_prep.images.near_duplicates import image_groups, near_pairs
 from data_prep.outcomes import Failed, Ok, UserError
-from data_prep.records import Example, ImageFacts, Product, Rejected, Reply, from_dict
-from data_prep.settings import CurateSettings, DataSettings, PrepareSettings, ValidateSettings
-from tests.data_prep.conftest import jpeg
+from data_prep.records import Example, ImageFacts, Product, Rejected, Reply
+from data_prep.settings import CurateSettings, DataSettings, PrepareSettings
+from tests.data_prep.conftest import jpeg, validated
 
 PAIRS = [
     {"question": "What color is the mug?", "answer": "Red", "category": "easy"},
@@ -363,16 +362,9 @@ def test_the_blind_floor_is_what_guessing_from_the_question_scores() -> None:
 def test_on_the_real_sample_33_answers_are_not_one_word_and_nothing_leaks(sample: Path, tmp_path: Path) -> None:
     sources = listings.find_sources(DataSettings(root=sample))
     products = list(listings.prepare(sources, PrepareSettings(), lambda rejected: None))
-    facts: dict[str, ImageFacts] = {}
-    failures: dict[str, str] = {}
-
-    def emit(key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
-        if isinstance(outcome, Ok):
-            facts[key] = from_dict(ImageFacts, outcome.value)
-        else:
-            failures[key] = outcome.reason
-
-    validate.validate(iter(products), emit, image_root=sources.image_root, settings=ValidateSettings())
+    outcomes = validated(products, sources.image_root)
+    facts = {key: outcome.value for key, outcome in outcomes.items() if isinstance(outcome, Ok)}
+    failures = {key: outcome.reason for key, outcome in outcomes.items() if isinstance(outcome, Failed)}
     answers = {}
     with (sample / "gemini_answers.jsonl").open() as lines:
         for line in lines:

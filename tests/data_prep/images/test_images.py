@@ -24,22 +24,15 @@ from data_prep.images import validate
 from data_prep.images.decode import ImageProblem, decode, resolve_inside
 from data_prep.images.dhash import THUMBNAIL, fingerprint
 from data_prep.outcomes import Failed, Ok
-from data_prep.records import Product
-from data_prep.settings import DataSettings, PrepareSettings, ValidateSettings
-from tests.data_prep.conftest import jpeg
+from data_prep.records import ImageFacts, Product
+from data_prep.settings import DataSettings, PrepareSettings
+from tests.conftest import ROOT
+from tests.data_prep.conftest import jpeg, validated
 
 
 def outcome(root: Path, path: str, **options: Any) -> Ok | Failed:
-    """What validation emits for one file."""
-    emitted: dict[str, Ok | Failed] = {}
-
-    def emit(key: str, result: Ok | Failed, *, durable: bool = False) -> None:
-        assert key not in emitted
-        emitted[key] = result
-
-    product = Product("B1", "i1", path, "", "", "", [])
-    validate.validate(iter([product]), emit, image_root=root, settings=ValidateSettings(**options))
-    return emitted["B1"]
+    """What validation records for one file."""
+    return validated([Product("B1", "i1", path, "", "", "", [])], root, **options)["B1"]
 
 
 def reason(result: Ok | Failed) -> str:
@@ -55,15 +48,9 @@ def test_the_broken_files_of_the_real_sample_are_found_item_by_item(sample: Path
     sources = listings.find_sources(DataSettings(root=sample))
     products = listings.prepare(sources, PrepareSettings(), lambda rejected: None)
     found: dict[str, list[str]] = {}
-    good = 0
-
-    def emit(key: str, result: Ok | Failed, *, durable: bool = False) -> None:
-        nonlocal good
-        good += isinstance(result, Ok)
-        if isinstance(result, Failed):
-            found.setdefault(result.reason, []).append(key)
-
-    validate.validate(products, emit, image_root=sources.image_root, settings=ValidateSettings())
+    for item_id, result in validated(products, sources.image_root).items():
+        found.setdefault(reason(result), []).append(item_id)
+    good = len(found.pop(""))
     expected = json.loads((sample / "expected.json").read_text())
     kinds = ("image_file_missing", "image_truncated", "image_not_an_image", "image_empty_file")
     assert {kind: sorted(items) for kind, items in found.items()} == {k: sorted(expected["dirt"][k]) for k in kinds}
@@ -77,7 +64,7 @@ def test_the_files_digest_matches_the_answers_that_are_keyed_by_it(sample: Path)
             answer = json.loads(line)
             result = outcome(sample / "images/small", answer["path"])
             assert isinstance(result, Ok)
-            assert result.value["sha256"] == answer["image_sha256"]
+            assert result.value.sha256 == answer["image_sha256"]
 
 
 def test_a_good_image_gives_its_facts(tmp_path: Path) -> None:
@@ -87,9 +74,10 @@ def test_a_good_image_gives_its_facts(tmp_path: Path) -> None:
     result = outcome(tmp_path, "a/b.jpg")
     assert isinstance(result, Ok)
     facts = result.value
-    assert facts["sha256"] == hashlib.sha256(data).hexdigest()
-    assert (facts["width"], facts["height"], facts["format"], facts["image_path"]) == (80, 50, "JPEG", "a/b.jpg")
-    assert (len(facts["dhash"]), len(facts["colors"])) == (16, 96)
+    assert isinstance(facts, ImageFacts)
+    assert facts.sha256 == hashlib.sha256(data).hexdigest()
+    assert (facts.width, facts.height, facts.format, facts.image_path) == (80, 50, "JPEG", "a/b.jpg")
+    assert (len(facts.dhash), len(facts.colors)) == (16, 96)
 
 
 def noise(mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> Image.Image:
@@ -240,15 +228,15 @@ def test_bombs_are_rejected_within_bounded_memory(tmp_path: Path) -> None:
     (tmp_path / "wide.png").write_bytes(_png_bomb(60_000_000, 1))
     Image.new("L", (20_000, 20_000)).save(tmp_path / "large.jpg", "JPEG", quality=1)
     program = (
-        "import sys, resource; from pathlib import Path; from data_prep.images import validate; "
-        "from data_prep.settings import ValidateSettings; from data_prep.records import Product\n"
+        "import sys, resource; from pathlib import Path; from tests.data_prep.conftest import Product, validated\n"
         "root = Path(sys.argv[1]); limit = 1500 << 20; resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "items = [Product(n, n, n, '', '', '', []) for n in ('header.png', 'wide.png', 'large.jpg')]\n"
-        "validate.validate(iter(items), lambda k, o, durable=False: print(o.reason), image_root=root, settings=ValidateSettings())\n"
+        "print(*(outcome.reason for outcome in validated(items, root).values()))\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, str(tmp_path)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
