@@ -1,80 +1,170 @@
-"""Figures about a curated dataset: how answers, question types and product types are distributed."""
+"""Figures about a curated dataset: what was kept, and how answers, question types and product types are distributed.
+
+stats.json is a `DatasetStats`::
+
+    {"products": {"read": 1500, "kept": 1436, "dropped": {"image_truncated": 3, "no_reply": 61}},
+     "question_types": {"color": {"questions": 2310, "share": 0.3217, "distinct_answers": 41,
+                                  "most_frequent": [["black", 512], ["white", 430], …]}, …},
+     "blind_floor": {"exact_match": 0.284, "by_question_type": {"color": 0.2103, …}}, …}
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-from data_prep.curate.blind_floor import blind_floor, share
+from pydantic import TypeAdapter
+
+from data_prep.curate.blind_floor import BlindFloor, blind_floor, share
 from data_prep.records import Example
 
+Splits = Mapping[str, Sequence[Example]]
 
-def describe(splits: Mapping[str, Sequence[Example]], group_sizes: Sequence[int]) -> dict[str, Any]:
-    """What stats.json holds beside the counts of what was dropped.
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How many came in and stayed, of products or of question/answer pairs: ``read`` is ``kept`` plus all of ``dropped``."""
+
+    read: int
+    kept: int
+    dropped: dict[str, int]  # by reason
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSize:
+    """The size of one split."""
+
+    questions: int
+    products: int
+    images: int
+    image_groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGroups:
+    """Groups of equal or nearly equal images."""
+
+    groups: int
+    products_in_shared_groups: int  # products that are not alone in their group
+    largest: int  # products in the largest group
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers of all splits."""
+
+    distinct: int
+    entropy_bits: float  # of their distribution: 0 if all are equal, log2(distinct) if all are equally frequent
+    most_frequent: list[tuple[str, int]]  # the thirty most frequent, with their counts
+    seen_once: int  # answers that one question has
+    test_answers_unseen_in_training: (
+        float | None
+    )  # share of test questions that no trained model can be expected to answer
+
+
+@dataclass(frozen=True, slots=True)
+class YesNo:
+    """Questions that are answered by yes or no."""
+
+    share: float | None  # of all questions
+    yes_of_yes_no: float | None  # how many of them are answered by yes
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionGroup:
+    """The questions of one type or category."""
+
+    questions: int
+    share: float | None  # of all questions
+    distinct_answers: int
+    most_frequent: list[tuple[str, int]]  # the five most frequent answers, with their counts
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetStats:
+    """What stats.json holds. Shares are from 0 to 1, and None where there is nothing to take a share of."""
+
+    products: Kept
+    pairs: Kept
+    splits: dict[str, SplitSize]
+    image_groups: ImageGroups
+    answers: Answers
+    yes_no: YesNo
+    question_types: dict[str, QuestionGroup]  # most frequent first
+    categories: dict[str, QuestionGroup]  # "none" for pairs without one
+    product_types: dict[str, dict[str, int]]  # products in each split, of the fifty largest types
+    blind_floor: BlindFloor
+
+
+def describe(splits: Splits, *, products: Kept, pairs: Kept, group_sizes: Sequence[int]) -> DatasetStats:
+    """Compute the figures.
 
     Args:
         splits: rows by split.
-        group_sizes: products of each image group, largest first.
+        products, pairs: what was kept and dropped.
+        group_sizes: number of products in each image group.
     """
     rows = [row for part in splits.values() for row in part]
     answers = Counter(row.answer for row in rows)
     yes_no = answers["yes"] + answers["no"]
-    return {
-        "splits": {name: _split(part) for name, part in splits.items()},
-        "image_groups": {
-            "groups": len(group_sizes),
-            "products_in_shared_groups": sum(size for size in group_sizes if size > 1),
-            "largest": group_sizes[0] if group_sizes else 0,
-        },
-        "answers": {
-            "distinct": len(answers),
-            "entropy_bits": round(_entropy(answers), 3),
-            "most_frequent": answers.most_common(30),
-            "seen_once": sum(1 for count in answers.values() if count == 1),
-            "test_answers_unseen_in_training": _unseen(splits),
-        },
-        "yes_no": {
-            "share": share(yes_no, len(rows)),
-            "yes_of_yes_no": share(answers["yes"], yes_no),
-        },
-        "question_types": _table(rows, lambda e: e.question_type),
-        "categories": _table(rows, lambda e: e.category or "none"),
-        "product_types": _types(splits),
-        "blind_floor": asdict(blind_floor(splits["train"], splits["test"])),
-    }
+    return DatasetStats(
+        products=products,
+        pairs=pairs,
+        splits={name: _split_size(part) for name, part in splits.items()},
+        image_groups=ImageGroups(
+            groups=len(group_sizes),
+            products_in_shared_groups=sum(size for size in group_sizes if size > 1),
+            largest=max(group_sizes, default=0),
+        ),
+        answers=Answers(
+            distinct=len(answers),
+            entropy_bits=round(_entropy(answers), 3),
+            most_frequent=answers.most_common(30),
+            seen_once=sum(count == 1 for count in answers.values()),
+            test_answers_unseen_in_training=_unseen(splits),
+        ),
+        yes_no=YesNo(share(yes_no, len(rows)), share(answers["yes"], yes_no)),
+        question_types=_by_group(rows, lambda e: e.question_type),
+        categories=_by_group(rows, lambda e: e.category or "none"),
+        product_types=_product_types(splits),
+        blind_floor=blind_floor(splits["train"], splits["test"]),
+    )
 
 
-def _split(rows: Sequence[Example]) -> dict[str, int]:
-    return {
-        "questions": len(rows),
-        "products": len({row.item_id for row in rows}),
-        "images": len({row.image_id for row in rows}),
-        "image_groups": len({row.image_group for row in rows}),
-    }
+def read_stats(folder: Path) -> DatasetStats:
+    """What stats.json of a written dataset holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it does not have these fields.
+    """
+    return TypeAdapter(DatasetStats).validate_json((folder / "stats.json").read_bytes())
 
 
-def _table(rows: Sequence[Example], key: Callable[[Example], str]) -> dict[str, dict[str, Any]]:
-    """By value of ``key``, most frequent first: how many questions, which part of all, and the answers they get most."""
+def _split_size(rows: Sequence[Example]) -> SplitSize:
+    return SplitSize(
+        questions=len(rows),
+        products=len({row.item_id for row in rows}),
+        images=len({row.image_id for row in rows}),
+        image_groups=len({row.image_group for row in rows}),
+    )
+
+
+def _by_group(rows: Sequence[Example], key: Callable[[Example], str]) -> dict[str, QuestionGroup]:
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         answers[key(row)][row.answer] += 1
     ordered = sorted(answers.items(), key=lambda item: (-item[1].total(), item[0]))
     return {
-        value: {
-            "questions": counter.total(),
-            "share": share(counter.total(), len(rows)),
-            "distinct_answers": len(counter),
-            "most_frequent": counter.most_common(5),
-        }
-        for value, counter in ordered
+        value: QuestionGroup(seen.total(), share(seen.total(), len(rows)), len(seen), seen.most_common(5))
+        for value, seen in ordered
     }
 
 
-def _types(splits: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, int]]:
-    """Products of each product type in each split, the fifty largest types."""
+def _product_types(splits: Splits) -> dict[str, dict[str, int]]:
     members: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name, rows in splits.items():
         for row in rows:
@@ -83,8 +173,7 @@ def _types(splits: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, int]]
     return {kind: {name: len(parts[name]) for name in splits} for kind, parts in ordered[:50]}
 
 
-def _unseen(splits: Mapping[str, Sequence[Example]]) -> float | None:
-    """Part of the test questions whose answer never occurs in training: no trained model can be expected to say it."""
+def _unseen(splits: Splits) -> float | None:
     seen = {row.answer for row in splits["train"]}
     return share(sum(row.answer not in seen for row in splits["test"]), len(splits["test"]))
 

@@ -18,9 +18,10 @@ from PIL import Image
 from data_prep.abo import listings
 from data_prep.curate import curate
 from data_prep.curate.blind_floor import BlindFloor, blind_answers, blind_floor
-from data_prep.curate.curate import CuratedDataset
+from data_prep.curate.dataset import CuratedDataset, verify, write_dataset
 from data_prep.curate.question_text import asks_something, gives_answer_away, question_type, similarity
 from data_prep.curate.splits import assign
+from data_prep.curate.stats import Kept, read_stats
 from data_prep.images.near_duplicates import image_groups, near_pairs
 from data_prep.outcomes import Failed, Ok, UserError
 from data_prep.records import Example, ImageFacts, Product, Rejected, Reply
@@ -82,7 +83,7 @@ def run(
 
 
 def rows(dataset: CuratedDataset) -> list[Example]:
-    return dataset.train + dataset.val + dataset.test
+    return [row for part in dataset.splits.values() for row in part]
 
 
 def with_pair(**changes: str) -> list[dict[str, str]]:
@@ -107,7 +108,7 @@ def test_a_pair_that_breaks_a_rule_is_dropped_with_its_reason(pairs, reason) -> 
     dataset, rejected = run({0: pairs})
     assert [r.reason for r in rejected] == [reason]
     assert len(rows(dataset)) == 4
-    assert dataset.stats["pairs"] == {"read": 5, "kept": 4, "dropped": {reason: 1}}
+    assert dataset.stats.pairs == Kept(5, 4, {reason: 1})
 
 
 def test_a_row_has_every_field_and_a_lower_case_answer() -> None:
@@ -145,8 +146,8 @@ def test_products_without_a_usable_image_or_reply_are_counted() -> None:
         rejected.append,
     )
     dropped = {"image_truncated": 1, "no_pair_left": 1, "no_reply": 1, "not_validated": 1, "unparsable_reply": 1}
-    assert dataset.stats["products"] == {"read": 6, "kept": 1, "dropped": dropped}
-    assert dataset.stats["pairs"] == {"read": 11, "kept": 5, "dropped": {"image_truncated": 5, "not_one_word": 1}}
+    assert dataset.stats.products == Kept(6, 1, dropped)
+    assert dataset.stats.pairs == Kept(11, 5, {"image_truncated": 5, "not_one_word": 1})
     assert len(rejected) == 5 + 6
 
 
@@ -162,7 +163,7 @@ def test_questions_about_another_image_than_the_products_are_never_joined_to_it(
         rejected.append,
     )
     assert {row.item_id for row in rows(dataset)} == {"B0000"}
-    assert dataset.stats["products"]["dropped"] == {"image_changed": 2}
+    assert dataset.stats.products.dropped == {"image_changed": 2}
     assert {r.item_id for r in rejected if "another --run-dir" in r.detail} == {"B0001", "B0002"}
 
 
@@ -188,7 +189,7 @@ def test_the_same_image_under_another_id_is_dropped_and_a_nearly_equal_one_kept_
     groups = {row.item_id: row.image_group for row in rows(dataset)}
     assert groups["B0000"] == groups["B0002"] != groups["B0003"]
     both, _ = run(dict.fromkeys(range(4), PAIRS), changes, same_image="group")
-    assert both.stats["products"]["kept"] == 4
+    assert both.stats.products.kept == 4
 
 
 def _shifted(colors: str, by: int) -> str:
@@ -286,8 +287,8 @@ def test_a_data_set_is_written_whole_and_verified(tmp_path: Path) -> None:
         (tmp_path / f"images/aa/i{number}.jpg").write_bytes(jpeg())
     dataset, _ = run(dict.fromkeys(range(40), PAIRS))
     folder = tmp_path / "4_curate"
-    curate.write_dataset(dataset, folder, image_root=tmp_path / "images", source="gemini-x", stand_in=True)
-    assert curate.verify(folder) == []
+    write_dataset(dataset, folder, image_root=tmp_path / "images", source="gemini-x", stand_in=True)
+    assert verify(folder) == []
     with Image.open(folder / "samples.jpg") as sheet:
         assert sheet.format == "JPEG"
     text = (folder / "README.md").read_text()
@@ -295,24 +296,24 @@ def test_a_data_set_is_written_whole_and_verified(tmp_path: Path) -> None:
         assert words in text
     row = orjson.loads((folder / "train.jsonl").read_bytes().splitlines()[0])
     assert {"image_path", "question", "answer", "id", "item_id", "image_id", "category", "question_type"} <= row.keys()
-    assert orjson.loads((folder / "stats.json").read_bytes()) == orjson.loads(orjson.dumps(dataset.stats))
+    assert read_stats(folder) == dataset.stats
 
 
 def test_verify_names_every_kind_of_leak(tmp_path: Path) -> None:
     dataset, _ = run(dict.fromkeys(range(40), PAIRS))
-    train, test = dataset.train[0], dataset.test[0]
+    train, test = dataset.splits["train"][0], dataset.splits["test"][0]
     leaky = dataclasses.replace(
         test, image_id=train.image_id, image_path=train.image_path, image_group=train.image_group
     )
-    dataset.test[0] = leaky
-    same_file = {"sha256": dataset.pictures[train.item_id].sha256}
-    other = next(row for row in dataset.val)
-    dataset.pictures[other.item_id] = dataclasses.replace(dataset.pictures[other.item_id], **same_file)
-    look = dataset.pictures[train.item_id]
-    last = dataset.test[-1].item_id
-    dataset.pictures[last] = dataclasses.replace(dataset.pictures[last], dhash=look.dhash, colors=look.colors)
-    curate.write_dataset(dataset, tmp_path / "d", image_root=tmp_path, source="x")
-    found = "\n".join(curate.verify(tmp_path / "d"))
+    dataset.splits["test"][0] = leaky
+    same_file = {"sha256": dataset.images[train.item_id].sha256}
+    other = next(row for row in dataset.splits["val"])
+    dataset.images[other.item_id] = dataclasses.replace(dataset.images[other.item_id], **same_file)
+    look = dataset.images[train.item_id]
+    last = dataset.splits["test"][-1].item_id
+    dataset.images[last] = dataclasses.replace(dataset.images[last], dhash=look.dhash, colors=look.colors)
+    write_dataset(dataset, tmp_path / "d", image_root=tmp_path, source="x")
+    found = "\n".join(verify(tmp_path / "d"))
     assert f"image {train.image_id} is in test and train" in found
     assert f"image file {train.image_path} is in test and train" in found
     assert f"image group {train.image_group} is in test and train" in found
@@ -322,23 +323,7 @@ def test_verify_names_every_kind_of_leak(tmp_path: Path) -> None:
 
 def test_verify_of_something_else_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no curated dataset"):
-        curate.verify(tmp_path)
-
-
-def test_the_image_folder_export_has_one_line_a_image(tmp_path: Path) -> None:
-    (tmp_path / "images/aa").mkdir(parents=True)
-    for number in range(20):
-        (tmp_path / f"images/aa/i{number}.jpg").write_bytes(jpeg() + bytes([number]))
-    dataset, _ = run(dict.fromkeys(range(20), PAIRS))
-    curate.write_dataset(dataset, tmp_path / "d", image_root=tmp_path / "images", source="x")
-    assert curate.export_imagefolder(tmp_path / "d", tmp_path / "images", tmp_path / "out") == 20
-    lines = []
-    for split in ("train", "validation", "test"):
-        for line in (tmp_path / "out" / split / "metadata.jsonl").read_bytes().splitlines():
-            lines.append(orjson.loads(line))
-            assert (tmp_path / "out" / split / lines[-1]["file_name"]).is_file()
-    assert len(lines) == 20
-    assert all(len(line["questions"]) == len(line["answers"]) == 5 for line in lines)
+        verify(tmp_path)
 
 
 def test_the_blind_floor_is_what_guessing_from_the_question_scores() -> None:
@@ -379,10 +364,10 @@ def test_on_the_real_sample_33_answers_are_not_one_word_and_nothing_leaks(sample
     dataset = curate.curate(
         products, facts, failures, replies, CurateSettings(missing_category="keep"), rejected.append
     )
-    counts = dataset.stats["pairs"]
-    assert counts["dropped"]["not_one_word"] == 33
-    assert counts["read"] == 5 * len(replies) == counts["kept"] + sum(counts["dropped"].values())
-    assert len(rejected) == sum(counts["dropped"].values()) + sum(dataset.stats["products"]["dropped"].values())
-    assert dataset.stats["image_groups"]["largest"] < 30
-    curate.write_dataset(dataset, tmp_path, image_root=sources.image_root, source="Gemini")
-    assert curate.verify(tmp_path) == []
+    counts = dataset.stats.pairs
+    assert counts.dropped["not_one_word"] == 33
+    assert counts.read == 5 * len(replies) == counts.kept + sum(counts.dropped.values())
+    assert len(rejected) == sum(counts.dropped.values()) + sum(dataset.stats.products.dropped.values())
+    assert dataset.stats.image_groups.largest < 30
+    write_dataset(dataset, tmp_path, image_root=sources.image_root, source="Gemini")
+    assert verify(tmp_path) == []
