@@ -1,4 +1,4 @@
-"""The records that stages hand to each other.
+"""The records that stages pass to each other.
 
 A line of ``1_prepare/products.jsonl`` is a `Product`::
 
@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-Category = Literal["easy", "medium", "hard"]
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A listing worth asking about: one item, its main image, and what the listing says of it."""
+    """A listing worth asking about: one item, its main image, and what the listing says about it."""
 
     item_id: str
     image_id: str
@@ -34,14 +32,14 @@ class Product:
 class Rejected:
     """Something that was dropped, and why: a listing (prepare) or a question/answer pair (curate)."""
 
-    item_id: str  # "" where a line could not be read at all
-    reason: str  # one of a closed set of snake_case words, so that reasons can be counted
-    detail: str = ""  # what a person needs in order to look it up: file and line, the answer, the other item
+    item_id: str  # "" if a line could not be read at all
+    reason: str  # snake_case, from a fixed set, so that reasons can be counted
+    detail: str = ""  # what a person needs to look into it: file and line, the answer, the other item
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What validation learnt from decoding one image completely."""
+    """What validation found by decoding one image completely."""
 
     image_id: str
     image_path: str
@@ -49,8 +47,8 @@ class ImageFacts:
     width: int
     height: int
     format: str  # Pillow's name: "JPEG"
-    dhash: str  # 64-bit difference hash, 16 hex digits; near-equal images differ in few bits
-    colors: str = ""  # 4 x 4 RGB thumbnail, 96 hex digits: tells a red mug from a blue one, which the hash cannot
+    dhash: str  # 64-bit difference hash, 16 hex digits; nearly equal images differ in few bits
+    colors: str  # 4 x 4 RGB thumbnail, 96 hex digits: tells a red mug from a blue one, which the hash cannot
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class Reply:
 
     item_id: str
     image_id: str
-    text: str | None  # None where the API gave no text (blocked, cut off)
+    text: str | None  # None if the API gave no text (blocked, cut off)
     finish_reason: str
     model: str
     input_tokens: int
@@ -71,14 +69,14 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class QAPair:
-    """One checked pair of a reply."""
+    """A question/answer pair of a reply that passed the parser."""
 
     question: str
     answer: str
-    category: str  # a Category, or "" where the generator gave none and the configuration allows that
+    category: str  # easy, medium or hard; "" if the generator gave none and the configuration allows that
 
 
-@dataclass(slots=True)  # not frozen: that would double the time in which a million of them are read
+@dataclass(slots=True)  # not frozen: creating a frozen dataclass takes twice as long, and a million of them are read
 class Example:
     """One row of the dataset: a question about an image, with its one-word answer."""
 
@@ -91,7 +89,7 @@ class Example:
     category: str
     question_type: str
     product_type: str
-    image_group: str = ""  # equal or nearly equal images share it; no group is on two sides of a split
+    image_group: str = ""  # the same for equal and nearly equal images; no group is in two splits
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +102,18 @@ class Prediction:
     question: str
     truth: str
     answer: str
-    confidence: float | None = None  # probability of the answer as the model sees it, 0 to 1
-    seconds: float = 0.0  # the question's share of its batch's time
+    confidence: float | None = None  # the model's probability of the answer, 0 to 1
+    seconds: float = 0.0  # the batch's time divided by its questions
 
 
 def from_dict(kind: type[T], data: dict[str, Any]) -> T:
-    """Build a record from a parsed line, ignoring keys that the record does not have."""
+    """Build a record from a parsed line, ignoring keys that the record does not have.
+
+    Raises:
+        TypeError: a key is missing.
+    """
     try:
-        return kind(**data)  # nearly always: millions of lines are read
+        return kind(**data)  # the fast path, since millions of lines are read
     except TypeError:
         names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
         return kind(**{k: v for k, v in data.items() if k in names})

@@ -1,4 +1,4 @@
-"""From Amazon Berkeley Objects' metadata to products worth asking about, one pass, streamed.
+"""Reads the metadata of Amazon Berkeley Objects (ABO) once, as a stream, and keeps the products worth asking about.
 
 A listing (one line of ``listings_0.json.gz``), shortened::
 
@@ -6,33 +6,33 @@ A listing (one line of ``listings_0.json.gz``), shortened::
      "product_type": [{"value": "HOME_BED_AND_BATH"}], "item_keywords": [{"language_tag": "en_US", "value": "curtains"}],
      "main_image_id": "70a3384411L"}
 
-Kept is a listing with a main image that the index has a path for, and with English keywords. Everything else is rejected
-with one of these reasons:
+A listing is kept if the index has a path for its main image and it has English keywords. All others are rejected with one
+of these reasons:
 
 =============================  ========================================================================================
-line_too_long, broken_json,    the line could not be read: over the limit, cut off, NaN, not UTF-8, or not an object
-invalid_utf8, not_an_object
-no_item_id, bad_item_id        without an id nothing can be said about it; ids are up to 100 printable characters
+line_too_long                  the line is longer than ``prepare.max_line_bytes``
+broken_json, invalid_utf8      the line does not parse: cut off, NaN, not UTF-8
+not_an_object                  the line is JSON, but not an object
+no_item_id, bad_item_id        the id is missing, or is not 1 to 100 printable characters without blanks
 no_main_image_id               the field is missing, empty or not a string
 no_keywords_field              the listing has no ``item_keywords``
 malformed_keywords             ``item_keywords`` is not a list of values with a language
-empty_keywords                 the list is empty, or all its values are
-no_english_keywords            there are values, but none whose language starts with ``en``
-image_not_in_images_csv        the index of images has no path for the main image
-same_item_second_marketplace   of several listings of an item, the first that qualifies counts, by file name and line
-second_item_same_main_image    of several items with one image, the lowest item id counts: one paid question set an image
+empty_keywords                 the list is empty, or all of its values are
+no_english_keywords            there are values, but none with a language that starts with ``en``
+image_not_in_images_csv        the images index has no path for the main image
+same_item_second_marketplace   an earlier listing of this item, by file name and line, already qualified
+second_item_same_main_image    an item with a lower id has the same main image: each image is asked about, and paid for, once
 over_max_per_product_type      not among the products chosen of its type
 over_max_items                 not among the products chosen overall
 =============================  ========================================================================================
 
-Which item stands for an image is known only at the end, so the products wait, packed, until everything is read: about a
+The lowest item id of an image is known only at the end, so all products are held in memory until then, packed into about a
 kilobyte each.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,38 +42,35 @@ import orjson
 
 from data_prep.abo.reader import read_images_index, read_listings
 from data_prep.abo.sampling import Candidate, choose
+from data_prep.files import file_digest
 from data_prep.outcomes import UserError
 from data_prep.records import Product, Rejected
 from data_prep.settings import DataSettings, PrepareSettings
 
 _HOW_TO_GET_ABO = (
-    "ABO's listings and small images are at https://amazon-berkeley-objects.s3.amazonaws.com/index.html; "
-    "docs/abo.md has the commands. The demo needs no download."
+    "Download ABO's listings and small images from https://amazon-berkeley-objects.s3.amazonaws.com/index.html as "
+    "docs/abo.md describes. The demo needs no download."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class AboSources:
-    """Files that were found to exist."""
+    """The files to read, all of which exist."""
 
     listings: list[Path]  # in the order in which they are read
     images_index: Path
     image_root: Path
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each metadata file by name: whether the same input is read again."""
-        found = {}
-        for path in [*self.listings, self.images_index]:
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return found
+        """SHA-256 of each metadata file, by name; tells whether the input has changed since the last run."""
+        return {path.name: file_digest(path) for path in [*self.listings, self.images_index]}
 
 
 def find_sources(settings: DataSettings) -> AboSources:
-    """Resolve and check the files that the settings name.
+    """Find the files that the settings name.
 
     Raises:
-        UserError: something is not there; says what, where, and what to do.
+        UserError: a file or folder does not exist.
     """
     root = settings.root
     if not root.is_dir():
@@ -82,7 +79,7 @@ def find_sources(settings: DataSettings) -> AboSources:
     base = Path(pattern.anchor) if pattern.is_absolute() else root
     relative = pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern
     if relative.name in ("", ".."):
-        raise UserError(f"data.listings is {settings.listings!r}: give files, such as listings/metadata/*.json.gz")
+        raise UserError(f"data.listings is {settings.listings!r}: name files, such as listings/metadata/*.json.gz")
     listings = sorted(path for path in base.glob(str(relative)) if path.is_file())
     if not listings:
         raise UserError(f"No file matches {base / relative} (data.root and data.listings). {_HOW_TO_GET_ABO}")
@@ -97,18 +94,18 @@ def find_sources(settings: DataSettings) -> AboSources:
 
 
 def prepare(sources: AboSources, settings: PrepareSettings, reject: Callable[[Rejected], None]) -> Iterator[Product]:
-    """Yield the products that qualify, in the order of the files.
+    """Yield the chosen products, in the order of the files.
 
     Args:
         sources: what `find_sources` found.
-        settings: caps, and the seed of the choice under them.
-        reject: called once for each listing that is not among the products.
+        settings: limits on the number of products, and the seed of the choice under them.
+        reject: called once for each listing that gives no product.
 
     Raises:
-        UserError: a metadata file is damaged or is something else.
+        UserError: a metadata file is damaged or has another format.
     """
-    # Nothing in there makes reference cycles, and Python's collector would walk the growing tables again and again,
-    # which takes a third of the time.
+    # Nothing below makes reference cycles. Python's cyclic collector would walk the growing tables again and again, and
+    # take a third of the time.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -123,11 +120,11 @@ def prepare(sources: AboSources, settings: PrepareSettings, reject: Callable[[Re
 def _one_per_image(
     sources: AboSources, settings: PrepareSettings, reject: Callable[[Rejected], None]
 ) -> list[Candidate]:
-    """Every product that meets the conditions, before any cap, in the order of the files."""
+    """Every product that qualifies, before the limits apply, in the order of the files."""
     paths = read_images_index(sources.images_index)
-    first_seen: dict[str, str] = {}  # item → where its listing that counts is
+    first_seen: dict[str, str] = {}  # item id → file and line of the listing that counts
     by_image: dict[str, Candidate] = {}
-    types: dict[str, str] = {}
+    types: dict[str, str] = {}  # one string object for each product type, not one for each product
     for file in sources.listings:
         name = file.name
         for number, content in read_listings(file, settings.max_line_bytes):
@@ -138,30 +135,29 @@ def _one_per_image(
                 item_id = _item_id(listing)
                 product = _product(listing, item_id, paths)
                 if item_id in first_seen:
-                    raise _Dirt("same_item_second_marketplace", f"counted: {first_seen[item_id]}")
-            except _Dirt as dirt:
-                detail = f"{dirt.detail}; " if dirt.detail else ""
-                reject(Rejected(item_id, dirt.reason, f"{detail}item {item_id or 'unknown'} at {where}"))
+                    raise _Unusable("same_item_second_marketplace", f"counted: {first_seen[item_id]}")
+            except _Unusable as why:
+                detail = f"{why.detail}; " if why.detail else ""
+                reject(Rejected(item_id, why.reason, f"{detail}item {item_id or 'unknown'} at {where}"))
                 continue
             first_seen[item_id] = where
-            image_id = product["image_id"]
-            kind = types.setdefault(product["product_type"], product["product_type"])
-            # A copy: what orjson returns keeps the four kilobytes that it was written into.
+            kind = types.setdefault(product.product_type, product.product_type)
+            # Copied, because what orjson returns still holds the four kilobytes that it was written into.
             packed = bytes(memoryview(orjson.dumps(product)))
             candidate = Candidate(item_id, kind, where, packed)
-            other = by_image.get(image_id)
+            other = by_image.get(product.image_id)
             if other is not None:
                 kept, loser = sorted((candidate, other), key=lambda c: c.item_id)
                 detail = f"shown by item {kept.item_id} at {kept.where}; item {loser.item_id} at {loser.where}"
                 reject(Rejected(loser.item_id, "second_item_same_main_image", detail))
                 if loser is candidate:
                     continue
-                del by_image[image_id]  # so that the newcomer has its own place in the order of the files
-            by_image[image_id] = candidate
+                del by_image[product.image_id]  # else the new item would take the old one's place in the order
+            by_image[product.image_id] = candidate
     return list(by_image.values())
 
 
-class _Dirt(Exception):
+class _Unusable(Exception):
     """Why a listing does not qualify."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -172,56 +168,55 @@ class _Dirt(Exception):
 
 def _parse(content: bytes | object | None) -> dict[str, Any]:
     if content is None:
-        raise _Dirt("line_too_long")
+        raise _Unusable("line_too_long")
     if isinstance(content, bytes):
         try:
             content = orjson.loads(content)
         except orjson.JSONDecodeError as error:
             reason = "invalid_utf8" if "UTF-8" in str(error) else "broken_json"
-            raise _Dirt(reason, str(error)) from None
+            raise _Unusable(reason, str(error)) from None
     if not isinstance(content, dict):
-        raise _Dirt("not_an_object", f"{type(content).__name__} where a listing should be")
+        raise _Unusable("not_an_object", f"{type(content).__name__} where a listing should be")
     return content
 
 
 def _item_id(listing: dict[str, Any]) -> str:
     value = listing.get("item_id")
     if not value:
-        raise _Dirt("no_item_id")
+        raise _Unusable("no_item_id")
     if not isinstance(value, str) or len(value) > 100 or not value.isprintable() or " " in value:
-        raise _Dirt("bad_item_id", repr(value)[:120])
+        raise _Unusable("bad_item_id", repr(value)[:120])
     return value
 
 
-def _product(listing: dict[str, Any], item_id: str, paths: dict[str, str]) -> dict[str, Any]:
-    """The fields of a `Product`, ready to be packed."""
+def _product(listing: dict[str, Any], item_id: str, paths: dict[str, str]) -> Product:
     image_id = listing.get("main_image_id")
     if not image_id or not isinstance(image_id, str):
-        raise _Dirt("no_main_image_id")
+        raise _Unusable("no_main_image_id")
     keywords = _english_keywords(listing)
     path = paths.get(image_id)
     if path is None:
-        raise _Dirt("image_not_in_images_csv", f"image {image_id[:100]!r}")
-    return {
-        "item_id": item_id,
-        "image_id": image_id,
-        "image_path": path,
-        "name": _first_text(listing.get("item_name")),
-        "product_type": _first_text(listing.get("product_type")),
-        "color": _first_text(listing.get("color")),
-        "keywords": keywords,
-    }
+        raise _Unusable("image_not_in_images_csv", f"image {image_id[:100]!r}")
+    return Product(
+        item_id=item_id,
+        image_id=image_id,
+        image_path=path,
+        name=_first_text(listing.get("item_name")),
+        product_type=_first_text(listing.get("product_type")),
+        color=_first_text(listing.get("color")),
+        keywords=keywords,
+    )
 
 
 _ENGLISH = ("en", "EN", "En")
 
 
 class _LanguageTags(dict[str, bool]):
-    """Whether a tag is English; looked at once for each of the few dozen that there are."""
+    """Whether a language tag is English; a lookup is faster than comparing prefixes millions of times."""
 
     def __missing__(self, tag: str) -> bool:
         english = tag.startswith(_ENGLISH)
-        if len(self) < 1000:
+        if len(self) < 1000:  # ABO has a few dozen; hostile input must not fill the memory
             self[tag] = english
         return english
 
@@ -230,11 +225,12 @@ _IS_ENGLISH = _LanguageTags()
 
 
 def _english_keywords(listing: dict[str, Any]) -> list[str]:
-    """The English values in their order, each once."""
+    """The English keywords in their order, without duplicates."""
     values = listing.get("item_keywords")
     if values is None:
-        raise _Dirt("no_keywords_field")
-    # ABO has some four million keywords, nearly all tidy: those pass without a look at each one.
+        raise _Unusable("no_keywords_field")
+    # ABO has some four million keywords, and nearly all are clean. One check of all keywords of a listing at once is much
+    # faster than one for each.
     try:
         english = [entry["value"] for entry in values if _IS_ENGLISH[entry["language_tag"]]]
         joined = f"|{'|'.join(english)}|"
@@ -246,9 +242,9 @@ def _english_keywords(listing: dict[str, Any]) -> list[str]:
 
 
 def _tidied_keywords(values: object) -> list[str]:
-    """The same for keywords of which some need cleaning, or are wrong."""
+    """`_english_keywords`, for lists in which some keyword has extra blanks or the wrong type."""
     if not isinstance(values, list):
-        raise _Dirt("malformed_keywords", f"{type(values).__name__} where a list should be")
+        raise _Unusable("malformed_keywords", f"{type(values).__name__} where a list should be")
     english: dict[str, None] = {}
     others = False
     for entry in values:
@@ -259,16 +255,16 @@ def _tidied_keywords(values: object) -> list[str]:
         elif isinstance(entry, dict) and isinstance(entry.get("value"), str):
             others = others or bool(entry["value"].strip())
         else:
-            raise _Dirt("malformed_keywords", f"{repr(entry)[:80]} where a text with its language should be")
+            raise _Unusable("malformed_keywords", f"{repr(entry)[:80]} where a value with its language should be")
     if not english:
-        raise _Dirt("no_english_keywords" if others else "empty_keywords")
+        raise _Unusable("no_english_keywords" if others else "empty_keywords")
     return list(english)
 
 
 def _first_text(values: Any) -> str:
-    """The first English value of a text field, or its first value, or "": fields beside the keywords may be missing."""
+    """The first English value of a text field, or else its first value; "" if it has none, since the field is optional."""
     try:
-        for entry in values:  # nearly always tidy: then the first of one, or the first English one
+        for entry in values:  # the fast path: a clean list with one value, or with an English one
             if len(values) == 1 or _IS_ENGLISH[entry["language_tag"]]:
                 if text := " ".join(entry["value"].split()):
                     return text
@@ -279,7 +275,7 @@ def _first_text(values: Any) -> str:
 
 
 def _searched_text(values: object) -> str:
-    """The same for a field that is missing, has no English value, or is wrong somewhere."""
+    """`_first_text`, for a field that is missing, has no English value, or has wrong types in it."""
     if not isinstance(values, list):
         return ""
     first = ""

@@ -1,9 +1,9 @@
-"""Reads ABO's metadata files line by line within bounded memory, whatever the files hold.
+"""Reads ABO's metadata files line by line in bounded memory, even if a file is damaged or hostile.
 
 >>> next(read_lines(Path("listings_0.json.gz"), longest=8 * 2**20))
 (1, b'{"item_id": "B0DB86A73E", ...}')
 
-`gzip.open` would do for good files, but it has no bound on a line's length, and igzip (isal) takes half the time of zlib.
+`gzip.open` is not used because it does not limit the length of a line, and igzip (isal) takes half the time of zlib.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from isal import isal_zlib
 
 from data_prep.outcomes import UserError
 
-_PIECE = 1 << 19
-_GZIP = 31  # the code for: a gzip header, and check its checksum and length
-_LARGEST_JSON = 1 << 30  # a .json file that is one value is parsed whole: some six times its size in memory
+_PIECE = 1 << 19  # bytes that are read and decompressed at once
+_GZIP = 31  # zlib's wbits for: expect a gzip header, and check the checksum and length at the end
+_LARGEST_JSON = 1 << 30  # bytes; a file that is one JSON value is parsed whole, in some six times its size of memory
 
 
 def read_lines(path: Path, longest: int) -> Iterator[tuple[int, bytes | None]]:
-    """Number and content of each line that is not blank; the content is None where it is longer than ``longest`` bytes.
+    """Number and content of each line that is not blank; None instead of the content if it exceeds ``longest`` bytes.
 
     Raises:
-        UserError: the file cannot be read, or its compression is broken: what follows would be lost without a word.
+        UserError: the file cannot be read or decompressed to its end. Going on would silently lose the rest.
     """
     number, rest, skipping = 0, b"", False
     for piece in _pieces(path):
         lines = piece.split(b"\n")
         if len(lines) == 1:
-            # No line ends here. What is kept of an overlong line is dropped at once.
+            # No line ends in this piece. Of an overlong line nothing is kept, so that memory stays bounded.
             skipping = skipping or len(rest) + len(piece) > longest
             rest = b"" if skipping else rest + piece
             continue
@@ -56,7 +56,7 @@ def read_lines(path: Path, longest: int) -> Iterator[tuple[int, bytes | None]]:
 
 
 def read_listings(path: Path, longest: int) -> Iterator[tuple[int, bytes | object | None]]:
-    """Listings with their line (or place in the list): bytes to parse, a parsed value, or None where a line is too long."""
+    """Number and content of each listing: bytes to parse, a parsed value (of a JSON list), or None if the line is too long."""
     if _is_one_json_list(path):
         listings = _parse_whole(path, "listings")
         assert isinstance(listings, list), "a JSON value that starts with [ is a list"
@@ -66,7 +66,7 @@ def read_listings(path: Path, longest: int) -> Iterator[tuple[int, bytes | objec
 
 
 def read_images_index(path: Path) -> dict[str, str]:
-    """Image id → path below the image folder, of a CSV file with these two columns or a JSON mapping.
+    """Read image id → path below the image folder, from a CSV file with these two columns or a JSON object.
 
     Raises:
         UserError: the file is neither.
@@ -86,7 +86,7 @@ def read_images_index(path: Path) -> dict[str, str]:
             )
         key, value = header.index("image_id"), header.index("path")
         last = max(key, value)
-        # A row without a path is as good as none: the listing that needs it is rejected for that.
+        # A row without a path is skipped; the listing that needs it is rejected as image_not_in_images_csv.
         return {row[key]: row[value] for row in rows if len(row) > last and row[value]}
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}: not CSV ({error}). Download the file again.") from error
@@ -97,7 +97,7 @@ def _as_text(line: bytes) -> str:
 
 
 def _is_one_json_list(path: Path) -> bool:
-    """Whether the file is a JSON list, not one object a line; told by its first character."""
+    """Whether the file is a JSON list rather than one object a line, judging by its first character."""
     for piece in _pieces(path):
         if piece.strip():
             return piece.lstrip()[:1] == b"["
@@ -111,7 +111,7 @@ def _parse_whole(path: Path, what: str) -> object:
     for piece in _pieces(path):
         size += len(piece)
         if size > _LARGEST_JSON:
-            raise UserError(f"{path} is too large to be read as one JSON value: write one object a line instead.")
+            raise UserError(f"{path} is too large to be read as one JSON value. Write one object per line instead.")
         parts.append(piece)
     try:
         return orjson.loads(b"".join(parts))
@@ -120,7 +120,7 @@ def _parse_whole(path: Path, what: str) -> object:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """The file's content in pieces of bounded size, decompressed if it starts as gzip does."""
+    """The file's content in pieces of bounded size, decompressed if it starts with gzip's magic bytes."""
     try:
         with path.open("rb") as file:
             if file.read(2) == b"\x1f\x8b":
@@ -137,7 +137,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 
 def _decompressed(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Several gzip members in a row are one file, as the format says."""
+    """Decompress a gzip file, which may consist of several members in a row (RFC 1952)."""
     data = file.read(_PIECE)
     try:
         while data:
@@ -145,7 +145,7 @@ def _decompressed(file: BinaryIO, path: Path) -> Iterator[bytes]:
             while not member.eof:
                 if not data:
                     raise UserError(
-                        f"{path} is cut off: its compressed data ends too early, so that listings would be missing. "
+                        f"{path} is cut off: its compressed data ends too early, so listings would be missing. "
                         f"Download it again."
                     )
                 if piece := member.decompress(data, _PIECE):
@@ -153,6 +153,4 @@ def _decompressed(file: BinaryIO, path: Path) -> Iterator[bytes]:
                 data = member.unconsumed_tail or (member.unused_data if member.eof else file.read(_PIECE))
             data = data or file.read(_PIECE)
     except isal_zlib.error as error:  # type: ignore[misc]  # its stub calls the class an exception
-        raise UserError(
-            f"{path} is damaged ({error}), so that listings would be missing. Download it again."
-        ) from error
+        raise UserError(f"{path} is damaged ({error}), so listings would be missing. Download it again.") from error

@@ -1,7 +1,7 @@
-"""Chooses which products are taken when there are more than wanted: pseudo-randomly, but the same ones every time.
+"""Samples products when there are more than the limits allow: pseudo-randomly, but the same ones every time.
 
-Each item has a rank, a hash of the seed and its id. Of each product type the lowest ranks are taken, then of all of these
-the lowest ranks. An item that is added later pushes out at most one other, and no choice depends on the order of the files.
+Each item has a rank, a hash of the seed and its id. The lowest ranks of each product type are taken, and of these the lowest
+ranks overall. So an item that is added later pushes out at most one other, and the order of the files does not matter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from data_prep.settings import PrepareSettings
 
 
 class Candidate(NamedTuple):
-    """A product that qualifies."""
+    """A product that qualifies; it is chosen unless a limit excludes it."""
 
     item_id: str
     product_type: str
@@ -27,7 +27,7 @@ class Candidate(NamedTuple):
 def choose(
     candidates: list[Candidate], settings: PrepareSettings, reject: Callable[[Rejected], None]
 ) -> list[Candidate]:
-    """Apply ``max_per_product_type``, then ``max_items``; what is chosen keeps its order, the rest is rejected."""
+    """Apply ``max_per_product_type``, then ``max_items``; reject the rest. The order of the candidates is kept."""
     if settings.max_per_product_type is not None:
         by_type: dict[str, list[Candidate]] = defaultdict(list)
         for candidate in candidates:
@@ -42,16 +42,16 @@ def choose(
     return candidates
 
 
-def rank(seed: int, item_id: str) -> bytes:
-    """Eight bytes that depend on the seed and the item only."""
+def _rank(seed: int, item_id: str) -> bytes:
+    """Eight bytes that depend only on the seed and the item."""
     return hashlib.blake2b(f"{seed}:{item_id}".encode(), digest_size=8).digest()
 
 
 def _beyond(candidates: list[Candidate], limit: int, seed: int) -> set[str]:
-    """The items that are not among the ``limit`` lowest ranks."""
+    """The items beyond the ``limit`` lowest ranks."""
     if len(candidates) <= limit:
         return set()
-    return set(sorted((c.item_id for c in candidates), key=lambda item_id: rank(seed, item_id))[limit:])
+    return set(sorted((c.item_id for c in candidates), key=lambda item_id: _rank(seed, item_id))[limit:])
 
 
 def _without(

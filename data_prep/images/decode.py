@@ -1,22 +1,22 @@
-"""Opens images that others supplied: only below the image root, only formats that are safe to decode, within bounds.
+"""Opens untrusted images: only inside the image folder, only formats that are safe to decode, within limits.
 
-Everything that can be wrong is an `ImageProblem` with one of these reasons:
+Whatever is wrong with an image is an `ImageProblem` with one of these reasons:
 
 ======================  ==============================================================================================
 path_outside_root       an absolute path, ``..``, or a link that leads out of the image folder
 image_file_missing      there is no such file
 image_not_a_file        a folder, a pipe, a device
-image_unreadable        the operating system refuses, or the disk fails
+image_unreadable        the operating system refuses to read it, or the disk fails
 image_empty_file        zero bytes
 image_file_too_large    more bytes than ``max_file_bytes``
-image_not_an_image      an HTML page, a text, a format that is not accepted
-image_too_many_pixels   more than ``max_pixels`` by its header: a decompression bomb
-image_too_many_scans    a JPEG of more than 100 scans, each of which costs a pass over the whole image: a time bomb
+image_not_an_image      an HTML page, text, or a format that is not accepted
+image_too_many_pixels   more than ``max_pixels`` according to its header: a decompression bomb
+image_too_many_scans    a JPEG with more than 100 scans, each of which costs a pass over the whole image: a time bomb
 image_too_small         its shorter side has fewer pixels than ``min_side``
-image_animated          several frames: which one is asked about?
-image_mode_unsupported  16-bit or floating-point greys, whose white has no agreed value
+image_animated          several frames, so that nobody knows which one a question is about
+image_mode_unsupported  16-bit or floating-point gray, which has no agreed value for white
 image_truncated         the file ends too early
-image_broken            it claims to be an image and does not decode
+image_broken            it starts like an image but does not decode
 ======================  ==============================================================================================
 """
 
@@ -33,13 +33,13 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-# Pillow knows some forty formats, one of which runs a program to decode. These are what shops and browsers use.
+# Pillow knows some forty formats, and for one of them (EPS) it runs an external program. Shops and browsers use these.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-# Encoders make ten or so. A scan can be a hundred bytes, and takes 40 ms in an image of 64 megapixels: a file of a few
-# megabytes would keep a task busy for hours.
+# Encoders write ten or so. A scan can be as small as a hundred bytes, and takes 40 ms in an image of 64 megapixels, so a file
+# of a few megabytes would keep a task busy for hours.
 _MOST_SCANS = 100
 _START_OF_SCAN = b"\xff\xda"
-# How to undo each value of EXIF's orientation
+# How to undo each value of EXIF's orientation tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -85,7 +85,7 @@ def read_image_file(root: Path, relative: str, max_bytes: int) -> bytes:
     """The bytes of ``root/relative``.
 
     Raises:
-        ImageProblem: the path leaves the root, or there is no file of a sensible size.
+        ImageProblem: the path leaves the root, or it is not a file of 1 to ``max_bytes`` bytes.
     """
     _check_form(relative)
     folder = relative.rpartition("/")[0]
@@ -102,6 +102,7 @@ def read_image_file(root: Path, relative: str, max_bytes: int) -> bytes:
             if status.st_size > max_bytes:
                 raise ImageProblem("image_file_too_large", f"{relative} has {status.st_size} bytes")
             data = os.read(descriptor, status.st_size)
+            # Linux reads at most 2 GiB at once, and a network file system may return less than was asked for.
             while len(data) < status.st_size and (more := os.read(descriptor, status.st_size - len(data))):
                 data += more
             return data
@@ -119,7 +120,7 @@ def _check_form(relative: str) -> None:
 
 
 def _open(root: Path, relative: str) -> int:
-    # Opening a pipe without O_NONBLOCK would wait for somebody to write into it.
+    # Without O_NONBLOCK, opening a named pipe would block until somebody writes into it.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         return os.open(root / relative, flags)
@@ -132,19 +133,20 @@ def _open(root: Path, relative: str) -> int:
 def decode(
     data: bytes, max_pixels: int, thumbnail: tuple[int, int] | None = None, min_side: int = 1
 ) -> tuple[Image.Image, str, tuple[int, int]]:
-    """Decode completely; the upright RGB image, the file's format, and its width and height as stored.
-
-    Transparent parts become white, as shop pages show them.
+    """Decode an image completely, as RGB and upright. Transparent parts become white, as shop pages show them.
 
     Args:
         data: the file's bytes.
-        max_pixels: by the header; more are not decoded.
-        thumbnail: return the image averaged down to this size. Of a JPEG every byte is still decoded, so that the same
-            files fail; what is saved is arithmetic on pixels that nobody looks at, which cannot fail.
-        min_side: by the header; smaller images are not decoded.
+        max_pixels: an image with more pixels, according to its header, is not decoded.
+        thumbnail: return the image averaged down to this size. A JPEG is still decompressed to its last byte, so the same
+            files fail; only the arithmetic for full-size pixels, which cannot fail, is skipped.
+        min_side: an image whose shorter side has fewer pixels, according to its header, is not decoded.
+
+    Returns:
+        The image, the file's format, and its width and height as stored.
 
     Raises:
-        ImageProblem: it is no image that can be used.
+        ImageProblem: the image cannot be used.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -156,16 +158,17 @@ def decode(
             if min(size) < min_side:
                 raise ImageProblem("image_too_small", f"{size[0]} x {size[1]} pixels")
             if kind != "MPO" and getattr(image, "is_animated", False):
-                raise ImageProblem("image_animated", f"{kind} of several frames")
+                raise ImageProblem("image_animated", f"{kind} with several frames")
             if image.mode not in _MODES:
-                raise ImageProblem("image_mode_unsupported", f"{kind} of mode {image.mode}")
-            # A draft's last row and column may be partly padding: its box says what belongs to the image.
+                raise ImageProblem("image_mode_unsupported", f"{kind} in mode {image.mode}")
+            # A JPEG decoder scales blocks of 8 x 8 pixels, so the last row and column of a draft may be partly padding. Its
+            # box says which part belongs to the image.
             draft = image.draft("RGB", thumbnail) if thumbnail else None
             image.load()
-            picture = _as_rgb(image)
+            rgb = _as_rgb(image)
             if thumbnail:
-                picture = picture.resize(thumbnail, Image.Resampling.BOX, box=draft[1] if draft else None)
-            return _upright(picture, image), kind, size
+                rgb = rgb.resize(thumbnail, Image.Resampling.BOX, box=draft[1] if draft else None)
+            return _upright(rgb, image), kind, size
     except ImageProblem:
         raise
     except UnidentifiedImageError:
@@ -177,7 +180,7 @@ def decode(
         reason = "image_truncated" if "truncated" in text.lower() or isinstance(error, EOFError) else "image_broken"
         raise ImageProblem(reason, f"{type(error).__name__}: {text}"[:200]) from error
     except (struct.error, zlib.error, OverflowError, RecursionError, AttributeError) as error:
-        # What Pillow's parsers let through on broken headers
+        # Pillow's parsers do not catch these themselves when a header is broken.
         raise ImageProblem("image_broken", f"{type(error).__name__}: {error}"[:200]) from error
 
 
@@ -192,13 +195,14 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
-    """Turned as the camera's orientation tag says; most files have no tag, and asking them costs nothing."""
+def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
+    """Turn ``image`` as the orientation tag of ``source`` says."""
+    # Most files have no tag; `getexif` would take time to find that out.
     if "exif" not in source.info and "Raw profile type exif" not in source.info and "xmp" not in source.info:
-        return picture
+        return image
     try:
         orientation = source.getexif().get(0x0112, 1)
-    except Exception:  # a broken tag says nothing about the image itself
-        return picture
+    except Exception:  # Pillow's EXIF parser raises many kinds of errors; a broken tag does not make the image unusable
+        return image
     turn = _TURNS.get(orientation)
-    return picture if turn is None else picture.transpose(turn)
+    return image if turn is None else image.transpose(turn)

@@ -1,11 +1,11 @@
-"""Finds images that are equal or nearly equal among hundreds of thousands, and puts each with its like.
+"""Groups equal and nearly equal images, among hundreds of thousands.
 
 >>> image_groups([facts_of_a, facts_of_a_resized, facts_of_b], dhash_bits=3, color_distance=2.0)
 [0, 0, 2]
 
-Two images are near if their files are equal, or if their difference hashes differ in at most ``dhash_bits`` bits and
-their color thumbnails by at most ``color_distance`` on average. Groups are the connected components of that relation, so
-that no two near images are in different groups.
+Two images are near if their files are equal, or if their difference hashes differ in at most ``dhash_bits`` bits and their
+color thumbnails by at most ``color_distance`` (of 255) on average. Groups are the connected components of that relation, so no
+two near images are in different groups.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import numpy as np
 
 from data_prep.records import ImageFacts
 
-_BLOCK = 512
+_BLOCK = 512  # images that are compared with their neighbors at once
+_PAIRS = 100_000  # pairs whose colors are compared at once: bounds the memory where many images look alike
 
 
 def image_groups(images: Sequence[ImageFacts], *, dhash_bits: int, color_distance: float) -> list[int]:
-    """For each image, the index of the first image of its group."""
+    """The index of the first image of its group, for each image."""
     parent = list(range(len(images)))
 
     def find(index: int) -> int:
@@ -29,13 +30,13 @@ def image_groups(images: Sequence[ImageFacts], *, dhash_bits: int, color_distanc
             index = parent[index]
         return index
 
-    # Equal files first, and equal fingerprints: what is left for comparing are distinct ones.
+    # Equal files and equal fingerprints are joined first, by hash table; only distinct ones need to be compared.
     first: dict[tuple[str, ...], int] = {}
     distinct: list[int] = []
     for index, image in enumerate(images):
         same_file = first.setdefault((image.sha256,), index)
         look = (image.dhash, image.colors)
-        same_look = first.setdefault(look, index) if image.colors else index
+        same_look = first.setdefault(look, index)
         low, high = sorted((find(same_file), find(same_look)))
         parent[high] = low
         if find(index) == index:
@@ -49,30 +50,28 @@ def image_groups(images: Sequence[ImageFacts], *, dhash_bits: int, color_distanc
 
 
 def near_pairs(images: Sequence[ImageFacts], *, dhash_bits: int, color_distance: float) -> Iterator[tuple[int, int]]:
-    """Every pair of images that are near by their fingerprints, each once, as indices.
+    """Yield every pair of images with near fingerprints once, as indices.
 
-    Exact, without comparing all with all: the mean brightness of two images differs by no more than their thumbnails
-    do, so that in the order of brightness only neighbors within ``color_distance`` need to be compared. Bits of the hash
-    are no help in sorting, since on white backgrounds most of them are zero for everybody.
+    The result is exact, without comparing all with all: two images differ in mean brightness by no more than their
+    thumbnails differ on average. So in the order of brightness, only neighbors within ``color_distance`` need to be compared.
+    Sorting by hash would not help, since on white backgrounds most bits are zero for all images.
     """
-    usable = [i for i, image in enumerate(images) if len(image.colors) == 96]
-    if len(usable) < 2:
-        return
-    colors = np.frombuffer(bytes.fromhex("".join(images[i].colors for i in usable)), np.uint8).reshape(-1, 48)
-    hashes = np.array([int(images[i].dhash, 16) for i in usable], np.uint64)
+    colors = np.frombuffer(bytes.fromhex("".join(image.colors for image in images)), np.uint8).reshape(-1, 48)
+    hashes = np.array([int(image.dhash, 16) for image in images], np.uint64)
     brightness = colors.mean(axis=1, dtype=np.float64)
     order = np.argsort(brightness, kind="stable")
     colors, hashes, brightness = colors[order].astype(np.int16), hashes[order], brightness[order]
+    # 1e-9: the mean of 48 integers is not exact in floating point.
     ends = np.searchsorted(brightness, brightness + color_distance + 1e-9, side="right")
     for start in range(0, len(order), _BLOCK):
         stop = min(start + _BLOCK, len(order))
         end = int(ends[stop - 1])
         bits = np.bitwise_count(hashes[start:stop, None] ^ hashes[None, start:end])
         rows, columns = np.nonzero(bits <= dhash_bits)
-        later = columns > rows
+        later = columns > rows  # each pair once, and no image with itself
         rows, columns = rows[later] + start, columns[later] + start
-        for low in range(0, len(rows), 100_000):
-            r, c = rows[low : low + 100_000], columns[low : low + 100_000]
+        for low in range(0, len(rows), _PAIRS):
+            r, c = rows[low : low + _PAIRS], columns[low : low + _PAIRS]
             near = np.abs(colors[r] - colors[c]).mean(axis=1) <= color_distance
             for a, b in zip(order[r[near]], order[c[near]], strict=True):
-                yield usable[int(a)], usable[int(b)]
+                yield int(a), int(b)

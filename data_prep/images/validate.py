@@ -1,4 +1,4 @@
-"""Decodes every product's main image completely and fingerprints it, so that nobody pays for questions about a broken one.
+"""Decodes and fingerprints every product's main image, so that no questions about broken images are paid for.
 
 What is recorded for one product::
 
@@ -32,7 +32,7 @@ def validate(todos: Iterator[Todo[Product]], *, image_root: Path, settings: Vali
         try:
             facts = _facts(todo.item, image_root, settings)
         except ImageProblem as problem:
-            # A disk or a server that fails may work again later; everything else is the file's own fault.
+            # A failing disk or file server may recover; all other reasons lie in the file itself.
             retry = problem.reason == "image_unreadable"
             todo.record(Failed(problem.reason, problem.detail, retry))
         else:

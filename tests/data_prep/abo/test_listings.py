@@ -178,7 +178,7 @@ def test_a_gzip_file_of_several_members_is_read_to_its_end(catalogue) -> None:
     [
         ({"root": "/nowhere"}, r"no folder /nowhere \(data.root\)"),
         ({"listings": "other/*.gz"}, r"No file matches .*data.listings"),
-        ({"listings": "."}, r"data.listings is '\.': give files"),
+        ({"listings": "."}, r"data.listings is '\.': name files"),
         ({"images_index": "none.csv"}, "no images index"),
         ({"images": "images/huge"}, "no image folder"),
     ],
