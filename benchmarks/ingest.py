@@ -1,12 +1,12 @@
-"""Reading metadata of ABO's size, against nothing but decompressing and parsing it, in as many processes (one).
+"""Reads metadata of ABO's size, and compares it with only decompressing and parsing the same files, each in one process.
 
-``python benchmarks/ingest.py --out ingest.json`` makes 147,702 listings in 16 files and an index of 398,212 images, some
-5 kB a listing as in ABO, and measures in turns:
+``python benchmarks/ingest.py --out ingest.json`` makes 147,702 listings in 16 files and an index of 398,212 images, with some
+5 kB per listing as in ABO, and measures in turns:
 
-- ours: `listings.prepare`, from the files to the products, rejections and all;
-- floor: ``for line in gzip.open(file): orjson.loads(line)`` over the same listings, and the lines of the index decompressed.
+- ours: `listings.prepare`, from the files to products and rejections;
+- floor: ``for line in gzip.open(file): orjson.loads(line)`` for the same listings, and the index decompressed.
 
-The bar is a ratio of 1 / 1.5 = 0.67 or more, and a peak of memory below 1 GB (of a process of its own).
+The bar is a ratio of 1 / 1.5 = 0.67 or more, and a peak memory below 1 GB, measured in a separate process.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _LANGUAGES = ("en_US", "en_GB", "en_IN", "de_DE", "fr_FR", "es_ES", "ja_JP", "zh
 
 
 def make_metadata(root: Path, listings: int = LISTINGS, images: int = IMAGES, seed: int = 0) -> None:
-    """Files like ABO's: the same fields, several languages a text, four dozen keywords, three to seven images an item.
+    """Make files like ABO's: the same fields, texts in several languages, up to 48 keywords and 3 to 7 images per item.
 
     Args:
-        root: gets listings/metadata, images/metadata and an empty images/small.
+        root: the folder to make listings/metadata, images/metadata and an empty images/small in.
         listings, images: how many.
-        seed: of everything random.
+        seed: seed of the random content.
     """
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randrange(3, 11))) for _ in range(5_000)]
@@ -84,7 +84,7 @@ def make_metadata(root: Path, listings: int = LISTINGS, images: int = IMAGES, se
 
 
 def ours(root: Path) -> tuple[int, int]:
-    """Products and rejections of all metadata."""
+    """The number of products and of rejections."""
     rejected = 0
 
     def reject(record: Rejected) -> None:
@@ -96,7 +96,7 @@ def ours(root: Path) -> tuple[int, int]:
 
 
 def floor(root: Path) -> int:
-    """Decompress and parse, and nothing else."""
+    """Decompress and parse the same files, and nothing else."""
     count = 0
     for path in sorted((root / "listings/metadata").iterdir()):
         with gzip.open(path, "rb") as lines:
@@ -110,7 +110,7 @@ def floor(root: Path) -> int:
 
 
 def peak_megabytes(root: Path) -> float:
-    """Peak memory of a process that does nothing but prepare."""
+    """Peak memory of a separate process that only prepares."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from benchmarks import ingest\n"
         "ingest.ours(Path(sys.argv[2]))\n"
@@ -123,11 +123,13 @@ def peak_megabytes(root: Path) -> float:
 
 def main() -> None:
     """Make the files, measure, print and write."""
-    parser = argparse.ArgumentParser(description="Ingest of ABO-sized metadata against decompression and parsing alone")
+    parser = argparse.ArgumentParser(
+        description="Compare ingesting ABO-sized metadata with only decompressing and parsing it"
+    )
     parser.add_argument("--listings", type=int, default=LISTINGS)
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--data", type=Path, help="folder for the files; made there once and used again")
+    parser.add_argument("--data", type=Path, help="keep the generated files in this folder and reuse them")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

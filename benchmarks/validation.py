@@ -1,12 +1,13 @@
-"""Validating images, against nothing but decoding them with Pillow, on the same core.
+"""Validates images, and compares it with only decoding them with Pillow, on the same core.
 
-``python benchmarks/validation.py --out validation.json`` renders some hundred products (or takes ``--root``, a folder in
+``python benchmarks/validation.py --out validation.json`` renders a few hundred products (or reads ``--root``, a folder with
 ABO's layout) and measures in turns:
 
 - ours: `validate.validate`: path checks, reading, decoding, SHA-256, fingerprints, records;
 - floor: ``Image.open(path).load()`` for the same files.
 
-The bar is 0.9. We can be faster than the floor since a JPEG is decoded completely but not to its full size.
+The bar is a ratio of 0.9 or more. Validation can be faster than the floor, since it decodes JPEGs completely but not to full
+size.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from data_prep.settings import DataSettings, PrepareSettings, ValidateSettings
 
 def main() -> None:
     """Find or make the images, measure, print and write."""
-    parser = argparse.ArgumentParser(description="Validation against Pillow's decoding alone")
-    parser.add_argument("--root", type=Path, help="a folder in ABO's layout; without it, a rendered catalogue")
-    parser.add_argument("--products", type=int, default=300, help="how many to render")
-    parser.add_argument("--limit", type=int, default=3000, help="at most this many images")
+    parser = argparse.ArgumentParser(description="Compare validating images with only decoding them")
+    parser.add_argument("--root", type=Path, help="folder with ABO's layout (default: render a catalog)")
+    parser.add_argument("--products", type=int, default=300, help="number of products to render")
+    parser.add_argument("--limit", type=int, default=3000, help="maximum number of images")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Reading and writing files: whole or not at all, on file systems that several nodes share."""
+"""Reads and writes files on file systems that several nodes share. A written file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def dumps(record: Any) -> bytes:
-    """One line of JSON, with its line end. Dataclasses are written with their field names."""
+    """One line of JSON with its newline. Dataclasses are written with their field names."""
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -26,7 +26,7 @@ def read_jsonl(path: Path, kind: type[T]) -> Iterator[T]:
     """Stream the records of a finished file.
 
     Raises:
-        ValueError: a line does not parse. Finished files are written atomically, so that is damage, not a torn write.
+        ValueError: a line does not parse. Finished files are written atomically, so this is damage and not a torn write.
         FileNotFoundError: there is no such file.
     """
     with path.open("rb") as lines:
@@ -41,10 +41,10 @@ def read_jsonl(path: Path, kind: type[T]) -> Iterator[T]:
 
 
 class AtomicFile:
-    """A file that appears under its name complete or not at all.
+    """A file that appears under its name only when it is complete.
 
-    Written to a temporary file in the same folder (so that the rename stays within one file system), flushed to the
-    disk and renamed. Leaving the ``with`` block by an exception removes the temporary file.
+    It is written under a temporary name in the same folder (a rename is atomic only within one file system), flushed to
+    disk and renamed. If the ``with`` block raises, the temporary file is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,7 +74,7 @@ class AtomicFile:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename or a new file in ``folder`` survive a power cut."""
+    """Make a rename or a new file in ``folder`` survive a power cut: fsync of the file does not cover its name."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -83,18 +83,18 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file atomically."""
     with AtomicFile(path) as file:
         file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all."""
+    """Write indented JSON atomically."""
     write_atomic(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> int:
-    """Stream records into a file that appears when the last one is on disk; returns how many."""
+    """Stream records into a file that appears when the last one is on disk; return their number."""
     count = 0
     with AtomicFile(path) as file:
         for record in records:
@@ -104,7 +104,7 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> int:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A small JSON file, or None where it is absent or damaged (such a marker counts as not written)."""
+    """Read a small JSON object; None if the file is missing or damaged, since a damaged marker counts as not written."""
     for attempt in range(3):
         try:
             value = orjson.loads(path.read_bytes())
@@ -112,18 +112,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
         except (FileNotFoundError, NotADirectoryError, orjson.JSONDecodeError):
             return None
         except OSError as error:
-            # A network file system may lose a file that another node replaces between opening and reading it.
+            # On NFS, reading fails if another node replaced the file since it was opened; opening it again helps.
             if error.errno != errno.ESTALE or attempt == 2:
                 raise
     raise AssertionError
 
 
 def last_json_line(path: Path) -> dict[str, Any] | None:
-    """The last complete line of a JSONL file that is being written, or None."""
+    """The last complete line of a JSONL file that another process may be writing, or None."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 65_536))
-            lines = file.read().split(b"\n")[:-1]
+            lines = file.read().split(b"\n")[:-1]  # what follows the last newline may be half written
         return orjson.loads(lines[-1]) if lines else None
     except (FileNotFoundError, orjson.JSONDecodeError):
         return None

@@ -1,4 +1,4 @@
-"""What the user decides about data: where it lies, which products are taken, what counts as readable, how it is split.
+"""Settings of the data: where it is, which products to take, which images to accept, how to curate and split.
 
 ::
 
@@ -17,111 +17,111 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 
 class DataSettings(BaseModel):
-    """Where the listings and the images are. Paths that are not absolute are relative to ``root``."""
+    """Where the listings and images are. Relative paths start at ``root``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: Path
-    """The folder that holds ``listings/`` and ``images/``."""
+    """The folder that contains ``listings/`` and ``images/``."""
 
     listings: str = "listings/metadata/listings_*.json.gz"
-    """Glob of files with one listing a line (``.json``, ``.jsonl``, gzipped or not), or one ``.json`` list of listings."""
+    """Glob pattern of files with one listing per line (``.json`` or ``.jsonl``, optionally gzipped), or one JSON list."""
 
     images_index: str = "images/metadata/images.csv.gz"
-    """CSV with the columns image_id and path (gzipped or not), or a ``.json`` mapping from image id to path."""
+    """CSV file with the columns image_id and path (optionally gzipped), or a ``.json`` object from image id to path."""
 
     images: str = "images/small"
-    """The folder that the paths of the index start from: ``images/small`` (256 px) or ``images/original``."""
+    """The folder that the paths in the index start from: ``images/small`` (256 px) or ``images/original``."""
 
     @field_validator("root")
     @classmethod
     def _absolute(cls, root: Path) -> Path:
-        return root.expanduser().absolute()  # tasks may start in another folder
+        return root.expanduser().absolute()  # tasks may start in another working directory
 
     @property
     def image_root(self) -> Path:
-        """The image folder as a path; no image outside it is ever opened."""
+        """The image folder; no image outside it is ever opened."""
         return self.root / self.images
 
 
 class PrepareSettings(BaseModel):
-    """Which of the usable listings are taken. The choice is stable: it depends on ``seed`` and the item's id only."""
+    """Which of the usable products to take. The choice is stable: it depends only on ``seed`` and the item ids."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_items: int | None = Field(default=None, ge=1)
-    """At most this many products; the same products stay chosen when others are added, as far as the number allows."""
+    """Maximum number of products. A product that is added later replaces at most one of those chosen before."""
 
     max_per_product_type: int | None = Field(default=None, ge=1)
-    """At most this many of one product type, since phone cases crowd everything else out. Applied before ``max_items``."""
+    """Maximum number of products of one type; phone cases would crowd out the rest. Applied before ``max_items``."""
 
     seed: int = 0
-    """Another seed is another choice."""
+    """Another seed gives another choice."""
 
     max_line_bytes: int = Field(default=8 * 2**20, ge=1024)
-    """A longer line is rejected unread (ABO's longest has some 100 kB), so that memory stays bounded."""
+    """A longer line is rejected unread, to bound the memory. ABO's longest line has some 100 kB."""
 
 
 class ValidateSettings(BaseModel):
-    """When an image is good enough to ask about, and how the work is cut."""
+    """Which images are good enough to ask about, and how the work is divided."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_side: int = Field(default=16, ge=1)
-    """Pixels. An image whose shorter side is below this is rejected as too small."""
+    """An image whose shorter side has fewer pixels is rejected."""
 
     max_pixels: int = Field(default=64_000_000, ge=1)
-    """An image with more pixels is rejected from its header, undecoded: decoding would take 3 bytes a pixel."""
+    """An image with more pixels is rejected by its header. Decoding takes 3 bytes of memory per pixel."""
 
     max_file_bytes: int = Field(default=64 * 2**20, ge=1)
     """A larger file is rejected unread."""
 
     shards: int = Field(default=1, ge=1, le=100_000)
-    """Tasks that the work is divided over."""
+    """Number of tasks that share the work."""
 
 
 class CurateSettings(BaseModel):
-    """Which question/answer pairs are kept, how they are normalized, and how products are divided."""
+    """Which question/answer pairs to keep, how to normalize them, and how to split the products."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     missing_category: Literal["drop", "keep"] = "drop"
-    """``keep`` lets pairs without easy, medium or hard in, with an empty category: older replies have none."""
+    """``keep`` accepts pairs that are not marked easy, medium or hard, and leaves their category empty."""
 
     spelling: dict[str, str] = Field(default_factory=dict)
-    """Answers to respell after lower-casing, such as ``{grey: gray}``. Nothing is respelt unless it is written here."""
+    """Answers to respell after lower-casing, such as ``{grey: gray}``. All others keep their spelling."""
 
     similar_questions: float = Field(default=0.8, gt=0, le=1)
-    """Two questions about one product that share at least this part of their content words ask the same thing."""
+    """Two questions about one product are duplicates if they share at least this part of their content words."""
 
     dhash_bits: int = Field(default=3, ge=0, le=10)
-    """Images whose 64-bit difference hashes differ in at most this many bits, and whose colors agree, are one image."""
+    """Two images are nearly equal if their 64-bit difference hashes differ in at most this many bits and their colors agree."""
 
     color_distance: float = Field(default=2.0, ge=0, le=255)
-    """Mean difference (of 255) of two 4 x 4 color thumbnails up to which colors agree."""
+    """Colors agree if the 4 x 4 color thumbnails differ by at most this much (of 255) on average."""
 
     same_image: Literal["drop", "group"] = "drop"
-    """``drop`` keeps one product of a group of equal images; ``group`` keeps all, on one side of the split."""
+    """Products that show the same image: ``drop`` keeps one of them; ``group`` keeps all, in the same split."""
 
     val_share: float = Field(default=0.1, gt=0, lt=1)
     test_share: float = Field(default=0.2, gt=0, lt=1)
-    """Parts of the products that are held out; the rest is for training."""
+    """Shares of the products for validation and test; the rest is for training."""
 
     seed: int = 0
-    """Another seed is another split."""
+    """Another seed gives other splits."""
 
     @field_validator("spelling")
     @classmethod
     def _spelling_is_of_single_words(cls, spelling: dict[str, str]) -> dict[str, str]:
         for old, new in spelling.items():
             if not (old.isalpha() and new.isalpha() and old.islower() and new.islower()):
-                raise ValueError(f"write single lower-case words, such as {{grey: gray}}, not {{{old}: {new}}}")
+                raise ValueError(f"expected single lower-case words, such as {{grey: gray}}, not {{{old}: {new}}}")
             if new in spelling:
-                raise ValueError(f"{old} becomes {new}, which is itself respelt: give the final spelling")
+                raise ValueError(f"{old} becomes {new}, which is itself respelled: give the final spelling")
         return spelling
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> CurateSettings:
         if self.val_share + self.test_share >= 1:
-            raise ValueError("val_share and test_share leave nothing to train on: their sum must be below 1")
+            raise ValueError("the sum of val_share and test_share must be below 1, or nothing is left to train on")
         return self

@@ -54,7 +54,8 @@ from data_prep.images.near_duplicates import image_groups
 from data_prep.records import Example, ImageFacts, Product, QAPair, Rejected, Reply
 from data_prep.settings import CurateSettings
 
-# Images so close that only compression or scaling tells them apart; what `curate.dhash_bits` groups may be looser.
+# At these distances only compression or scaling tells two images apart: they are the same image. The distances that
+# group images (`curate.dhash_bits`, `curate.color_distance`) are larger.
 _SAME_BITS, _SAME_COLOR = 2, 0.4
 
 
@@ -69,7 +70,7 @@ def curate(
     """Build the dataset.
 
     Args:
-        products: what stage prepare kept.
+        products: what the stage prepare kept.
         facts: by item id, of images that can be used.
         image_failures: by item id, the reason why an image cannot be used.
         replies: all that were stored, in order; an item may have several: the one with the most good pairs counts, of
@@ -180,12 +181,12 @@ def _image_problem(
 
 
 def _writable(raw: object) -> str:
-    """What a model said, cut short; half a surrogate pair, which JSON can say and UTF-8 cannot, as a question mark."""
+    """Cut the model's words short, and replace what UTF-8 cannot encode: JSON may contain half a surrogate pair."""
     return str(raw)[:300].encode("utf-8", "replace").decode()
 
 
 def _rows(product: Product, pairs: Sequence[QAPair], settings: CurateSettings, drops: _Drops) -> list[Example]:
-    """The pairs of one product that are kept, normalized, as rows that do not know their image group yet."""
+    """Normalize a product's pairs and drop those that break a rule; the rows do not have their image group yet."""
     rows: list[Example] = []
     for pair in pairs:
         question = " ".join(pair.question.split())
@@ -213,7 +214,7 @@ def _rows(product: Product, pairs: Sequence[QAPair], settings: CurateSettings, d
 
 
 def _broken_rule(question: str, answer: str, category: str, settings: CurateSettings) -> str:
-    """The first rule that a pair breaks, or ""."""
+    """The reason to drop a pair for what it says, or ""."""
     if not asks_something(question):
         return "no_question"
     if not (answer.isascii() and answer.isalpha()):
@@ -226,7 +227,7 @@ def _broken_rule(question: str, answer: str, category: str, settings: CurateSett
 
 
 def _repeats(question: str, rows: list[Example], settings: CurateSettings) -> str:
-    """Whether the product has this question already, or one like it."""
+    """The reason to drop a question that the product already has in the same or other words, or ""."""
     words = words_of(question)
     for row in rows:
         if words_of(row.question) == words:
@@ -239,7 +240,7 @@ def _repeats(question: str, rows: list[Example], settings: CurateSettings) -> st
 def _groups(
     usable: Mapping[str, list[Example]], facts: Mapping[str, ImageFacts], settings: CurateSettings
 ) -> dict[str, str]:
-    """Each item's image group, named by the lowest file hash in it, which does not depend on order."""
+    """Each item's image group, named after the lowest file hash in it so that the order of items does not matter."""
     items = list(usable)
     found = image_groups(
         [facts[item] for item in items], dhash_bits=settings.dhash_bits, color_distance=settings.color_distance
@@ -251,7 +252,7 @@ def _groups(
 
 
 def _same_images(usable: Mapping[str, list[Example]], facts: Mapping[str, ImageFacts]) -> dict[str, str]:
-    """Items that show an image which an item with a lower id shows already, and that item."""
+    """Items whose image is the same as that of an item with a lower id, and that item."""
     items = sorted(usable)
     found = image_groups([facts[item] for item in items], dhash_bits=_SAME_BITS, color_distance=_SAME_COLOR)
     return {item: items[group] for item, group in zip(items, found, strict=True) if items[group] != item}
@@ -260,7 +261,7 @@ def _same_images(usable: Mapping[str, list[Example]], facts: Mapping[str, ImageF
 def _split(
     usable: Mapping[str, Sequence[Example]], groups: Mapping[str, str], settings: CurateSettings
 ) -> dict[str, list[Example]]:
-    """The rows of each split, which learn their image group here."""
+    """Set the image group of each row, and divide the rows by it."""
     split_of = assign(groups.values(), val_share=settings.val_share, test_share=settings.test_share, seed=settings.seed)
     splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
     for item_id, rows in usable.items():

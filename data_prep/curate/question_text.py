@@ -1,13 +1,13 @@
-"""The text of a question: what it asks about, whether two ask the same, whether it is one at all.
+"""Rules on the text of a question: whether it is one, what it asks about, whether two ask the same.
 
 >>> question_type("What color is the mug?", "red")
 'color'
 >>> similarity("What is the main color of the mug", "Which colour does the mug have?")
 1.0
 
-The normalization, in full: answers are stripped, lower-cased, and respelt only where the configuration says so. Questions
-keep their wording; blanks are collapsed, and a question mark is not required. For comparing two questions only, case,
-punctuation, the words of `_EMPTY_WORDS` and plural endings are ignored, and colour counts as color.
+All normalization there is: answers are stripped, lower-cased, and respelled only if the configuration says so. Questions keep
+their wording; repeated blanks are collapsed, and a question mark is not required. Only when two questions are compared, case,
+punctuation, the words of `_EMPTY_WORDS` and plural endings are ignored, and "colour" equals "color".
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _ASKING = frozenset(
 _VERBS = frozenset("is are was were do does did has have had can could will would should".split())
 _NOT_PLURAL = ("ss", "us", "is")
 
-# In this order: the first that matches names the type. Each is looked for in the normalized words of the question.
+# The first pattern that matches names the type, so the order matters: "What color is the print?" asks about a color.
+# Patterns are searched for in the question's lower-case words without punctuation.
 _TYPES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (name, re.compile(rf"\b(?:{words})\b"))
     for name, words in (
@@ -55,7 +56,7 @@ def words_of(text: str) -> list[str]:
 
 
 def question_type(question: str, answer: str) -> str:
-    """What is asked about: ``yes/no``, one of `_TYPES`, or ``other``. A yes or no settles it, whatever it is about."""
+    """What is asked about: ``yes/no`` if that is the answer, else one of `_TYPES` or ``other``."""
     if answer in ("yes", "no"):
         return "yes/no"
     text = " ".join(words_of(question))
@@ -63,16 +64,16 @@ def question_type(question: str, answer: str) -> str:
 
 
 def asks_something(question: str) -> bool:
-    """Whether it has the form of a question: an asking word, and something asked about; the question mark may be missing."""
+    """Whether the text has the form of a question: three words or more, with a question word or a question mark."""
     words = words_of(question)
     if len(words) < 3:
         return False
-    # "Besides the strap, what ..."; a verb asks only where it comes first
+    # A question word may come later ("Besides the strap, what is blue"); a verb asks only if it comes first.
     return words[0] in _ASKING or any(word in _ASKING - _VERBS for word in words) or question.rstrip().endswith("?")
 
 
 def gives_answer_away(question: str, answer: str) -> bool:
-    """Whether the answer stands in the question. A choice ("Is it round or square?") has to name it, a yes or no may."""
+    """Whether the question contains its answer. A choice ("Is it round or square?") must, and yes or no may."""
     if answer in ("yes", "no"):
         return False
     words = words_of(question)
@@ -81,16 +82,13 @@ def gives_answer_away(question: str, answer: str) -> bool:
 
 @lru_cache(maxsize=65_536)
 def content_words(question: str) -> frozenset[str]:
-    """The words that carry the question's meaning, for comparing two."""
-    found = []
-    for word in words_of(question):
-        if word not in _EMPTY_WORDS:
-            found.append(_singular(word.removesuffix("'s").replace("colour", "color")))
-    return frozenset(found)
+    """The words that carry the question's meaning, normalized for comparison."""
+    meaningful = (word for word in words_of(question) if word not in _EMPTY_WORDS)
+    return frozenset(_singular(word.removesuffix("'s").replace("colour", "color")) for word in meaningful)
 
 
 def similarity(one: str, other: str) -> float:
-    """Shared part of the two questions' content words: Jaccard's index, 0 to 1; 0 where a count meets no count."""
+    """Jaccard index of the two questions' content words, 0 to 1; 0 if only one of them asks for a count."""
     a, b = content_words(one), content_words(other)
     if ("many" in a) != ("many" in b):
         return 0.0
@@ -98,7 +96,7 @@ def similarity(one: str, other: str) -> float:
 
 
 def question_pattern(question: str) -> str:
-    """The question without its subject, as a reader who cannot see the image may use it: ``what color``, ``how many``."""
+    """The first three words without articles and the like: ``what color mug``. What a blind guesser goes by."""
     words = [word.replace("colour", "color") for word in words_of(question)]
     skipped = {"the", "a", "an", "this", "main", "primary", "of"}
     return " ".join([word for word in words if word not in skipped][:3])

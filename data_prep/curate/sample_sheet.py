@@ -1,4 +1,4 @@
-"""One image of many: products drawn at random with their questions and answers, to look at before trusting a dataset.
+"""The sample sheet: one JPEG with randomly drawn products, their questions and answers, to look at before trusting a dataset.
 
 >>> sample_sheet({"train": rows, "val": [], "test": more}, image_root)[:3]
 b'\\xff\\xd8\\xff'
@@ -18,21 +18,22 @@ from data_prep.images.validate import open_image
 from data_prep.records import Example
 
 _COLUMNS, _ROWS = 4, 4
-_CELL = (340, 330)
-_IMAGE = 190
-_LINE = 19
+_CELL = (340, 330)  # width and height of a product's cell; all lengths are in pixels
+_IMAGE = 190  # largest height of a product's image
+_LINE = 19  # height of a line of text
 _INK, _FAINT, _ACCENT = (34, 34, 38), (120, 120, 128), (18, 94, 150)
 
 
 def sample_sheet(splits: Mapping[str, Sequence[Example]], image_root: Path) -> bytes:
-    """A JPEG of up to sixteen products of all splits, the same ones for the same dataset.
+    """A JPEG of up to sixteen products from all splits; always the same ones for the same dataset.
 
-    An image that has gone since validation leaves its place empty, with the reason in it.
+    If an image can no longer be read, the reason stands in its place.
     """
     by_item: dict[str, list[tuple[str, Example]]] = {}
     for name, rows in splits.items():
         for row in rows:
             by_item.setdefault(row.item_id, []).append((name, row))
+    # By hash: random, but reproducible.
     chosen = sorted(by_item, key=lambda item: hashlib.sha256(item.encode()).digest())[: _COLUMNS * _ROWS]
     rows_needed = max(1, -(-len(chosen) // _COLUMNS))
     sheet = Image.new("RGB", (_COLUMNS * _CELL[0], rows_needed * _CELL[1]), "white")
@@ -62,7 +63,7 @@ def sample_sheet(splits: Mapping[str, Sequence[Example]], image_root: Path) -> b
 
 
 def _fit(text: str, pen: ImageDraw.ImageDraw, font: object, after: str) -> str:
-    """The text, shortened so that it and what follows it stay within a cell."""
+    """Shorten the text so that it and the text after it fit into a cell."""
     room = _CELL[0] - 28
     if pen.textlength(text + after, font) <= room:  # type: ignore[arg-type]
         return text

@@ -1,11 +1,14 @@
-"""Divides products into train, val and test so that no image, nor one nearly equal to it, is on two sides.
+"""Divides products into train, val and test so that equal and nearly equal images are in one split.
 
-A group of images goes as a whole, by a hash of the seed and the group: never by a shuffle. So an old product stays where
-it was when products are added, and a model that was trained on yesterday's dataset has not seen today's test images.
-(Only where a new image is near old ones can their group take another hash or join another group.)
+>>> assign(["0c1e3f7e7e3c1800", "5be1c0ffee120000", "d76f00aa13579bdf"], val_share=0.1, test_share=0.2, seed=0)
+{'0c1e3f7e7e3c1800': 'test', '5be1c0ffee120000': 'train', 'd76f00aa13579bdf': 'val'}
 
-Stratified by product type: each type is divided by the same shares, in expectation. Exact shares would need places to be
-shifted whenever products are added, and stability is worth more; `shares by type` in stats.json says how it came out.
+The unit is a group of images. A hash of the seed and the group decides its split, never a shuffle, so products keep their
+split when others are added: a model that was trained on yesterday's dataset has not seen today's test images. Only a new
+image that is near old ones can change the name of their group, and with it the split.
+
+Each product type is split by the same shares in expectation, but not exactly. Exact shares would require moving products
+whenever others are added. `product_types` in stats.json has the actual numbers.
 """
 
 from __future__ import annotations
@@ -23,9 +26,9 @@ SPLITS = ("train", "val", "test")
 
 
 def assign(groups: Iterable[str], *, val_share: float, test_share: float, seed: int) -> dict[str, str]:
-    """The split of each group, by name.
+    """The split of each group.
 
-    No split is left empty if there are three groups or more: a small dataset gets its nearest group moved.
+    With three groups or more, no split is empty: the group whose hash comes nearest is moved into an empty one.
     """
     places = {group: _place(group, seed) for group in sorted(set(groups))}
     split = {
@@ -44,26 +47,26 @@ def assign(groups: Iterable[str], *, val_share: float, test_share: float, seed: 
 
 
 def _place(group: str, seed: int) -> float:
-    """A number from 0 to 1 that depends on the seed and the group only."""
+    """A number from 0 to 1 that depends only on the seed and the group."""
     return int.from_bytes(hashlib.blake2b(f"split:{seed}:{group}".encode(), digest_size=8).digest()) / 2**64
 
 
 def leaks(
     splits: Mapping[str, Iterable[Example]],
-    pictures: Mapping[str, ImageFacts],
+    images: Mapping[str, ImageFacts],
     *,
     dhash_bits: int,
     color_distance: float,
 ) -> list[str]:
-    """Every item, image, file, image group or pair of near images that is on two sides, in words.
+    """Describe every item, image, file, image group or pair of near images that is in more than one split.
 
     Args:
         splits: the rows of each split.
-        images: facts by item id; near images are looked for in them afresh, whatever the groups say.
-        dhash_bits, color_distance: what near means; see `image_groups`.
+        images: facts by item id; near images are searched for in them, whatever groups the rows name.
+        dhash_bits, color_distance: what near means; see `data_prep.images.near_duplicates`.
     """
     found: list[str] = []
-    sides: dict[tuple[str, str], set[str]] = defaultdict(set)
+    splits_of: dict[tuple[str, str], set[str]] = defaultdict(set)
     split_of: dict[str, str] = {}
     for name, rows in splits.items():
         for row in rows:
@@ -75,11 +78,11 @@ def leaks(
                 ("image group", row.image_group),
                 ("question id", row.id),
             ):
-                sides[kind, key].add(name)
-    for (kind, key), names in sides.items():
+                splits_of[kind, key].add(name)
+    for (kind, key), names in splits_of.items():
         if len(names) > 1:
             found.append(f"{kind} {key} is in {' and '.join(sorted(names))}")
-    known = [(item, facts) for item, facts in pictures.items() if item in split_of]
+    known = [(item, facts) for item, facts in images.items() if item in split_of]
     by_file: dict[str, str] = {}
     for item, facts in known:
         other = by_file.setdefault(facts.sha256, item)

@@ -134,7 +134,7 @@ def test_a_line_of_100_mb_is_rejected_in_bounded_memory(catalogue) -> None:
     assert peak < 40e6
 
 
-def test_a_last_line_that_was_cut_off_is_rejected_and_a_missing_line_end_is_no_fault(catalogue) -> None:
+def test_a_cut_off_last_line_is_rejected_and_a_missing_newline_is_not(catalogue) -> None:
     root = catalogue([])
     whole = json.dumps(listing("B0")).encode()
     (root / "listings/metadata/listings_0.json.gz").write_bytes(gzip.compress(whole + b"\r\n\n" + whole[:50]))

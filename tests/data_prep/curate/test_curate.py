@@ -1,4 +1,4 @@
-"""What curate keeps, drops and counts; that nothing is on two sides of a split; and the files of a dataset."""
+"""What curate keeps, drops and counts; that nothing is in two splits; and the files of a dataset."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from PIL import Image
 from data_prep.abo import listings
 from data_prep.curate import curate
 from data_prep.curate.blind_floor import BlindFloor, blind_answers, blind_floor
+from data_prep.curate.card import card
 from data_prep.curate.dataset import CuratedDataset, verify, write_dataset
 from data_prep.curate.question_text import asks_something, gives_answer_away, question_type, similarity
 from data_prep.curate.splits import assign
@@ -131,7 +132,7 @@ def test_spelling_and_missing_categories_follow_the_configuration() -> None:
     assert rows(run({0: pairs}, missing_category="keep")[0])[0].answer == "grey"
     row = rows(run({0: pairs}, missing_category="keep", spelling={"grey": "gray"})[0])[0]
     assert (row.answer, row.category) == ("gray", "")
-    with pytest.raises(ValueError, match="itself respelt"):
+    with pytest.raises(ValueError, match="itself respelled"):
         CurateSettings(spelling={"grey": "gray", "gray": "grey"})
 
 
@@ -179,7 +180,7 @@ def test_of_several_replies_the_one_with_most_good_pairs_counts() -> None:
     assert (len(rows(dataset)), rejected) == (5, [])
 
 
-def test_the_same_image_under_another_id_is_dropped_and_a_nearly_equal_one_kept_on_the_same_side() -> None:
+def test_equal_images_are_dropped_and_nearly_equal_ones_kept_in_the_same_split() -> None:
     one = facts_of(0)
     near = f"{int(one.dhash, 16) ^ 0b101:016x}"
     changes = {1: {"sha256": one.sha256}, 2: {"dhash": near, "colors": _shifted(one.colors, 1)}}
@@ -188,6 +189,8 @@ def test_the_same_image_under_another_id_is_dropped_and_a_nearly_equal_one_kept_
     assert Counter(r.reason for r in rejected) == {"same_image": 6}  # the product and its five pairs
     groups = {row.item_id: row.image_group for row in rows(dataset)}
     assert groups["B0000"] == groups["B0002"] != groups["B0003"]
+    split_of = {row.item_id: name for name, part in dataset.splits.items() for row in part}
+    assert split_of["B0000"] == split_of["B0002"]
     both, _ = run(dict.fromkeys(range(4), PAIRS), changes, same_image="group")
     assert both.stats.products.kept == 4
 
@@ -209,27 +212,27 @@ def test_another_color_is_another_image() -> None:
 @given(st.integers(0, 10**6), st.integers(0, 8), st.floats(0, 30))
 def test_near_pairs_are_exactly_those_that_comparing_all_with_all_finds(seed, bits, distance) -> None:
     rng = random.Random(seed)
-    pictures = []
+    images = []
     for number in range(60):
         facts = facts_of(seed + number)
-        if pictures and rng.random() < 0.7:
-            like = rng.choice(pictures)
+        if images and rng.random() < 0.7:
+            like = rng.choice(images)
             dhash = int(like.dhash, 16)
             for _ in range(rng.randrange(6)):
                 dhash ^= 1 << rng.randrange(64)
             shift = rng.randrange(12)
             facts = dataclasses.replace(facts, dhash=f"{dhash:016x}", colors=_shifted(like.colors, shift))
-        pictures.append(facts)
+        images.append(facts)
 
     def near(a: ImageFacts, b: ImageFacts) -> bool:
         colors = [abs(x - y) for x, y in zip(bytes.fromhex(a.colors), bytes.fromhex(b.colors), strict=True)]
         return (int(a.dhash, 16) ^ int(b.dhash, 16)).bit_count() <= bits and sum(colors) / 48 <= distance
 
-    found = {tuple(sorted(pair)) for pair in near_pairs(pictures, dhash_bits=bits, color_distance=distance)}
-    assert found == {(a, b) for a in range(60) for b in range(a + 1, 60) if near(pictures[a], pictures[b])}
+    found = {tuple(sorted(pair)) for pair in near_pairs(images, dhash_bits=bits, color_distance=distance)}
+    assert found == {(a, b) for a in range(60) for b in range(a + 1, 60) if near(images[a], images[b])}
 
 
-def test_splits_have_their_shares_in_every_type_and_stay_when_products_are_added() -> None:
+def test_splits_have_their_shares_and_stay_when_products_are_added() -> None:
     few = assign([f"g{n}" for n in range(3000)], val_share=0.1, test_share=0.2, seed=1)
     more = assign([f"g{n}" for n in range(4000)][::-1], val_share=0.1, test_share=0.2, seed=1)
     assert all(more[group] == split for group, split in few.items())
@@ -240,7 +243,7 @@ def test_splits_have_their_shares_in_every_type_and_stay_when_products_are_added
 
 
 @given(st.integers(3, 12), st.integers(0, 500))
-def test_no_split_of_a_small_data_set_is_empty(groups: int, seed: int) -> None:
+def test_no_split_of_a_small_dataset_is_empty(groups: int, seed: int) -> None:
     assert set(assign(map(str, range(groups)), val_share=0.05, test_share=0.05, seed=seed).values()) == {
         "train",
         "val",
@@ -265,11 +268,11 @@ def test_no_split_of_a_small_data_set_is_empty(groups: int, seed: int) -> None:
         ("What is attached to the top", "hammock", "other"),
     ],
 )
-def test_question_types(question: str, answer: str, expected: str) -> None:
+def test_the_type_of_a_question_follows_from_its_words(question: str, answer: str, expected: str) -> None:
     assert question_type(question, answer) == expected
 
 
-def test_rules_on_questions() -> None:
+def test_questions_are_judged_and_compared_by_their_words() -> None:
     assert asks_something("Besides the strap, what is blue")
     assert not asks_something("Blue mug with two handles")
     assert gives_answer_away("How many hearts' shapes are there", "heart")
@@ -281,7 +284,7 @@ def test_rules_on_questions() -> None:
     assert similarity("How many handles", "What handles") == 0.0
 
 
-def test_a_data_set_is_written_whole_and_verified(tmp_path: Path) -> None:
+def test_a_dataset_is_written_whole_and_verified(tmp_path: Path) -> None:
     (tmp_path / "images/aa").mkdir(parents=True)
     for number in range(40):
         (tmp_path / f"images/aa/i{number}.jpg").write_bytes(jpeg())
@@ -294,6 +297,8 @@ def test_a_data_set_is_written_whole_and_verified(tmp_path: Path) -> None:
     text = (folder / "README.md").read_text()
     for words in ("Made with the stand-in", "CC BY 4.0", "gemini-x", "exact match", "200 questions about 40"):
         assert words in text
+    generated = card(dataset.stats, dataset.settings, source="gemini-x", stand_in=False)
+    assert "generated by gemini-x" in generated and "stand-in" not in generated
     row = orjson.loads((folder / "train.jsonl").read_bytes().splitlines()[0])
     assert {"image_path", "question", "answer", "id", "item_id", "image_id", "category", "question_type"} <= row.keys()
     assert read_stats(folder) == dataset.stats

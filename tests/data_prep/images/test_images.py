@@ -120,7 +120,7 @@ def test_transparent_parts_are_white_and_not_what_lies_under_them(tmp_path: Path
     assert (opened.mode, opened.getpixel((5, 5)), opened.getpixel((5, 60))) == ("RGB", (255, 0, 0), (255, 255, 255))
 
 
-def test_a_image_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+def test_an_image_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     image = Image.new("RGB", (80, 40), "white")
     image.paste("red", (0, 0, 20, 40))
     exif = Image.Exif()
@@ -196,7 +196,7 @@ def test_an_image_folder_that_is_itself_a_link_is_fine(tmp_path: Path) -> None:
     assert reason(outcome(tmp_path / "root", "a.jpg")) == ""
 
 
-def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
+def test_opening_a_pipe_or_a_folder_never_blocks(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     assert reason(outcome(tmp_path, "pipe.jpg")) == "image_not_a_file"
@@ -249,7 +249,7 @@ def test_bombs_are_rejected_within_bounded_memory(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP"]))
-def test_flipped_bytes_never_end_in_anything_but_a_image_or_a_reason(seed: int, kind: str) -> None:
+def test_flipped_bytes_end_in_an_image_or_a_reason(seed: int, kind: str) -> None:
     rng = random.Random(seed)
     buffer = io.BytesIO()
     Image.effect_noise((40, 40), 60).convert("P" if kind == "GIF" else "RGB").save(buffer, kind)
