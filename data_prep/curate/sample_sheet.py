@@ -17,6 +17,8 @@ from data_prep.images.decode import ImageProblem
 from data_prep.images.validate import open_image
 from data_prep.records import Example
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 _COLUMNS, _ROWS = 4, 4
 _CELL = (340, 330)  # width and height of a product's cell; all lengths are in pixels
 _IMAGE = 190  # largest height of a product's image
@@ -62,11 +64,11 @@ def sample_sheet(splits: Mapping[str, Sequence[Example]], image_root: Path) -> b
     return buffer.getvalue()
 
 
-def _fit(text: str, pen: ImageDraw.ImageDraw, font: object, after: str) -> str:
+def _fit(text: str, pen: ImageDraw.ImageDraw, font: Font, after: str) -> str:
     """Shorten the text so that it and the text after it fit into a cell."""
     room = _CELL[0] - 28
-    if pen.textlength(text + after, font) <= room:  # type: ignore[arg-type]
+    if pen.textlength(text + after, font) <= room:
         return text
-    while text and pen.textlength(text + "…" + after, font) > room:  # type: ignore[arg-type]
+    while text and pen.textlength(text + "…" + after, font) > room:
         text = text[:-1]
     return text + "…"
