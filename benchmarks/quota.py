@@ -34,7 +34,7 @@ from typing import Any
 from benchmarks.measure import report
 from data_prep.generate import workers
 from data_prep.generate.settings import GenerateSettings
-from data_prep.outcomes import Failed, Ok
+from data_prep.outcomes import Failed, Ok, Todo
 from data_prep.records import Product
 
 TASKS, LATENCY, IMAGES = 4, 2.0, 64
@@ -76,16 +76,16 @@ def task(folder: str, url: str, number: int, case: Case, over: Event) -> None:
     """Ask until told to stop: one task of an array. Its key is its number, so that the server's log tells whose a request is."""
     os.environ["GEMINI_API_KEY"] = f"key-of-task-{number:04}"
 
-    def products() -> Iterator[Product]:
-        for i in itertools.count():
-            image = f"{(i * TASKS + number) % IMAGES}.jpg"
-            yield Product(f"T{number}-{i}", image, image, "mug", "MUG", "red", [])
-
     failures: list[str] = []
 
-    def emit(key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
+    def record(outcome: Ok | Failed, *, durable: bool = False) -> None:
         if isinstance(outcome, Failed):
-            failures.append(f"{key}: {outcome.reason} {outcome.detail}")
+            failures.append(f"{outcome.reason} {outcome.detail}")
+
+    def todos() -> Iterator[Todo[Product]]:
+        for i in itertools.count():
+            image = f"{(i * TASKS + number) % IMAGES}.jpg"
+            yield Todo(Product(f"T{number}-{i}", image, image, "mug", "MUG", "red", []), record)
 
     settings = GenerateSettings.model_validate(
         {
@@ -97,13 +97,11 @@ def task(folder: str, url: str, number: int, case: Case, over: Event) -> None:
             "max_asks": 1,
         }
     )
-    workers.ask_all(
-        products(),
-        emit,
+    workers.generate_all(
+        todos(),
         image_root=Path(folder),
         settings=settings,
         quota_folder=Path(folder) / "quota",
-        previous={},
         stopping=over.is_set,
     )
     if failures:

@@ -31,7 +31,7 @@ class CsvRow:
 
 
 def write(path: Path, rows: Iterable[CsvRow]) -> int:
-    """Write a file that appears whole or not at all; the number of rows."""
+    """Write a file atomically; returns the number of rows."""
     count = 0
     with AtomicFile(path) as file:
         file.write(_line(_HEADER))
@@ -46,7 +46,7 @@ def read(path: Path) -> Iterator[CsvRow]:
     """Stream the rows of a file.
 
     Raises:
-        ValueError: it is not such a file; names the line.
+        ValueError: a line is not a row; names it.
     """
     with path.open(encoding="utf-8", newline="") as file:
         lines = csv.reader(file)

@@ -103,19 +103,27 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> int:
     return count
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a small JSON object; None if the file is missing or damaged, since a damaged marker counts as not written."""
+def read_bytes(path: Path) -> bytes | None:
+    """A small file; None if it is missing."""
     for attempt in range(3):
         try:
-            value = orjson.loads(path.read_bytes())
-            return value if isinstance(value, dict) else None
-        except (FileNotFoundError, NotADirectoryError, orjson.JSONDecodeError):
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             # On NFS, reading fails if another node replaced the file since it was opened; opening it again helps.
             if error.errno != errno.ESTALE or attempt == 2:
                 raise
     raise AssertionError
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a small JSON object; None if the file is missing or damaged, since a damaged marker counts as not written."""
+    try:
+        value = orjson.loads(read_bytes(path) or b"")
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def last_json_line(path: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What asking will cost, before anything is sent.
+"""Cost of requests, estimated before anything is sent.
 
 >>> estimate(147_702, settings)
 Estimate(requests=162472, input_tokens=146_224_980, output_tokens=24_370_830, dollars=104.79, hours=2.71, ...)
@@ -10,53 +10,53 @@ from dataclasses import dataclass
 
 from data_prep.generate.settings import GenerateSettings, PriceSettings
 
-INPUT_TOKENS = 900  # a product: prompt, and an image of at most 384 px (258 tokens)
+# Of one product, measured with the prompt of this folder.
+INPUT_TOKENS = 900  # prompt and image: 258 tokens for an image of at most 384 px
 OUTPUT_TOKENS = 150  # five pairs
-ASKED_AGAIN = 0.1  # share of replies that break the rules, so that they are asked for once more
+REPEATED = 0.1  # share of replies that break the rules, and are followed by another request
 SECONDS_PER_REPLY = 3.0
-TOKENS_USED = (
-    0.65  # share of tokens_per_minute that gets used, measured; see `data_prep.generate.rate_limit.TokenPermits`
-)
+TOKENS_USED = 0.65  # measured share of tokens_per_minute that gets used; see `quota.rate_limit.TokenSlots`
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a number of products comes to."""
+    """Requests, tokens, dollars and hours for a number of products."""
 
     requests: int
     input_tokens: int
     output_tokens: int
     dollars: float
     hours: float
-    limited_by: str  # what decides the hours: requests_per_minute, requests_per_day, concurrency, batches, ...
-    over_budget: bool  # generate.max_dollars will stop it before its end
+    limited_by: str  # what determines the hours: requests_per_minute, requests_per_day, concurrency, batches, ...
+    over_budget: bool  # generate.max_dollars will end the run early
     prices_read_on: str  # ISO date
 
 
 def dollars(prices: PriceSettings, input_tokens: int, output_tokens: int) -> float:
-    """The price of so many tokens."""
+    """The price of tokens at full price, in and out."""
     return (input_tokens * prices.input + output_tokens * prices.output) / 1e6
 
 
-def dearest(settings: GenerateSettings) -> float:
-    """The most that one request is expected to cost: three times the usual input, and as much output as is allowed."""
+def max_request_cost(settings: GenerateSettings) -> float:
+    """Dollars that one request can cost: three times the usual input, and all the output that is allowed."""
     return dollars(settings.prices, 3 * INPUT_TOKENS, settings.max_output_tokens)
 
 
-def most_tokens(settings: GenerateSettings) -> int:
-    """The most tokens that one request is expected to take: half more than the usual input, and all the output allowed."""
+def max_request_tokens(settings: GenerateSettings) -> int:
+    """Tokens that one request can take: half more than the usual input, and all the output that is allowed."""
     return INPUT_TOKENS * 3 // 2 + settings.max_output_tokens
 
 
 def estimate(products: int, settings: GenerateSettings) -> Estimate:
-    """What asking about ``products`` takes: requests, tokens, dollars, and hours under the quota of all projects."""
-    requests = round(products * (1 + (ASKED_AGAIN if settings.max_asks > 1 else 0)))
+    """What ``products`` take: requests, tokens, dollars, and hours under the quota of all projects."""
+    requests = round(products * (1 + (REPEATED if settings.max_asks > 1 else 0)))
     tokens_in, tokens_out = requests * INPUT_TOKENS, requests * OUTPUT_TOKENS
     if batch := settings.batch:
+        # The API promises an answer within 24 hours; the next round of batches waits for the one before.
         rounds = -(-requests // (batch.requests * batch.at_once * settings.shards))
         hours = {"batches (24 h at most for each round)": 24.0 * rounds}
     else:
-        hours = _hours_one_by_one(requests, tokens_in + tokens_out, settings)
+        hours = _hours_of_single_requests(requests, tokens_in + tokens_out, settings)
     limit = max(hours, key=lambda name: hours[name])
     price = 0.0 if settings.stand_in else dollars(settings.prices, tokens_in, tokens_out)
     price *= batch.price if batch else 1.0
@@ -72,8 +72,8 @@ def estimate(products: int, settings: GenerateSettings) -> Estimate:
     )
 
 
-def _hours_one_by_one(requests: int, tokens: int, settings: GenerateSettings) -> dict[str, float]:
-    """By what limits it, how long so many requests take."""
+def _hours_of_single_requests(requests: int, tokens: int, settings: GenerateSettings) -> dict[str, float]:
+    """Hours that single requests take, by each limit."""
     projects, quota = len(settings.projects), settings.quota
     hours = {"concurrency": requests / (settings.concurrency * settings.shards / SECONDS_PER_REPLY) / 3600}
     if quota.requests_per_minute:
@@ -81,5 +81,6 @@ def _hours_one_by_one(requests: int, tokens: int, settings: GenerateSettings) ->
     if quota.tokens_per_minute:
         hours["tokens_per_minute"] = tokens / (quota.tokens_per_minute * TOKENS_USED * projects) / 60
     if quota.requests_per_day:
+        # Whole days of waiting: the last day's requests take next to no time.
         hours["requests_per_day"] = (requests - 1) // (quota.requests_per_day * projects) * 24.0 if requests else 0.0
     return hours

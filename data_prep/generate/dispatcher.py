@@ -1,6 +1,6 @@
-"""Sends one request, whatever it takes: the right project and key, its quota, pauses, retries, a deadline.
+"""Sends one request: chooses project and key, keeps the quota, pauses, retries, sets a deadline.
 
-All that can come of it: a reply, or one of the errors of `data_prep.generate.clients.errors` that retrying does not mend.
+The result is a reply, or one of the errors of `data_prep.generate.clients.errors` that a retry does not fix.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import os
 import random
 import re
 import threading
-import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,31 +16,30 @@ from typing import Any, TypeVar
 
 from data_prep.generate.clients.base import ClientProtocol, RawReply, Request, client_class
 from data_prep.generate.clients.errors import (
-    DailyQuotaGone,
+    DailyQuotaExhausted,
+    FatalError,
     GeneratorError,
-    Hopeless,
     ItemRefused,
     KeyRejected,
-    TryAgain,
+    RetryableError,
     Unreachable,
 )
-from data_prep.generate.cost import dearest, dollars, most_tokens
-from data_prep.generate.rate_limit import Budget, ProjectQuota, next_day
+from data_prep.generate.cost import dollars, max_request_cost, max_request_tokens
+from data_prep.generate.quota.budget import Budget
+from data_prep.generate.quota.rate_limit import ProjectQuota, next_day
+from data_prep.generate.quota.throttle import Throttle
 from data_prep.generate.settings import GenerateSettings, ProjectSettings
-from data_prep.generate.throttle import Throttle
+from data_prep.generate.waiting import Cancelled, sleep, with_deadline
 from data_prep.outcomes import UserError
 
 T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds, doubled after every failure
-
-
-class Cancelled(Exception):
-    """There is no sense in going on, as another request found, or no time; this one was not sent."""
+_GRACE = 1.0  # seconds that a library's own timeout, whose error says more, comes before our deadline
 
 
 class Project:
-    """One project: its keys, its quota, its throttle."""
+    """A Google project: its keys, its quota, its throttle."""
 
     def __init__(
         self,
@@ -55,12 +53,12 @@ class Project:
         make = client_class(settings.generator)
         self.name = project.name
         self.clients: list[tuple[str, ClientProtocol]] = [(key, make(settings, key, endpoint)) for key in keys]
-        self.quota = ProjectQuota(quota_folder, project.name, settings.quota, cancelled, most_tokens(settings))
+        self.quota = ProjectQuota(quota_folder, project.name, settings.quota, cancelled, max_request_tokens(settings))
         self.throttle = Throttle(settings.concurrency, cancelled)
         self._turn = 0
 
     def client(self) -> tuple[str, ClientProtocol] | None:
-        """The next key and its client, in turn; None when every key was set aside."""
+        """The next key and its client, in turn; None when every key was rejected."""
         clients = self.clients
         if not clients:
             return None
@@ -68,18 +66,18 @@ class Project:
         return clients[self._turn % len(clients)]
 
 
-class Sender:
+class Dispatcher:
     """Sends requests, from many threads.
 
     Args:
         settings: of generation.
-        endpoint: another server than Google's.
-        quota_folder: what the tasks of the run share.
+        endpoint: a server other than Google's.
+        quota_folder: shared by all tasks of the run.
         budget: the run's.
-        cancelled: asked while waiting.
+        cancelled: ends a wait when it becomes true.
 
     Raises:
-        UserError: no key, no such generator, an address that is none.
+        UserError: no key, no such generator, or an invalid address.
     """
 
     def __init__(
@@ -91,29 +89,29 @@ class Sender:
         cancelled: Callable[[], bool],
     ) -> None:
         self._settings, self._budget, self._cancelled = settings, budget, cancelled
-        self._dearest = dearest(settings)
+        self._max_request_cost = max_request_cost(settings)
         if endpoint and not endpoint.startswith(("http://", "https://")):
             raise UserError(f"generate.endpoint: write http:// or https:// before {endpoint}")
         self._server = urllib.parse.urlsplit(endpoint).netloc.rpartition("@")[2] if endpoint else "Google's server"
         self._lock = threading.Lock()
         self._turn = 0
-        found = read_keys(settings, os.environ)
-        self._secrets = [key for keys in found.values() for key in keys if key]
+        keys = read_keys(settings, os.environ)
+        self._secrets = [key for of_project in keys.values() for key in of_project if key]
         self._projects = [
-            Project(settings, project, found[project.name], endpoint, quota_folder, cancelled)
+            Project(settings, project, keys[project.name], endpoint, quota_folder, cancelled)
             for project in settings.projects
         ]
         self._why_none_left: UserError | None = None
         self._any_client = self._projects[0].clients[0][1]
 
-    def send(self, request: Request) -> RawReply:
+    def generate(self, request: Request) -> RawReply:
         """The reply to one request.
 
         Raises:
             ItemRefused: this product will not be answered.
-            TryAgain: it failed too often, though the server can be reached.
-            UserError: no request can succeed now (`Hopeless`, `DailyQuotaGone`, `BudgetGone`).
-            Cancelled: see there.
+            RetryableError: it failed too often, though the server can be reached.
+            UserError: no request can succeed now (`FatalError`, `DailyQuotaExhausted`, `BudgetExhausted`).
+            Cancelled: the task is stopping.
         """
         failures = 0
         while True:
@@ -121,43 +119,43 @@ class Sender:
             entered = project.throttle.enter()
             if entered is None:
                 raise Cancelled
+            pause = 0.0
             try:
-                return self._try(project, request)
-            except TryAgain as error:
+                return self._attempt(project, request)
+            except RetryableError as error:
                 failures += 1
                 if failures > self._settings.max_retries:
                     if isinstance(error, Unreachable):
-                        raise self.cut_off(error) from error
+                        raise self.unreachable(error) from error
                     raise
                 pause = _pause(failures)
                 if error.throttled:
-                    wish = error.delay if error.delay is not None else pause
-                    project.throttle.throttled(entered, wish + random.uniform(0, 0.1) * wish)
+                    # The throttle makes all requests wait, not only this one. Jitter, so that tasks do not return at once.
+                    delay = error.delay if error.delay is not None else pause
+                    project.throttle.throttled(entered, delay + random.uniform(0, 0.1) * delay)
                     pause = 0.0
-            except DailyQuotaGone as error:
+            except DailyQuotaExhausted as error:
                 self._set_aside(project, error)
-                pause = 0.0
             except KeyRejected as error:
                 self._reject(project, error)
-                pause = 0.0
             finally:
                 project.throttle.leave()
             self._sleep(pause)
 
-    def manage(self, project: str, call: Callable[[Any], T], seconds: float, *, once: bool = False) -> T:
-        """What ``call`` returns of a client of one project; for calls that cost nothing, beside quota and budget.
+    def call_admin(self, project: str, call: Callable[[Any], T], seconds: float, *, once: bool = False) -> T:
+        """Call an administrative method, which costs nothing and needs no quota, on a client of one project.
 
         Args:
             project: its name.
-            call: gets a client.
+            call: gets a client; its result is returned.
             seconds: that it may take.
-            once: it must not be made twice: it is not tried again after errors that may pass, and its answer is waited for
-                even when the task is asked to stop. Other calls are left behind then.
+            once: the call must not be repeated. It is not retried, and its answer is waited for even when the task is asked to
+                stop; other calls are abandoned then.
 
         Raises:
-            TryAgain: it failed too often.
+            RetryableError: it failed too often.
             UserError: it cannot succeed now.
-            Cancelled: see there.
+            Cancelled: the task is stopping.
         """
         failures = 0
         while True:
@@ -167,13 +165,13 @@ class Sender:
                 found = next((p for p in self._projects if p.name == project), None)
                 chosen = found.client() if found else None
             if found is None or chosen is None:
-                raise self._why_none_left or Hopeless(
+                raise self._why_none_left or FatalError(
                     f"Project {project} has no valid key left, and its batches need one."
                 )
             key, client = chosen
             try:
-                return with_deadline(lambda: call(client), seconds + 1, None if once else self._cancelled)  # noqa: B023
-            except TryAgain as error:
+                return with_deadline(lambda: call(client), seconds + _GRACE, None if once else self._cancelled)  # noqa: B023
+            except RetryableError as error:
                 failures += 1
                 if once or failures > self._settings.max_retries:
                     raise
@@ -181,118 +179,118 @@ class Sender:
             except KeyRejected as error:
                 error.key = key
                 self._reject(found, error)
-            except ItemRefused as error:  # what is refused is no product here: a proxy takes no file of that size, say
-                raise Hopeless(
-                    f"The server refuses a batch ({self.mask(error.detail)}). A smaller one may pass (generate.batch.requests)."
+            except ItemRefused as error:  # not about a product here: a proxy may refuse a file of that size, say
+                raise FatalError(
+                    f"The server refuses a batch ({self.mask(error.detail)}). A smaller one may pass: lower "
+                    f"generate.batch.requests."
                 ) from error
 
     @property
     def project_names(self) -> list[str]:
-        """The projects that can still be asked.
+        """The projects that still have a quota and a key.
 
         Raises:
             UserError: there is none.
         """
         with self._lock:
-            if not self._projects:
-                assert self._why_none_left is not None
-                raise self._why_none_left
-            return [project.name for project in self._projects]
+            return [project.name for project in self._usable()]
 
     @property
     def any_client(self) -> Any:
-        """A client for what needs no server: writing and reading the files of batches."""
+        """A client for what needs no server: encoding and decoding the files of batches."""
         return self._any_client
 
     def mask(self, text: str) -> str:
-        """A text without keys: of a key only its last four characters stay."""
+        """A text without keys; of each key only its last four characters remain."""
         for key in self._secrets:
             text = text.replace(key, f"...{key[-4:]}" if len(key) > 8 else "...")
         return text
 
-    def _try(self, project: Project, request: Request) -> RawReply:
+    def unreachable(self, error: Unreachable) -> FatalError:
+        """The error for the user when no connection can be established."""
+        return FatalError(
+            f"No connection to {self._server}: {error}. Check that the server is running and that this machine can reach it. "
+            f"Compute nodes often have no internet: set HTTPS_PROXY if your site has a proxy, or generate on a node with "
+            f"internet access. No product was marked as failed; the same command continues from here."
+        )
+
+    def _attempt(self, project: Project, request: Request) -> RawReply:
         chosen = project.client()
         if chosen is None:
             raise KeyRejected("")
         key, client = chosen
-        self._budget.reserve()  # first, as it may have to wait, and a permit goes stale
+        self._budget.reserve_request()  # before the slot: it may have to wait, and a slot expires
         paid = 0.0
         try:
-            permission = project.quota.wait()
-            if permission is None or self._cancelled():
+            reservation = project.quota.wait()
+            if reservation is None or self._cancelled():
                 raise Cancelled
-            reply = with_deadline(lambda: client.ask(request), self._settings.timeout + 1)
+            reply = with_deadline(lambda: client.generate(request), self._settings.timeout + _GRACE)
             paid = self._price(reply.input_tokens, reply.output_tokens)
         except KeyRejected as error:
             error.key = key
             raise
         except GeneratorError as error:
             paid = self._price(getattr(error, "input_tokens", 0), getattr(error, "output_tokens", 0))
-            unheard = isinstance(error, TryAgain) and not error.reason.startswith("status_")
-            if unheard and not isinstance(error, Unreachable):
-                paid = self._dearest  # nobody knows whether the reply that never came is on the bill
+            unanswered = isinstance(error, RetryableError) and not error.reason.startswith("status_")
+            if unanswered and not isinstance(error, Unreachable):
+                paid = self._max_request_cost  # the reply that never arrived may have been billed: assume the worst
             raise
         finally:
-            self._budget.settle(paid)
-        project.quota.used(permission, reply.input_tokens + reply.output_tokens)
+            self._budget.settle_request(paid)
+        project.quota.settle(reservation, reply.input_tokens + reply.output_tokens)
         project.throttle.succeeded()
         return reply
 
     def _price(self, tokens_in: int, tokens_out: int) -> float:
         return dollars(self._settings.prices, tokens_in, tokens_out)
 
+    def _usable(self) -> list[Project]:
+        if not self._projects:
+            assert self._why_none_left is not None
+            raise self._why_none_left
+        return self._projects
+
     def _next_project(self) -> Project:
         with self._lock:
-            if not self._projects:
-                assert self._why_none_left is not None
-                raise self._why_none_left
+            projects = self._usable()
             self._turn += 1
-            return self._projects[self._turn % len(self._projects)]
+            return projects[self._turn % len(projects)]
 
     def _set_aside(self, project: Project, why: UserError) -> None:
         with self._lock:
-            if project in self._projects:
-                self._projects.remove(project)
-                if isinstance(why, DailyQuotaGone):
-                    why = DailyQuotaGone(
-                        f"The daily quota is gone ({self.mask(str(why))}); it is there again at {next_day():%Y-%m-%d %H:%M} UTC "
-                        f"(midnight Pacific). What was answered is on disk: the same command goes on from there."
-                    )
-                self._why_none_left = why
+            if project not in self._projects:
+                return
+            self._projects.remove(project)
+            if isinstance(why, DailyQuotaExhausted):
+                why = DailyQuotaExhausted(
+                    f"The daily quota is used up ({self.mask(str(why))}). It is renewed at {next_day():%Y-%m-%d %H:%M} UTC "
+                    f"(midnight Pacific). All replies so far are on disk: the same command continues from here."
+                )
+            self._why_none_left = why
 
     def _reject(self, project: Project, error: KeyRejected) -> None:
         with self._lock:
             before = len(project.clients)
             project.clients = [(key, client) for key, client in project.clients if key != error.key]
-            said = (
+            message = (
                 f"The key ending in {error.key[-4:]} of project {project.name} was rejected ({self.mask(str(error))})"
             )
             if len(project.clients) == before:
-                return  # another thread was first; it says which key and why
-            print(f"{said}; it is set aside.", flush=True)
+                return  # another thread was first, and has printed it
+            print(f"{message}; it is not used any more.", flush=True)
             none_left = not project.clients
         if none_left:
             names = ", ".join(name for p in self._settings.projects if p.name == project.name for name in p.keys)
-            self._set_aside(project, Hopeless(f"{said}. Set a valid key in {names}."))
-
-    def cut_off(self, error: Unreachable) -> Hopeless:
-        """What to tell the user where no connection comes about."""
-        return Hopeless(
-            f"No connection to {self._server}: {error}. Is it running, and has this machine a way there? Compute nodes often "
-            f"have no internet: set HTTPS_PROXY where your site has a proxy, or generate on a node that has internet. No "
-            f"product was given up; the same command goes on."
-        )
+            self._set_aside(project, FatalError(f"{message}. Set a valid key in {names}."))
 
     def _sleep(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            if self._cancelled():
-                raise Cancelled
-            time.sleep(min(left, 0.5))
+        if not sleep(seconds, self._cancelled):
+            raise Cancelled
 
 
 def _pause(failures: int) -> float:
-    """Seconds to wait after so many failures in a row."""
+    """Seconds to wait after a number of consecutive failures: exponential, with jitter."""
     return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - 1, 10)) * random.uniform(0.5, 1.0)
 
 
@@ -304,13 +302,14 @@ def read_keys(settings: GenerateSettings, environment: Mapping[str, str]) -> dic
     """
     found: dict[str, list[str]] = {}
     for project in settings.projects:
-        keys = [environment[name].strip() for name in project.keys if environment.get(name, "").strip()]
-        for name in project.keys:
-            # The libraries' own errors about such a key would show it.
-            if not re.fullmatch(r"[!-~]*", environment.get(name, "").strip()):
+        values = {name: environment.get(name, "").strip() for name in project.keys}
+        for name, value in values.items():
+            # Checked here, as the libraries' own errors about such a key would show it.
+            if not re.fullmatch(r"[!-~]*", value):
                 raise UserError(
-                    f"{name} holds a character that no key has, such as a space or a line end: set it to the key alone."
+                    f"{name} contains a character that no key has, such as a space or a line break: set it to the key alone."
                 )
+        keys = [value for value in values.values() if value]
         if not keys and settings.stand_in:
             keys = ["stand-in"]
         elif not keys and settings.generator.replace("-", "_") == "openai_compatible":
@@ -321,30 +320,4 @@ def read_keys(settings: GenerateSettings, environment: Mapping[str, str]) -> dic
                 f"(export {project.keys[0]}=...), or try without a key: make demo"
             )
         found[project.name] = keys
-    return found
-
-
-def with_deadline(call: Callable[[], T], seconds: float, cancelled: Callable[[], bool] | None = None) -> T:
-    """What ``call`` returns or raises. A server that drips a byte a second passes every time-out of the libraries, which count
-    from byte to byte; so the call has a thread of its own, which is left behind. So it is, with `Cancelled`, once ``cancelled``."""
-    outcome: list[Any] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            outcome.append(call())
-        except BaseException as error:
-            outcome.append(error)
-        done.set()
-
-    threading.Thread(target=run, daemon=True, name="request").start()
-    end = time.monotonic() + seconds
-    while not done.wait(min(0.5, max(0.0, end - time.monotonic()))):
-        if cancelled is not None and cancelled():
-            raise Cancelled
-        if time.monotonic() >= end:
-            raise TryAgain("no answer in time", reason="timeout")
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    found: T = outcome[0]
     return found

@@ -1,61 +1,98 @@
-"""What is asked about a product, and whether a reply keeps to the rules. The same one by one and in batches."""
+"""The request about a product, and whether a reply keeps the rules; the same for single requests and batches."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import functools
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.generate import cost
 from data_prep.generate.clients.base import RawReply, Request, mime_type
+from data_prep.generate.clients.errors import ItemRefused
 from data_prep.generate.qa_parser import QAParseError, QAParser
 from data_prep.generate.settings import GenerateSettings
 from data_prep.images.decode import read_image_file
-from data_prep.records import Product, Reply
+from data_prep.outcomes import Failed
+from data_prep.records import Product, QAPair, Reply
 
 PROMPT_FILE = Path(__file__).parent / "prompts" / "five_questions.md"
-_MAX_IMAGE_BYTES = 15_000_000  # a request with an inline image may have 20 MB, and base64 adds a third
+_MAX_IMAGE_BYTES = 15_000_000  # Gemini takes requests of 20 MB, and base64 adds a third
+_MAX_FIELD, _MAX_VIOLATIONS = 300, 1500  # characters; the prompt stays within what `cost` expects of a request
 
 
-def make_request(item: Product, last: dict[str, Any] | None, image_root: Path, settings: GenerateSettings) -> Request:
-    """The request about a product; ``last`` is the stored reply before, which broke the rules.
+@dataclass(frozen=True, slots=True)
+class CheckedReply:
+    """A parsed reply."""
+
+    pairs: tuple[QAPair, ...]  # the usable ones
+    violations: str | None  # which rules it breaks, in words for the model; None for five good pairs
+
+
+def check_reply(reply: Reply, settings: GenerateSettings) -> CheckedReply:
+    """Parse a reply and check it against the rules."""
+    return _check(reply.text or "", reply.finish_reason, settings.require_category)
+
+
+# Whoever stored a reply, the shard loop and the next request ask about it within moments; it is parsed once for all of them.
+@functools.lru_cache(maxsize=1024)
+def _check(text: str, finish_reason: str, require_category: bool) -> CheckedReply:
+    try:
+        parsed = QAParser(require_category=require_category).parse(text)
+        pairs, violations = tuple(parsed.pairs), "; ".join(parsed.violations()) or None
+    except QAParseError as error:
+        pairs, violations = (), f"no JSON array of five objects was found ({error.reason})"
+    if finish_reason == "MAX_TOKENS":
+        violations = "the reply was too long and was cut off"
+    return CheckedReply(pairs, violations)
+
+
+def rule_violations(reply: Reply, settings: GenerateSettings) -> str | None:
+    """Which rules a reply breaks, in words for the model; None for five good pairs."""
+    return check_reply(reply, settings).violations
+
+
+def make_request(item: Product, last: Reply | None, image_root: Path, settings: GenerateSettings) -> Request:
+    """The request about a product; ``last`` is its previous reply, which broke the rules.
 
     Raises:
         ImageProblem: the image cannot be read.
     """
     image = read_image_file(image_root, item.image_path, _MAX_IMAGE_BYTES)
-    wrong = verdict(last, settings) if last else None
-    return Request(prompt(item, wrong), image, mime_type(image))
+    return Request(prompt(item, rule_violations(last, settings) if last else None), image, mime_type(image))
 
 
-def prompt(item: Product, wrong: str | None = None) -> str:
-    """What is asked about one product; ``wrong`` says what was wrong with the reply before."""
+def prompt(item: Product, violations: str | None = None) -> str:
+    """The text of a request; ``violations`` of the previous reply are repeated to the model."""
     text = PROMPT_FILE.read_text(encoding="utf-8").format(
         name=_one_line(item.name),
         product_type=_one_line(item.product_type),
         color=_one_line(item.color) or "unknown",
         keywords=_one_line(", ".join(item.keywords)) or "none",
     )
-    if wrong:
-        text += f"\nYour last reply broke these rules: {wrong[:1500]}. Write five new pairs that keep to all of them.\n"
+    if violations:
+        text += (
+            f"\nYour last reply broke these rules: {violations[:_MAX_VIOLATIONS]}. Write five new pairs that keep to all of "
+            f"them.\n"
+        )
     return text
 
 
 def _one_line(text: str) -> str:
-    """A field of a listing, short and without line breaks, so that it cannot pass for instructions of its own."""
-    return " ".join(text.split())[:300]
+    """A field of a listing, short and without line breaks, so that it cannot pass for instructions."""
+    return " ".join(text.split())[:_MAX_FIELD]
 
 
 def stored_reply(
     item: Product, raw: RawReply, settings: GenerateSettings, *, seconds: float, batch: bool = False
-) -> dict[str, Any]:
-    """A reply as it is stored, with what it cost."""
+) -> Reply:
+    """A reply as it is stored, with its cost."""
     paid = 0.0 if settings.stand_in else cost.dollars(settings.prices, raw.input_tokens, raw.output_tokens)
     if batch and settings.batch:
         paid *= settings.batch.price
-    reply = Reply(
+    return Reply(
         item_id=item.item_id,
         image_id=item.image_id,
+        # Lone surrogates, which JSON's escapes can smuggle in, cannot be written as UTF-8.
         text=raw.text.encode("utf-8", "replace").decode() if raw.text else None,
         finish_reason=raw.finish_reason,
         model=raw.model,
@@ -65,15 +102,12 @@ def stored_reply(
         generator=settings.generator + (" batch" if batch else ""),
         seconds=round(seconds, 3),
     )
-    return asdict(reply)
 
 
-def verdict(value: dict[str, Any], settings: GenerateSettings) -> str | None:
-    """Why a stored reply breaks the rules, in words that can be put to the model; None for five good pairs."""
-    if value.get("finish_reason") == "MAX_TOKENS":
-        return "the reply was too long and was cut off"
-    try:
-        parsed = QAParser(require_category=settings.require_category).parse(value.get("text") or "")
-    except QAParseError as error:
-        return f"no JSON array of five objects was found ({error.reason})"
-    return "; ".join(parsed.complaints()) or None
+def refusal(
+    item: Product, error: ItemRefused, detail: str, settings: GenerateSettings, *, seconds: float, batch: bool = False
+) -> Failed:
+    """The outcome of a product that the model refused. A refusal is billed, so it is kept as a reply without text."""
+    raw = RawReply("", error.reason, error.input_tokens, error.output_tokens, settings.model)
+    reply = stored_reply(item, raw, settings, seconds=seconds, batch=batch) if error.input_tokens else None
+    return Failed(error.reason, detail, value=reply)

@@ -1,11 +1,11 @@
-"""Reads a generator's reply, whatever it is wrapped in, and checks every pair.
+"""Parses a generator's reply, whatever it is wrapped in, and checks every pair.
 
 >>> QAParser().parse('```json\\n[{"question": "What color is the mug?", "answer": "Red.", "category": "easy"}]\\n```').pairs
 [QAPair(question='What color is the mug?', answer='red', category='easy')]
 
-Reasons for which a pair is rejected: ``not_an_object``, ``no_question``, ``not_one_word`` (the answer is not one alphabetical
-English word), ``no_category``, ``surplus`` (after the fifth pair). A reply in which no array of pairs can be found raises
-`QAParseError`; nothing else is ever raised.
+A pair is rejected as ``not_an_object``, ``no_question``, ``not_one_word`` (the answer is not one alphabetical English word),
+``no_category`` or ``surplus`` (after the fifth pair). A reply without an array of pairs raises `QAParseError`; nothing else is
+ever raised.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PAIRS = 5
 CATEGORIES = ("easy", "medium", "hard")
 _WORD = re.compile(r"[A-Za-z]{1,30}")
 _FENCE = re.compile(r"```[A-Za-z0-9]*")
-_MAX_LENGTH = 100_000  # characters; a reply that runs on is no reply
+_MAX_LENGTH = 100_000  # characters: five pairs take about 600
 
 
 class QAParseError(ValueError):
-    """A reply in which there are no pairs to be found; ``reason`` can be counted."""
+    """A reply without pairs; ``reason`` is counted."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -37,24 +37,24 @@ class QAParseError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ParsedReply:
-    """What a reply holds."""
+    """The pairs of a reply."""
 
     pairs: list[QAPair]
-    rejected: list[tuple[Any, str]]  # the raw pair as JSON value, and the reason
-    found: int  # pairs in the reply, good or not
+    rejected: list[tuple[Any, str]]  # (raw pair, a JSON value; reason)
+    found: int  # pairs in the reply, usable or not
 
-    def complaints(self) -> list[str]:
-        """What is wrong with the reply as a whole, in words that can be put to the model; empty for five good pairs."""
+    def violations(self) -> list[str]:
+        """The rules that the reply breaks, in words for the model; empty for five good pairs."""
         said = []
         if self.found != PAIRS:
             said.append(f"there were {self.found} pairs instead of {PAIRS}")
         for raw, reason in self.rejected:
             if reason != "surplus":
-                said.append(f"{json.dumps(raw)[:200]}: {_IN_WORDS[reason]}")
+                said.append(f"{json.dumps(raw)[:200]}: {_RULES[reason]}")
         return said
 
 
-_IN_WORDS = {
+_RULES = {  # shown to the model
     "not_an_object": "this is not an object with question, answer and category",
     "no_question": "the question is missing or asks nothing",
     "not_one_word": "the answer is not exactly one English word of letters only",
@@ -66,14 +66,14 @@ class QAParser:
     """Parser of replies.
 
     Args:
-        require_category: reject pairs without easy, medium or hard; else they get the category "".
+        require_category: reject pairs without easy, medium or hard; otherwise their category is "".
     """
 
     def __init__(self, *, require_category: bool = True) -> None:
         self.require_category = require_category
 
     def parse(self, text: str) -> ParsedReply:
-        """Find the pairs of a reply and check them.
+        """Find and check the pairs of a reply.
 
         Raises:
             QAParseError: ``empty``, ``too_long``, ``no_array`` (no JSON array of objects), ``broken_json`` (cut off).
@@ -120,6 +120,7 @@ def find_array(text: str) -> list[Any]:
     if len(text) > _MAX_LENGTH:
         raise QAParseError("too_long", f"{len(text):,} characters")
     stripped = _FENCE.sub(" ", text).strip().lstrip("\ufeff")
+    # Prose before the array may hold brackets of its own; 20 attempts keep hostile text from taking quadratic time.
     starts = [stripped] + [stripped[match.start() :] for match in list(re.finditer(r"[\[{]", stripped))[:20]]
     decoder = json.JSONDecoder()
     for start in starts:
@@ -145,13 +146,13 @@ def _array_in(value: Any) -> list[Any] | None:
 
 
 def _clean(value: Any) -> str:
-    """A field as text: one line, without control characters and Unicode that cannot be written."""
+    """A field as one line of text, without control characters."""
     if not isinstance(value, str):
         return ""
     printable = "".join(c if c.isprintable() else " " for c in value)
     text = " ".join(printable.split())
     try:
         orjson.dumps(text)
-    except TypeError:  # lone surrogates, which JSON escapes can smuggle in
+    except TypeError:  # lone surrogates, which JSON's escapes can smuggle in, cannot be written
         return ""
     return text

@@ -1,4 +1,4 @@
-"""What is asked, of whom, how fast, and for how much.
+"""Settings of the generate stage: model, keys, quota, prices.
 
 ::
 
@@ -20,11 +20,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-_STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # an input may be a key, by mistake
+_STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # an input may be a key by mistake
 
 
 class ProjectSettings(BaseModel):
-    """One Google project: the quota belongs to it, however many keys it has."""
+    """A Google project. The quota belongs to the project, however many keys it has."""
 
     model_config = _STRICT
 
@@ -42,21 +42,21 @@ class ProjectSettings(BaseModel):
 
 
 class QuotaSettings(BaseModel):
-    """What one project may do; the tasks of an array share it. None: no limit."""
+    """The quota of one project, which the tasks of an array share. None: no limit."""
 
     model_config = _STRICT
 
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1)
-    """In and out together. So that no minute ever has more, about a third of it stays unused; less where
-    max_output_tokens is near what replies really need."""
+    """In and out together. About a third of it stays unused, as each request reserves max_output_tokens; the share shrinks
+    as max_output_tokens approaches what replies really take."""
 
     requests_per_day: int | None = Field(default=None, ge=1)
-    """A day ends at midnight Pacific time, as Google counts."""
+    """Google's day ends at midnight Pacific time."""
 
 
 class PriceSettings(BaseModel):
-    """Dollars per million tokens. Prices change within months: look them up, and write down when."""
+    """Dollars per million tokens. Prices change within months: look them up, and note the date."""
 
     model_config = _STRICT
 
@@ -66,32 +66,32 @@ class PriceSettings(BaseModel):
 
 
 class BatchSettings(BaseModel):
-    """Gemini's Batch API: half the price, and an answer within a day, often within the hour. One or two shards are enough:
-    the work is Google's, and a task only waits."""
+    """Gemini's Batch API: half the price, and an answer within 24 hours, often within one. One or two shards are enough, as
+    the tasks only wait."""
 
     model_config = _STRICT
 
     requests: int = Field(default=500, ge=1, le=50_000)
-    """In one batch. Small ones are answered sooner, and less is waited for again when one expires."""
+    """Requests in a batch. Small batches are answered sooner, and less is repeated when one expires."""
 
     at_once: int = Field(default=4, ge=1, le=100)
-    """Batches under way at most, in each task. Google limits the tokens that wait in all batches of a project."""
+    """Batches under way at most, per task. Google limits the tokens that are enqueued in all batches of a project."""
 
     at_least: int = Field(default=20, ge=1)
-    """Fewer products than this are asked about one by one, at the full price, instead of waited for."""
+    """Fewer products than this are asked about in single requests, at the full price."""
 
     poll_seconds: float = Field(default=60.0, gt=0)
-    """Time between two looks at a batch that is under way."""
+    """Seconds between two polls of a batch."""
 
     give_up_hours: float = Field(default=50.0, gt=0)
-    """A batch that the server neither answers nor ends is cancelled after so long. Google's own limit is 48."""
+    """A batch that has not ended after so many hours is cancelled. Google's own limit is 48."""
 
     price: float = Field(default=0.5, ge=0, le=1)
-    """Share of the usual price."""
+    """Price of a batch request as a share of the full price."""
 
 
 class StandInSettings(BaseModel):
-    """A server on this machine that speaks Gemini's protocol and answers from a file: for the demo, tests, a dry run."""
+    """A server on this machine that speaks Gemini's protocol and answers from a file: for the demo, tests and dry runs."""
 
     model_config = _STRICT
 
@@ -123,7 +123,7 @@ class GenerateSettings(BaseModel):
 
     model: str = "gemini-3.5-flash-lite"
     endpoint: str | None = None
-    """Another server than Google's, such as http://gpu-node:8000 (vLLM, Ollama) for openai_compatible."""
+    """A server other than Google's, such as http://gpu-node:8000 (vLLM, Ollama) for openai_compatible."""
 
     projects: list[ProjectSettings] = Field(default=[ProjectSettings()], min_length=1)
     temperature: float = Field(default=0.4, ge=0, le=2)
@@ -132,33 +132,33 @@ class GenerateSettings(BaseModel):
     """Seconds that one request may take."""
 
     shards: int = Field(default=1, ge=1, le=100_000)
-    """Tasks that the work is divided over."""
+    """Tasks that share the work."""
 
     concurrency: int = Field(default=8, ge=1, le=256)
-    """Requests in flight at most, in each task; fewer while the server answers 429."""
+    """Requests in flight at most, per task and project; fewer while the server answers 429."""
 
     max_asks: int = Field(default=2, ge=1, le=10)
-    """Replies paid for at most for one product: a reply that breaks the rules is answered by asking again."""
+    """Replies paid for at most, per product: a reply that breaks the rules is followed by another request."""
 
     max_tries: int = Field(default=3, ge=1, le=20)
-    """Times that a product is taken up again after it failed for a reason that may pass."""
+    """Attempts at a product that failed for a temporary reason."""
 
     max_retries: int = Field(default=6, ge=0, le=30)
-    """Attempts at one request after errors that may pass (429, 5xx, broken connections), with growing pauses."""
+    """Retries of one request after temporary errors (429, 5xx, broken connections), with growing pauses."""
 
     quota: QuotaSettings = QuotaSettings()
     prices: PriceSettings = PriceSettings()
     max_dollars: float | None = Field(default=None, gt=0)
-    """A hard cap for the whole run: no request is sent that could pass it."""
+    """A hard cap for the whole run: no request is sent that could exceed it."""
 
     batch: BatchSettings | None = None
-    """Ask in batches; ``batch: {}`` takes the defaults. Needs google_genai, and a paid project."""
+    """Use the Batch API; ``batch: {}`` takes the defaults. Needs google_genai and a paid project."""
 
     require_category: bool = True
-    """Ask again where a pair has no easy, medium or hard."""
+    """Ask again where a pair is not marked easy, medium or hard."""
 
     stand_in: StandInSettings | None = None
-    """Ask a stand-in started by the task itself; nothing is paid, and the report says so."""
+    """Ask a stand-in that the task starts itself. Nothing is paid, and the report says so."""
 
     @model_validator(mode="after")
     def _one_source_of_answers(self) -> GenerateSettings:
@@ -167,5 +167,5 @@ class GenerateSettings(BaseModel):
         if self.batch and self.generator.replace("-", "_") != "google_genai":
             raise ValueError(f"batch needs generator: google_genai; {self.generator} has no Batch API")
         if len({project.name for project in self.projects}) < len(self.projects):
-            raise ValueError("projects: every project needs a name of its own")
+            raise ValueError("projects: two projects have the same name; quotas are kept by name")
         return self

@@ -1,4 +1,4 @@
-"""``python -m data_prep.stand_in --answers facts.jsonl``: the stand-in on its own, for several processes at once."""
+"""``python -m data_prep.stand_in --answers facts.jsonl``: the stand-in as a process of its own, for several tasks at once."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import argparse
 import contextlib
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from data_prep.outcomes import UserError
 from data_prep.stand_in.faults import BATCH_KINDS, KINDS
 from data_prep.stand_in.server import StandIn
+from data_prep.stand_in.state import StandInOptions
 
 
 def main() -> None:
     """Serve until interrupted; the first line that is printed is the URL."""
     kinds = "\n".join(f"  {kind:12} {meaning}" for kind, meaning in KINDS.items())
-    kinds += "\nof a whole batch:\n" + "\n".join(f"  {kind:12} {meaning}" for kind, meaning in BATCH_KINDS.items())
+    kinds += "\nof whole batches:\n" + "\n".join(f"  {kind:12} {meaning}" for kind, meaning in BATCH_KINDS.items())
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.stand_in",
         epilog=f"kinds of faults:\n{kinds}",
@@ -29,22 +31,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other requests that go wrong")
     parser.add_argument("--batch-seconds", type=float, default=0.0, help="until a batch is answered")
     parser.add_argument("--batch-fault", action="append", default=[], metavar="KIND=SHARE", help="repeatable")
-    parser.add_argument("--batches-at-once", type=int, help="under way at most")
+    parser.add_argument("--batches-at-once", type=int, help="batches under way at most")
     parser.add_argument("--retry-delay", type=float, default=1.0, help="seconds that a 429 asks to wait")
-    parser.add_argument("--requests-per-minute", type=int, help="0: as a model that is not for this project")
+    parser.add_argument(
+        "--requests-per-minute", type=int, help="0: as for a model that is not available to this project"
+    )
     parser.add_argument("--tokens-per-minute", type=int, help="in and out together")
-    parser.add_argument("--requests-per-day", type=int, help="over the server's life")
+    parser.add_argument("--requests-per-day", type=int, help="over the server's lifetime")
     parser.add_argument("--key", action="append", dest="keys", help="a valid API key, repeatable; default: any is")
     parser.add_argument("--model", action="append", dest="models", help="a known model, repeatable; default: any is")
     parser.add_argument("--log", type=Path, help="file for one line a request")
     arguments = parser.parse_args()
-    options = {name: value for name, value in vars(arguments).items() if "fault" not in name and name != "answers"}
+    # Every other argument is an option of the same name.
+    given = {field.name: getattr(arguments, field.name) for field in fields(StandInOptions) if field.name in arguments}
     try:
         faults, batch_faults = dict(map(_share, arguments.fault)), dict(map(_share, arguments.batch_fault))
-        server = StandIn(arguments.answers, faults=faults, batch_faults=batch_faults, **options)
+        options = StandInOptions(**given, faults=faults, batch_faults=batch_faults)
+        server = StandIn(arguments.answers, options, log=arguments.log, port=arguments.port)
     except UserError as error:
         sys.exit(f"error: {error}")
-    # A container or a test ends it with TERM.
+    # A container or a test ends it with SIGTERM, which Python does not turn into an exception by itself.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     print(server.url, flush=True)
     with contextlib.suppress(KeyboardInterrupt):

@@ -1,7 +1,7 @@
-"""The stand-in's Files and Batch interface: files are handed in, answered some time later, and fetched.
+"""The stand-in's Files and Batch API: files are uploaded, answered some time later, and downloaded.
 
-As with Gemini, creating a batch twice answers (and bills) it twice, whatever its title; a batch that is answered has a line for
-each request, in no order, with a reply or an error; a batch that expired has none.
+As with Gemini, creating a batch twice answers (and bills) it twice, whatever its title. The results of an answered batch have
+a line for each request, in no particular order, with a reply or an error; an expired batch has none.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
 from data_prep.stand_in import faults as fault_kinds
 from data_prep.stand_in import messages
+from data_prep.stand_in.state import State
 
-if TYPE_CHECKING:
-    from data_prep.stand_in.server import StandIn
-
+_RUNNING = "BATCH_STATE_RUNNING"
+# Results carry codes of gRPC, not of HTTP.
 _ERRORS = {
     "status_429": {"code": 8, "message": "Resource has been exhausted"},
     "status_500": {"code": 13, "message": "An internal error has occurred."},
     "status_503": {"code": 14, "message": "The model is overloaded. Please try again later."},
+    "unknown_image": {"code": 3, "message": "Unable to process input image."},
 }
 
 
@@ -35,12 +36,11 @@ class _Job:
     key: str
     upload: str
     created: float
-    state: str = "BATCH_STATE_RUNNING"
+    state: str = _RUNNING
     results: str | None = None
 
     def operation(self) -> dict[str, Any]:
-        """The job as the server says it."""
-        over = self.state != "BATCH_STATE_RUNNING"
+        """The job as the API shows it: a long-running operation."""
         metadata: dict[str, Any] = {
             "@type": "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContentBatch",
             "name": self.name,
@@ -51,44 +51,40 @@ class _Job:
         }
         if self.results:
             metadata["output"] = {"responsesFile": self.results}
-        return {"name": self.name, "metadata": metadata, "done": over}
+        return {"name": self.name, "metadata": metadata, "done": self.state != _RUNNING}
 
 
-@dataclass
 class Batches:
-    """Files and jobs. Every call comes under the server's lock.
+    """Files and jobs. Every call comes under the state's lock."""
 
-    Args:
-        server: for answers, faults and the log.
-        seconds: until a batch is answered.
-        at_once: batches under way at most; 429 for more. None: no limit.
-    """
-
-    server: StandIn
-    seconds: float = 0.0
-    at_once: int | None = None
-    _files: dict[str, bytes] = field(default_factory=dict)
-    _jobs: dict[str, _Job] = field(default_factory=dict)
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._files: dict[str, bytes] = {}
+        self._jobs: dict[str, _Job] = {}
+        self._created = self._ended = 0  # their numbers choose the faults
 
     def upload(self, name: str | None, data: bytes) -> str:
-        """Take (a piece of) a file; its name."""
+        """Take (a chunk of) a file; its name."""
         name = name or f"files/{uuid.uuid4().hex[:12]}"
         self._files[name] = self._files.get(name, b"") + data
         return name
 
     def create(self, model: str, key: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Make a job: ("", operation), or what is wrong: full, no_file, failed."""
+        """Create a job: (fault or "", operation), or what is wrong: (full or no_file, {})."""
+        options = self._state.options
+        self._created += 1
+        fault = fault_kinds.choose(options.batch_faults, options.seed, f"made {self._created}", 1)
         upload = body.get("batch", {}).get("inputConfig", {}).get("fileName")
         if upload not in self._files:
             return "no_file", {}
         self._advance()
-        running = sum(job.state == "BATCH_STATE_RUNNING" for job in self._jobs.values())
-        if self.at_once is not None and running >= self.at_once:
+        running = sum(job.state == _RUNNING for job in self._jobs.values())
+        if options.batches_at_once is not None and running >= options.batches_at_once:
             return "full", {}
         name = f"batches/{uuid.uuid4().hex[:16]}"
         job = _Job(name, str(body["batch"].get("displayName")), model, key, upload, time.time())
         self._jobs[name] = job
-        return "", job.operation()
+        return fault, job.operation()
 
     def list(self, size: int, token: str) -> dict[str, Any]:
         """A page of the jobs, the newest first."""
@@ -105,55 +101,46 @@ class Batches:
         return self._jobs[name].operation() if name in self._jobs else None
 
     def cancel(self, name: str) -> bool:
-        """Give a job up that is under way."""
+        """Cancel a job that is under way; whether there is such a job."""
         self._advance()
         job = self._jobs.get(name)
-        if job and job.state == "BATCH_STATE_RUNNING":
+        if job and job.state == _RUNNING:
             job.state = "BATCH_STATE_CANCELLED"
         return job is not None
 
     def file(self, name: str) -> bytes | None:
-        """What a file holds."""
+        """The contents of a file."""
         return self._files.get(name)
 
     def _advance(self) -> None:
         for job in self._jobs.values():
-            if job.state == "BATCH_STATE_RUNNING" and time.time() >= job.created + self.seconds:
-                self._finish(job)
+            if job.state == _RUNNING and time.time() >= job.created + self._state.options.batch_seconds:
+                self._end(job)
 
-    def _finish(self, job: _Job) -> None:
-        """Answer all requests of a job, or none, as ordered."""
-        server = self.server
-        server.batches_over += 1
-        fault = fault_kinds.choose(server.batch_faults, server.seed, f"over {server.batches_over}", 1)
+    def _end(self, job: _Job) -> None:
+        """Answer all requests of a job, or none where a fault says so."""
+        options = self._state.options
+        self._ended += 1
+        fault = fault_kinds.choose(options.batch_faults, options.seed, f"over {self._ended}", 1)
         if fault in ("expired", "failed"):
             job.state = f"BATCH_STATE_{fault.upper()}"
             return
         lines = [self._answer(job, line) for line in self._files[job.upload].splitlines()]
         job.results = f"files/{uuid.uuid4().hex[:12]}"
-        self._files[job.results] = b"".join(sorted(line for line in lines if line))  # in no order of ours
+        self._files[job.results] = b"".join(sorted(lines))  # not in the order of the requests
         job.state = "BATCH_STATE_SUCCEEDED"
 
     def _answer(self, job: _Job, line: bytes) -> bytes:
         """A line of the results; nothing where the fault is one that no batch can show."""
-        server, entry = self.server, orjson.loads(line)
-        image = messages.gemini_image(entry["request"])
-        picture = hashlib.sha256(image or b"").hexdigest()
-        ask = server.next_ask(picture)
-        fault = fault_kinds.choose(server.faults, server.seed, picture, ask)
-        pairs = server.answers.get(picture)
+        entry = orjson.loads(line)
+        image = hashlib.sha256(messages.gemini_image(entry["request"]) or b"").hexdigest()
+        answer = self._state.answer(image)
+        self._state.note(job.created, answer.fault or "ok", job.key, image=image, ask=answer.ask, batch=job.name)
         result: dict[str, Any] = {"key": entry["key"]}
-        if fault in _ERRORS:
-            result["error"] = _ERRORS[fault]
-        elif fault in fault_kinds.TRANSPORT:
-            server.note(job.created, picture, ask, fault, job.key, job.name)
+        if answer.fault in _ERRORS:
+            result["error"] = _ERRORS[answer.fault]
+        elif answer.fault in fault_kinds.TRANSPORT:
             return b""
-        elif pairs is None:
-            fault = "unknown_image"
-            result["error"] = {"code": 3, "message": "Unable to process input image."}
         else:
-            text = None if fault == "safety" else fault_kinds.spoil(fault, pairs)
-            finish = "MAX_TOKENS" if fault == "max_tokens" else "STOP"
-            result["response"] = messages.gemini_reply(text, finish, job.model)
-        server.note(job.created, picture, ask, fault or "ok", job.key, job.name)
+            result["response"] = messages.gemini_reply(answer.text, answer.finish_reason, job.model)
         return orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE)

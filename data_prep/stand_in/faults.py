@@ -1,4 +1,4 @@
-"""What can go wrong with a reply, and when: a function of the seed, the image and how often it was asked before.
+"""Faults of replies. When they occur is a function of the seed, the image and how often it was asked about.
 
 ``{"status_429": 0.1, "four_pairs": 0.05}`` makes one request in ten fail with 429 and one in twenty come back a pair short.
 """
@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-# The request fails: nothing is paid.
+# The request fails: nothing is billed.
 TRANSPORT = {
     "status_429": "429 RESOURCE_EXHAUSTED with a retryDelay",
     "status_500": "500 INTERNAL",
     "status_503": "503 UNAVAILABLE",
     "break_off": "closes the connection in the middle of the body",
     "hang": "never answers",
-    "drip": "answers a byte every fifth of a second, so that no time-out between bytes ever ends it",
+    "drip": "answers a byte every fifth of a second, so that no timeout between two bytes ends it",
     "html": "200 with an HTML page",
 }
-# The model answers badly: the reply is paid.
+# The model answers badly: the reply is billed.
 CONTENT = {
     "fences": "wraps the JSON in Markdown fences (not an error)",
     "four_pairs": "gives four pairs",
@@ -31,15 +31,15 @@ CONTENT = {
     "safety": "is blocked: no candidate",
 }
 KINDS = TRANSPORT | CONTENT
-# A batch as a whole goes wrong: nothing is paid, but for one that is answered without anybody being told of it.
+# A whole batch goes wrong: nothing is billed, except where it was created and the client does not know.
 BATCH_KINDS = {
     "expired": "is not answered in time",
     "failed": "fails",
-    "unheard": "is made, but the connection breaks before the answer that says so",
+    "unconfirmed": "is created, but the connection breaks before the answer that says so",
 }
 
 
-def choose(faults: dict[str, float], seed: int, image: str, ask: int) -> str:
+def choose(faults: Mapping[str, float], seed: int, image: str, ask: int) -> str:
     """The fault of one request, or ""."""
     digest = hashlib.sha256(f"{seed}:{image}:{ask}".encode()).digest()
     position = int.from_bytes(digest[:8]) / 2**64
@@ -50,19 +50,19 @@ def choose(faults: dict[str, float], seed: int, image: str, ask: int) -> str:
     return ""
 
 
-def spoil(kind: str, pairs: list[dict[str, Any]]) -> str:
+def spoil(kind: str, pairs: Sequence[Mapping[str, str]]) -> str:
     """The text of a reply with a fault in its content."""
-    pairs = [dict(pair) for pair in pairs]
+    spoiled = [dict(pair) for pair in pairs]
     if kind == "four_pairs":
-        pairs = pairs[:4]
+        spoiled = spoiled[:4]
     elif kind == "six_pairs":
-        pairs = [*pairs, {"question": "What else can be seen?", "answer": "nothing", "category": "easy"}]
-    elif kind == "two_words" and pairs:
-        pairs[0]["answer"] = "light blue"
+        spoiled = [*spoiled, {"question": "What else can be seen?", "answer": "nothing", "category": "easy"}]
+    elif kind == "two_words" and spoiled:
+        spoiled[0]["answer"] = "light blue"
     elif kind == "no_category":
-        for pair in pairs:
+        for pair in spoiled:
             pair.pop("category", None)
-    text = json.dumps(pairs)
+    text = json.dumps(spoiled)
     if kind == "fences":
         return f"Here are the questions:\n```json\n{text}\n```\n"
     if kind in ("truncated", "max_tokens"):

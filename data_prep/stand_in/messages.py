@@ -1,11 +1,11 @@
-"""The shapes of requests and replies, Gemini's and those of OpenAI's chat completions."""
+"""The JSON of requests and replies, Gemini's and OpenAI's."""
 
 from __future__ import annotations
 
 import base64
 from typing import Any
 
-INPUT_TOKENS, OUTPUT_TOKENS = 900, 150  # about what a real product costs
+INPUT_TOKENS, OUTPUT_TOKENS = 900, 150  # about what a real product takes
 
 
 def gemini_image(request: dict[str, Any]) -> bytes | None:
@@ -14,6 +14,7 @@ def gemini_image(request: dict[str, Any]) -> bytes | None:
         for part in content.get("parts", []):
             inline = part.get("inlineData") or part.get("inline_data")
             if inline:
+                # google-genai sends the URL-safe alphabet, google-generativeai the standard one.
                 return base64.b64decode(inline["data"].replace("-", "+").replace("_", "/"))
     return None
 

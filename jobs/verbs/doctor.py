@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from data_prep.abo import listings
-from data_prep.generate.clients.errors import broken
+from data_prep.generate.clients.errors import connection_error
 from data_prep.outcomes import UserError
 from jobs.backends import slurm
 from jobs.config import Config
@@ -161,7 +161,7 @@ def _key_check(name: str, config: Config) -> Check:
         return Check(title, False, f"generate.endpoint is no address: {error}", "Set it to https://...")
     except httpx.HTTPError as error:
         advice = "Look at the network; on a cluster, give generate a partition that has internet."
-        return Check(title, None, f"set; not tried, no connection from this machine: {broken(error)}", advice)
+        return Check(title, None, f"set; not tried, no connection from this machine: {connection_error(error)}", advice)
     if reply.status_code == 404:
         return Check(title, False, f"accepted, but there is no model {config.generate.model}", "Set generate.model.")
     if reply.status_code in (400, 401, 403):

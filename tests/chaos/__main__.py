@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.demo.catalogue import render
-from data_prep.stand_in import StandIn
+from data_prep.stand_in import StandIn, StandInOptions
 from jobs.run.layout import STAGES
 from tests.chaos.kills import BETWEEN, Kills, disturbed, undisturbed
 from tests.chaos.outcome import lost, records, repeated
@@ -63,7 +63,7 @@ def try_kills(folder: Path, kills: int, seed: int, stages: Sequence[str] = STAGE
     catalogue = folder / "catalogue"
     render(catalogue, products=products, seed=3)
     tally = Tally()
-    with StandIn(catalogue / "facts.jsonl", latency=0.1) as server:
+    with StandIn(catalogue / "facts.jsonl", StandInOptions(latency=0.1)) as server:
         config = write_config(
             folder / "chaos.yaml",
             catalogue,

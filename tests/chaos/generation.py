@@ -26,7 +26,7 @@ import pytest
 from data_prep.demo.catalogue import render
 from data_prep.files import read_jsonl
 from data_prep.records import Product
-from data_prep.stand_in import StandIn, server
+from data_prep.stand_in import StandIn, StandInOptions, handler
 from data_prep.stand_in.faults import CONTENT
 from jobs.run.layout import RunDir
 from jobs.shards.journal import Damage
@@ -96,9 +96,11 @@ def try_generation(folder: Path, products: int, kills: int, seed: int, generator
     render(catalogue, products=products, seed=3)
     with (
         pytest.MonkeyPatch.context() as patch,
-        StandIn(catalogue / "facts.jsonl", latency=0.05, faults=FAULTS, seed=seed, retry_delay=0.1) as endpoint,
+        StandIn(
+            catalogue / "facts.jsonl", StandInOptions(latency=0.05, faults=FAULTS, seed=seed, retry_delay=0.1)
+        ) as endpoint,
     ):
-        patch.setattr(server, "HANG_SECONDS", HANG_SECONDS)
+        patch.setattr(handler, "HANG_SECONDS", HANG_SECONDS)
         config = write_config(
             folder / "chaos.yaml",
             catalogue,

@@ -56,11 +56,12 @@ def stand_in(answers: Path, log: Path, *keys: str) -> Iterator[str]:
     """A stand-in with faults that takes only these keys. They reach it through a file of code: its command line is watched."""
     code = (
         "import os, sys, pathlib\n"
-        "from data_prep.stand_in import StandIn\n"
+        "from data_prep.stand_in import StandIn, StandInOptions\n"
         f"faults = {FAULTS!r}\n"
         "keys = os.environ['STAND_IN_KEYS'].split()\n"
         "answers, log = map(pathlib.Path, sys.argv[1:])\n"
-        "server = StandIn(answers, faults=faults, keys=keys, retry_delay=0.1, latency=0.05, log=log)\n"
+        "options = StandInOptions(faults=faults, keys=keys, retry_delay=0.1, latency=0.05)\n"
+        "server = StandIn(answers, options, log=log)\n"
         "print(server.url, flush=True)\n"
         "server.serve_forever()\n"
     )

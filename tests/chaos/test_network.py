@@ -108,8 +108,8 @@ def endpoint(behave: Behavior, context: ssl.SSLContext | None = None) -> Iterato
 def ask(shop: Shop, generator: str, url: str, **changes: Any) -> Outcomes:
     outcomes = Outcomes()
     settings = settings_for(url, generator=generator, **{"timeout": 0.6, "max_retries": 2, **changes})
-    workers.ask_all(
-        iter(shop.products), outcomes, image_root=shop.root, settings=settings, quota_folder=shop.quota, previous={}
+    workers.generate_all(
+        outcomes.todos(shop.products), image_root=shop.root, settings=settings, quota_folder=shop.quota
     )
     return outcomes
 
@@ -257,11 +257,11 @@ def test_a_server_that_cannot_be_reached_ends_the_task_and_gives_no_product_up(
     outcomes = Outcomes()
     settings = settings_for(url, generator=generator, max_retries=2, max_dollars=0.001)  # a request or two
     with pytest.raises(UserError, match=says) as caught:
-        workers.ask_all(
-            iter(shop.products), outcomes, image_root=shop.root, settings=settings, quota_folder=shop.quota, previous={}
+        workers.generate_all(
+            outcomes.todos(shop.products), image_root=shop.root, settings=settings, quota_folder=shop.quota
         )
     assert not outcomes.ok and not outcomes.failed
-    assert "HTTPS_PROXY" in str(caught.value) and "the same command goes on" in str(caught.value)
+    assert "HTTPS_PROXY" in str(caught.value) and "the same command continues" in str(caught.value)
 
 
 def test_an_address_without_a_protocol_is_refused_at_once(shop: Shop, generator: str) -> None:
@@ -334,15 +334,13 @@ def test_a_bad_certificate_is_named_not_retried_and_nothing_is_sent(
     with endpoint(lambda connection: connection.sendall(answer(good_reply(generator))), context) as server:
         settings = settings_for(server.url, generator=generator, max_retries=30, timeout=20.0)
         with pytest.raises(UserError, match=says) as caught:
-            workers.ask_all(
-                iter(shop.products),
-                outcomes,
+            workers.generate_all(
+                outcomes.todos(shop.products),
                 image_root=shop.root,
                 settings=settings,
                 quota_folder=shop.quota,
-                previous={},
             )
-    assert "certificate of the server is not to be trusted" in str(caught.value)
+    assert "certificate of the server is not trusted" in str(caught.value)
     assert server.requests == 0 and not outcomes.ok and not outcomes.failed
 
 
@@ -374,7 +372,7 @@ def test_a_key_with_a_character_that_cannot_be_sent_is_refused_without_showing_i
     shop: Shop, generator: str, key: str, monkeypatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", key)
-    with pytest.raises(UserError, match="GEMINI_API_KEY holds a character that no key has") as caught:
+    with pytest.raises(UserError, match="GEMINI_API_KEY contains a character that no key has") as caught:
         ask(shop, generator, "http://127.0.0.1:1")
     printed = capfd.readouterr()
     assert "0123456789" not in str(caught.value) + printed.out + printed.err

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
-from data_prep.stand_in import StandIn
+from data_prep.stand_in import StandIn, StandInOptions
 from jobs.run.layout import RunDir
 from jobs.shards.journal import Damage
 from jobs.shards.loop import store_records
@@ -185,7 +185,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_records_and_asks_nothing_twi
 ) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", "test-key")
     concurrency, shards = 2, 2
-    with StandIn(catalogue / "facts.jsonl", latency=0.15) as server:
+    with StandIn(catalogue / "facts.jsonl", StandInOptions(latency=0.15)) as server:
         config = write_config(
             tmp_path / "c.yaml",
             catalogue,

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.records import QAPair
 from data_prep.stand_in import StandIn
-from data_prep.verify.self_consistency import agreement
+from data_prep.verify.self_consistency import self_consistency
 from tests.conftest import launch, launch_args, output, write_config
 
 
@@ -24,15 +24,15 @@ def test_questions_that_ask_the_same_are_compared_and_others_are_not() -> None:
         ],
         "B": [QAPair("What is it?", "lamp", "easy")],
     }
-    found = agreement(first, second, 0.75)
-    assert (found["products"], found["questions"], found["asked_both_times"], found["same_answer"]) == (1, 3, 2, 1)
-    assert found["same_answer_share"] == 0.5
-    assert found["different_answers"] == [["A", "What color is the mug?", "red", "maroon"]]
+    found = self_consistency(first, second, 0.75)
+    assert (found.products, found.questions, found.asked_both_times, found.same_answer) == (1, 3, 2, 1)
+    assert found.same_answer_share == 0.5
+    assert found.different_answers == [["A", "What color is the mug?", "red", "maroon"]]
 
 
 def test_no_question_in_common_is_no_agreement_of_zero() -> None:
     first, second = {"A": [QAPair("What color is it?", "red", "")]}, {"A": [QAPair("How many legs?", "four", "")]}
-    assert agreement(first, second, 0.75)["same_answer_share"] is None
+    assert self_consistency(first, second, 0.75).same_answer_share is None
 
 
 def test_the_verb_asks_about_a_sample_once_more_under_the_same_cap_and_the_report_shows_it(

@@ -1,16 +1,16 @@
-"""What can go wrong with a request, told apart in one place; `data_prep.generate.workers` decides by these classes alone.
+"""What can go wrong with a request, told apart in one place. Everything else decides by these classes alone.
 
-=================  ======================================================  ===============================================
-class              when                                                    what is done
-=================  ======================================================  ===============================================
-`TryAgain`         429, 500, 502, 503, 504, broken connection, time-out    pause, then the same request again, a few times
-`Unreachable`      refused, no such name, no route to the server           the same; then the task ends, the product is left
-`ItemRefused`      blocked for safety, recitation, no candidate            this product fails, with the reason
-`KeyRejected`      400 API_KEY_INVALID, 401, 403                           this key is set aside; without keys: `Hopeless`
-`DailyQuotaGone`   429 that names a daily quota                            the task ends; the run goes on the next day
-`Hopeless`         unknown model, bad certificate, a quota of 0, a         the task ends at once
-                   redirect, any other 4xx
-=================  ======================================================  ===============================================
+=====================  ===================================================  ===============================================
+class                  when                                                 what happens
+=====================  ===================================================  ===============================================
+`RetryableError`       429, 500, 502, 503, 504, broken connection, timeout  pause, then the same request again, a few times
+`Unreachable`          refused, no such name, no route to the server        the same; then the task ends, the product is kept
+`ItemRefused`          blocked for safety, recitation, no candidate         this product fails, with the reason
+`KeyRejected`          400 API_KEY_INVALID, 401, 403                        this key is set aside; none left: `FatalError`
+`DailyQuotaExhausted`  429 that names a daily quota                         the task ends; the run continues the next day
+`FatalError`           unknown model, bad certificate, a quota of 0, a      the task ends at once
+                       redirect, any other 4xx
+=====================  ===================================================  ===============================================
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from typing import Any
 from data_prep.outcomes import UserError
 
 RETRIED = {408, 429, 500, 502, 503, 504}
-_NO_WAY_THERE = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
+_UNREACHABLE = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
 
-
-# What servers say of an image that they cannot use; another product's may be good.
+# What servers say about an image that they cannot use; other products' images may be fine.
 _IMAGE = re.compile(
     r"\b(?:unable to process|invalid|unsupported)\b.*\b(?:image|mime|inline data)|\bimage\b.*\b(?:not valid|invalid|unsupported)",
     re.I,
@@ -39,7 +38,7 @@ class GeneratorError(Exception):
     """Anything that went wrong with one request."""
 
 
-class TryAgain(GeneratorError):
+class RetryableError(GeneratorError):
     """The same request may succeed later."""
 
     def __init__(self, message: str, *, reason: str, delay: float | None = None, throttled: bool = False) -> None:
@@ -49,8 +48,8 @@ class TryAgain(GeneratorError):
         self.throttled = throttled  # too many requests: slow down
 
 
-class Unreachable(TryAgain):
-    """No connection came about: nothing was sent, nothing is paid, and no product is to blame."""
+class Unreachable(RetryableError):
+    """No connection was established: nothing was sent or billed, and the product is not the cause."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, reason="connection")
@@ -63,30 +62,30 @@ class ItemRefused(GeneratorError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
-        self.input_tokens, self.output_tokens = input_tokens, output_tokens  # paid all the same: what it thought, too
+        self.input_tokens, self.output_tokens = input_tokens, output_tokens  # billed all the same, thoughts included
 
 
 class KeyRejected(GeneratorError):
     """This API key does not work."""
 
-    key = ""  # filled in by the one who sent it; never part of the message
+    key = ""  # set by the dispatcher; never part of the message
 
 
-class DailyQuotaGone(UserError):
-    """Nothing more can be asked of this project today."""
+class DailyQuotaExhausted(UserError):
+    """This project may not send any more requests today."""
 
 
-class Hopeless(UserError):
+class FatalError(UserError):
     """No request can succeed until the user changes something."""
 
 
 def classify(status: int, message: str, details: Iterable[Any] | None) -> Exception:
-    """The error for an HTTP status, the server's words and Google's error details (as JSON objects).
+    """The error for an HTTP status, the server's message and Google's error details.
 
     Args:
         status: HTTP status.
-        message: the server's words; never contains the key, which travels in a header.
-        details: entries, of which those count that are such as ``{"@type": ".../RetryInfo", "retryDelay": "3s"}``.
+        message: from the server. It never contains the key, which travels in a header.
+        details: JSON objects such as ``{"@type": ".../RetryInfo", "retryDelay": "3s"}``; anything else is ignored.
     """
     reasons, quotas, delay = set(), [], None
     for detail in details or ():
@@ -96,52 +95,65 @@ def classify(status: int, message: str, details: Iterable[Any] | None) -> Except
         delay = seconds(detail["retryDelay"]) if "retryDelay" in detail else delay
         quotas += [quota for quota in detail.get("violations") or () if isinstance(quota, dict)]
     words = " ".join(message.split())[:300]
+    # Google answers a bad key with 400, not 401; a suspended project with 403.
     if "API_KEY_INVALID" in reasons or status in (401, 403) or (status == 400 and "API key not valid" in message):
         return KeyRejected(f"{status} {words}")
     if status == 429:
         ids = [str(quota.get("quotaId", "")) for quota in quotas]
+        # A quota of 0 never recovers, though it comes with a retryDelay like any other 429.
         if any(str(quota.get("quotaValue", "")) == "0" for quota in quotas) or re.search(r"limit: 0\b", message):
-            return Hopeless(
+            return FatalError(
                 f"The quota of this project for this model is 0 ({words}). Choose another model or another project, or "
                 f"enable billing."
             )
         if any("PerDay" in name for name in ids):
-            return DailyQuotaGone(f"the daily quota is used up ({', '.join(ids)})")
+            return DailyQuotaExhausted(f"the daily quota is used up ({', '.join(ids)})")
     if status in RETRIED:
-        return TryAgain(f"{status} {words}", reason=f"status_{status}", delay=delay, throttled=status == 429)
+        return RetryableError(f"{status} {words}", reason=f"status_{status}", delay=delay, throttled=status == 429)
     if status == 413 or (status == 400 and _IMAGE.search(message)):
         return ItemRefused("image_refused", words)
     if 300 <= status < 400:
-        return Hopeless(
-            f"The server redirects to another address ({status}), where the key is not sent. Set generate.endpoint to that "
-            f"address; a network's sign-in page does this, too."
+        return FatalError(
+            f"The server redirects to another address ({status}), and the key is not sent there. Set generate.endpoint to "
+            f"that address. The sign-in page of a network also causes this."
         )
     if status == 404:
-        return Hopeless(f"The model or endpoint does not exist ({words}). Set generate.model to one that does.")
-    return Hopeless(f"The server refuses the request: {status} {words}")
+        return FatalError(f"The model or endpoint does not exist ({words}). Set generate.model to one that does.")
+    return FatalError(f"The server refuses the request: {status} {words}")
 
 
-def broken(error: BaseException) -> Exception:
-    """The error for a request whose connection failed, from what lies at the bottom of a library's exception.
+def connection_error(error: BaseException) -> Exception:
+    """The error for a request whose connection failed, from the root cause of a library's exception.
 
-    All of the three libraries wrap what the system said, each in its own way.
+    Each of the three libraries wraps the operating system's error in its own way.
     """
-    bottom = error
-    while cause := bottom.__cause__ or bottom.__context__:
-        bottom = cause
-    if isinstance(bottom, ssl.SSLCertVerificationError):
-        return Hopeless(
-            f"The certificate of the server is not to be trusted: {bottom.verify_message}. Nothing was sent. Either "
-            f"generate.endpoint names another server than meant, or somebody reads along. Where that is your site's own "
-            f"proxy or server, set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to the file of its certificate."
+    root = error
+    while cause := root.__cause__ or root.__context__:
+        root = cause
+    if isinstance(root, ssl.SSLCertVerificationError):
+        return FatalError(
+            f"The certificate of the server is not trusted: {root.verify_message}. Nothing was sent. Either "
+            f"generate.endpoint names the wrong server, or the connection is intercepted. If that is your site's own proxy "
+            f"or server, set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to the file of its certificate."
         )
-    if isinstance(bottom, TimeoutError):
-        return TryAgain("no answer in time", reason="timeout")
-    if isinstance(bottom, socket.gaierror):
-        return Unreachable(f"its name does not resolve ({bottom.strerror})")
-    if isinstance(bottom, OSError) and bottom.errno in _NO_WAY_THERE:
-        return Unreachable(str(bottom.strerror))
-    return TryAgain(f"the connection broke: {type(bottom).__name__}: {bottom}", reason="connection")
+    # httpx and requests agree on these names, and each has a base of its own for all of them.
+    name = type(error).__name__
+    if name == "ConnectTimeout":
+        return Unreachable("it does not accept the connection in time")
+    if name.endswith("Timeout") or isinstance(root, TimeoutError):
+        return RetryableError("no answer in time", reason="timeout")
+    if isinstance(root, socket.gaierror):
+        return Unreachable(f"its name does not resolve ({root.strerror})")
+    if isinstance(root, OSError) and root.errno in _UNREACHABLE:
+        return Unreachable(str(root.strerror))
+    return RetryableError(f"the connection broke: {type(root).__name__}: {root}", reason="connection")
+
+
+def not_a_reply(what: object) -> RetryableError:
+    """The error for an answer with status 200 that the API would never give, as from a proxy or a sign-in page."""
+    return RetryableError(
+        f"not a reply of the API: {type(what).__name__ if isinstance(what, Exception) else what}", reason="not_json"
+    )
 
 
 def seconds(text: str | float | int) -> float | None:

@@ -13,14 +13,16 @@ from typing import Any, BinaryIO, cast
 import orjson
 
 from data_prep.generate.clients.base import RESPONSE_SCHEMA, BatchState, RawReply, Request
-from data_prep.generate.clients.errors import ItemRefused, TryAgain, Unreachable, broken, classify
+from data_prep.generate.clients.errors import ItemRefused, classify, connection_error, not_a_reply
 from data_prep.generate.settings import GenerateSettings
 
-_OVER = {"succeeded", "partially_succeeded", "failed", "cancelled", "expired"}
+_FINISHED = {"succeeded", "partially_succeeded", "failed", "cancelled", "expired"}
+# Errors in a batch's results carry codes of gRPC, not of HTTP: 3 is an invalid argument, 8 an exhausted quota.
+_HTTP_STATUS = {3: 400, 5: 404, 7: 403, 8: 429, 13: 500, 14: 503}
 
 
 class Client:
-    """One key."""
+    """The API with one key; see `data_prep.generate.clients.base.BatchClient`."""
 
     def __init__(self, settings: GenerateSettings, key: str, endpoint: str | None) -> None:
         from google import genai
@@ -30,8 +32,8 @@ class Client:
         self._model = settings.model
         options = types.HttpOptions(
             base_url=endpoint,
-            timeout=int(settings.timeout * 1000),
-            client_args={"follow_redirects": False},  # the key's header would go to wherever the redirect leads
+            timeout=int(settings.timeout * 1000),  # milliseconds
+            client_args={"follow_redirects": False},  # httpx would send the key's header to the new address
         )
         self._client = genai.Client(api_key=key, http_options=options)
         self._configuration = types.GenerateContentConfig(
@@ -40,6 +42,7 @@ class Client:
             response_mime_type="application/json",
             response_schema=RESPONSE_SCHEMA,
         )
+        # The same in REST's spelling: lines of a batch do not pass through the library's types.
         self._batch_configuration = {
             "temperature": settings.temperature,
             "maxOutputTokens": settings.max_output_tokens,
@@ -47,21 +50,21 @@ class Client:
             "responseSchema": RESPONSE_SCHEMA,
         }
 
-    def ask(self, request: Request) -> RawReply:
-        """Send one request; see `data_prep.generate.clients.base.ClientProtocol`."""
+    def generate(self, request: Request) -> RawReply:
+        """Send one request."""
         parts: list[Any] = [
             self._types.Part.from_bytes(data=request.image, mime_type=request.mime_type),
             request.prompt,
         ]
-        with _told_apart():
+        with _translated_errors():
             reply = self._client.models.generate_content(model=self._model, contents=parts, config=self._configuration)
         usage = reply.usage_metadata
         paid_in = (usage.prompt_token_count or 0) if usage else 0
-        # Thinking is paid as output, and is not among the candidates' tokens.
+        # Thoughts are billed as output, and are not among the candidates' tokens.
         paid_out = (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0) if usage else 0
         if not reply.candidates:
-            if usage is None:  # an empty body, or JSON of another shape: the library takes it for a reply
-                raise TryAgain("not a reply of the API: nothing in it", reason="not_json")
+            if usage is None:  # an empty body, or JSON of another shape, which the library takes for a reply
+                raise not_a_reply("nothing in it")
             blocked = reply.prompt_feedback.block_reason if reply.prompt_feedback else None
             return self._raw(None, "", str(blocked or ""), paid_in, paid_out)
         candidate = reply.candidates[0]
@@ -70,21 +73,20 @@ class Client:
         return self._raw("".join(part.text or "" for part in parts), finish, "", paid_in, paid_out)
 
     def encode(self, key: str, request: Request) -> bytes:
-        """One request as a line of a batch's file, in the words of the REST interface."""
-        picture = {"mimeType": request.mime_type, "data": base64.b64encode(request.image).decode()}
-        contents = [{"role": "user", "parts": [{"inlineData": picture}, {"text": request.prompt}]}]
+        """One request as a line of a batch's input file, in REST's spelling."""
+        image = {"mimeType": request.mime_type, "data": base64.b64encode(request.image).decode()}
+        contents = [{"role": "user", "parts": [{"inlineData": image}, {"text": request.prompt}]}]
         body = {"key": key, "request": {"contents": contents, "generationConfig": self._batch_configuration}}
         return orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE)
 
     def decode(self, line: bytes) -> tuple[str, RawReply | Exception]:
-        """A line of a batch's results; see `data_prep.generate.clients.base.BatchClient`."""
+        """The key of a line of a batch's results, and the reply or the error in it."""
         try:
             result = orjson.loads(line)
             key = str(result["key"])
             if error := result.get("error"):
                 code = int(error.get("code") or 0)
-                # A status of gRPC's, where it is no HTTP status: 3 is an invalid argument, 8 an exhausted quota.
-                status = {3: 400, 5: 404, 7: 403, 8: 429, 13: 500, 14: 503}.get(code, code if code >= 400 else 500)
+                status = _HTTP_STATUS.get(code, code if code >= 400 else 500)
                 return key, classify(status, str(error.get("message", "")), error.get("details") or [])
             reply = result["response"]
             usage = reply.get("usageMetadata") or {}
@@ -98,17 +100,17 @@ class Client:
                 finish = str(candidates[0].get("finishReason") or "UNKNOWN")
             blocked = (reply.get("promptFeedback") or {}).get("blockReason", "")
         except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
-            raise ValueError(f"no result of a batch ({type(error).__name__}: {error})") from error
+            raise ValueError(f"not a result of a batch ({type(error).__name__}: {error})") from error
         try:
             return key, self._raw(text, finish, blocked, paid_in, paid_out)
         except ItemRefused as refused:
             return key, refused
 
     def _raw(self, text: str | None, finish: str, blocked: str, paid_in: int, paid_out: int) -> RawReply:
-        """What the model said, in our words; ``text`` is None where there was no candidate.
+        """The reply of the model; ``text`` is None where there was no candidate.
 
         Raises:
-            ItemRefused: it said nothing.
+            ItemRefused: there is no text, and not because the output limit was reached.
         """
         if text is None:
             raise ItemRefused(
@@ -119,71 +121,71 @@ class Client:
         return RawReply(text, finish, paid_in, paid_out, self._model)
 
     def upload(self, file: BinaryIO, title: str) -> str:
-        """Hand in a batch's file; the server keeps it for two days."""
+        """Upload a batch's input file; the server keeps it for two days."""
         config = self._types.UploadFileConfig(display_name=title, mime_type="application/jsonl")
-        with _told_apart():
+        with _translated_errors():
             found = self._client.files.upload(file=cast(io.IOBase, file), config=config)
         if found.name is None:
-            raise TryAgain("the upload has no name", reason="not_json")
+            raise not_a_reply("the upload has no name")
         return found.name
 
     def create_batch(self, upload: str, title: str) -> str:
-        """Have a file answered; see `data_prep.generate.clients.base.BatchClient`."""
+        """Create a batch from an uploaded file."""
         config = self._types.CreateBatchJobConfig(display_name=title)
-        with _told_apart():
+        with _translated_errors():
             job = self._client.batches.create(model=self._model, src=upload, config=config)
         if job.name is None:
-            raise TryAgain("the batch has no name", reason="not_json")
+            raise not_a_reply("the batch has no name")
         return job.name
 
     def find_batch(self, title: str) -> str | None:
-        """Look through the project's batches."""
-        with _told_apart():
+        """Look through the project's batches: the API has no search by title."""
+        with _translated_errors():
             for job in self._client.batches.list(config=self._types.ListBatchJobsConfig(page_size=100)):
                 if job.display_name == title:
                     return job.name
         return None
 
     def batch_state(self, batch: str) -> BatchState:
-        """How far a batch is; ``gone`` where the server does not know it (any more)."""
+        """The state of a batch; ``gone`` where the server does not know it (any more)."""
         from google.genai import errors
 
         try:
-            with _told_apart():
+            with _translated_errors():
                 job = self._client.batches.get(name=batch)
         except Exception as error:
             if isinstance(error.__cause__, errors.APIError) and error.__cause__.code == 404:
-                return BatchState(over=True, name="gone", detail=str(error.__cause__.message))
+                return BatchState(finished=True, name="gone", detail=str(error.__cause__.message))
             raise
         name = job.state.name.removeprefix("JOB_STATE_").lower() if job.state else "unknown"
         results = job.dest.file_name if job.dest else None
         detail = str(job.error.message or "") if job.error else ""
-        return BatchState(over=name in _OVER, name=name, results=results, detail=detail)
+        return BatchState(finished=name in _FINISHED, name=name, results=results, detail=detail)
 
     def download(self, results: str, file: BinaryIO) -> bool:
-        """Write the replies of a batch into ``file``, piece by piece; see `data_prep.generate.clients.base.BatchClient`."""
+        """Write the results of a batch into ``file``, in chunks."""
         from google.genai import errors
 
         try:
-            with _told_apart():
+            with _translated_errors():
                 self._client.files.download(file=results, destination=cast(io.IOBase, file))
         except Exception as error:
             cause = error.__cause__
-            # Of a file that was deleted Google says 403, "You do not have permission to access the File ... or it may not exist."
+            # For a deleted file Google answers 403, "You do not have permission to access the File ... or it may not exist."
             if isinstance(cause, errors.APIError) and (cause.code == 404 or "may not exist" in str(cause.message)):
                 return False
             raise
         return True
 
     def cancel_batch(self, batch: str) -> None:
-        """Ask the server to give a batch up."""
-        with _told_apart():
+        """Ask the server to cancel a batch."""
+        with _translated_errors():
             self._client.batches.cancel(name=batch)
 
 
 @contextlib.contextmanager
-def _told_apart() -> Iterator[None]:
-    """Turn what the library raises into the errors of `data_prep.generate.clients.errors`."""
+def _translated_errors() -> Iterator[None]:
+    """Turn the library's exceptions into those of `data_prep.generate.clients.errors`."""
     from google.genai import errors
 
     try:
@@ -194,17 +196,13 @@ def _told_apart() -> Iterator[None]:
         raise classify(
             error.code, str(error.message), inner.get("details") if isinstance(inner, dict) else ()
         ) from error
-    except _http_errors("ConnectTimeout") as error:
-        raise Unreachable("it does not take the connection in time") from error
-    except _http_errors("TimeoutException") as error:
-        raise TryAgain("no answer in time", reason="timeout") from error
-    except _http_errors("HTTPError") as error:
-        raise broken(error) from error
+    except _http_errors() as error:
+        raise connection_error(error) from error
     except (KeyError, ValueError, AttributeError, TypeError) as error:  # JSON of another shape, as a proxy's
-        raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
+        raise not_a_reply(error) from error
 
 
-def _http_errors(name: str) -> tuple[type[Exception], ...]:
-    """An exception of the HTTP library below: httpx2 in newer versions of google-genai, httpx in older ones."""
+def _http_errors() -> tuple[type[Exception], ...]:
+    """The exceptions of the HTTP library below google-genai: httpx2 in newer versions, httpx in older ones."""
     libraries = [importlib.import_module(m) for m in ("httpx2", "httpx") if importlib.util.find_spec(m)]
-    return tuple(getattr(library, name) for library in libraries)
+    return tuple(library.HTTPError for library in libraries)

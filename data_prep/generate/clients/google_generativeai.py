@@ -1,4 +1,4 @@
-"""Gemini through google-generativeai, over REST. Its maker has ended its support; google_genai is the successor."""
+"""Gemini through google-generativeai, over REST. Google has ended its support; google_genai is the successor."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import warnings
 from typing import Any
 
 from data_prep.generate.clients.base import RESPONSE_SCHEMA, RawReply, Request
-from data_prep.generate.clients.errors import ItemRefused, TryAgain, Unreachable, broken, classify
+from data_prep.generate.clients.errors import ItemRefused, classify, connection_error, not_a_reply
 from data_prep.generate.settings import GenerateSettings
 
 
 class Client:
-    """One key. The library keeps its key in a global, so this client makes its own service client instead."""
+    """The API with one key. The library keeps its key in a global, so each client has a service client of its own."""
 
     def __init__(self, settings: GenerateSettings, key: str, endpoint: str | None) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the end of support, which the documentation states
+            warnings.simplefilter("ignore", FutureWarning)  # about the end of support
             import google.generativeai as genai
             from google.generativeai.client import _ClientManager
 
@@ -24,7 +24,7 @@ class Client:
         manager.configure(api_key=key, transport="rest", client_options=options)
         self._model = genai.GenerativeModel(settings.model)
         client: Any = manager.get_default_client("generative")
-        # The key's header would go to wherever a redirect leads; requests has no other switch for a session.
+        # requests would send the key's header to the address of a redirect, and has no other switch for a session.
         client.transport._session.max_redirects = 0
         self._model._client = client
         self._options: Any = {"retry": None, "timeout": settings.timeout}  # retries are ours
@@ -35,8 +35,8 @@ class Client:
             "response_schema": RESPONSE_SCHEMA,
         }
 
-    def ask(self, request: Request) -> RawReply:
-        """Send one request; see `data_prep.generate.clients.base.Client`."""
+    def generate(self, request: Request) -> RawReply:
+        """Send one request."""
         import requests
         from google.api_core import exceptions
         from google.protobuf.json_format import ParseError
@@ -51,30 +51,22 @@ class Client:
         except exceptions.GoogleAPICallError as error:
             details = [_as_json(detail) for detail in error.details or []]
             raise classify(int(error.code or 500), str(error.message), details) from error
-        except exceptions.RetryError as error:
-            raise TryAgain(str(error), reason="timeout") from error
         except requests.TooManyRedirects as error:
             raise classify(307, "the server redirects to another address", []) from error
-        except requests.ConnectTimeout as error:
-            raise Unreachable("it does not take the connection in time") from error
-        except requests.Timeout as error:
-            raise TryAgain("no answer in time", reason="timeout") from error
-        except (requests.JSONDecodeError, ParseError) as error:  # a body that is not JSON, as a captive portal's
-            raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
+        except (requests.JSONDecodeError, ParseError) as error:  # before RequestException, its base: not JSON
+            raise not_a_reply(error) from error
         except requests.RequestException as error:
-            raise broken(error) from error
+            raise connection_error(error) from error
         except (ValueError, AttributeError, TypeError) as error:  # JSON of another shape, as a proxy's
-            raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
+            raise not_a_reply(error) from error
         usage = reply.usage_metadata
-        # Thinking is paid as output; this library knows it only as the rest of the sum.
+        # Thoughts are billed as output; this library shows them only as the rest of the total.
         paid_out = max(usage.candidates_token_count, usage.total_token_count - usage.prompt_token_count)
         paid = {"input_tokens": usage.prompt_token_count, "output_tokens": paid_out}
         if not reply.candidates:
             blocked = reply.prompt_feedback.block_reason
-            if (
-                not blocked and not usage.prompt_token_count
-            ):  # JSON of another shape: the library passes over what it does not know
-                raise TryAgain("not a reply of the API: nothing in it", reason="not_json")
+            if not blocked and not usage.prompt_token_count:
+                raise not_a_reply("nothing in it")  # JSON of another shape: the library ignores what it does not know
             raise ItemRefused("blocked" if blocked else "no_candidate", blocked.name, **paid)
         candidate = reply.candidates[0]
         finish = candidate.finish_reason.name
@@ -85,7 +77,7 @@ class Client:
 
 
 def _as_json(detail: Any) -> dict[str, Any]:
-    """One of Google's error details, a protobuf message or an object already, as its JSON."""
+    """One of Google's error details, a protobuf message or an object already, as JSON."""
     if isinstance(detail, dict):
         return detail
     if not hasattr(detail, "DESCRIPTOR"):

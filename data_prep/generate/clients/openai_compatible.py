@@ -1,4 +1,4 @@
-"""Any server with OpenAI's chat completions, such as vLLM or Ollama on a GPU node that has no internet.
+"""Any server that implements OpenAI's chat completions, such as vLLM or Ollama on a GPU node without internet.
 
 ``generate: {generator: openai_compatible, endpoint: http://node7:8000, model: Qwen/Qwen2.5-VL-7B-Instruct}``
 """
@@ -11,28 +11,28 @@ from typing import Any
 import httpx
 
 from data_prep.generate.clients.base import RawReply, Request
-from data_prep.generate.clients.errors import ItemRefused, TryAgain, Unreachable, broken, classify
+from data_prep.generate.clients.errors import ItemRefused, classify, connection_error, not_a_reply
 from data_prep.generate.settings import GenerateSettings
 from data_prep.outcomes import UserError
 
-_FINISHED = {"stop": "STOP", "length": "MAX_TOKENS"}
+_FINISH_REASONS = {"stop": "STOP", "length": "MAX_TOKENS"}
 
 
 class Client:
-    """One endpoint."""
+    """The API at one endpoint, with one key or none."""
 
     def __init__(self, settings: GenerateSettings, key: str, endpoint: str | None) -> None:
         if endpoint is None:
             raise UserError(
-                "generate.endpoint: openai_compatible needs the server's address, such as http://node7:8000"
+                "generate.endpoint: openai_compatible needs the address of the server, such as http://node7:8000"
             )
         self._settings = settings
         self._url = f"{endpoint.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(headers=headers, timeout=settings.timeout)
 
-    def ask(self, request: Request) -> RawReply:
-        """Send one request; see `data_prep.generate.clients.base.Client`."""
+    def generate(self, request: Request) -> RawReply:
+        """Send one request."""
         image = f"data:{request.mime_type};base64,{base64.b64encode(request.image).decode()}"
         content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": request.prompt}]
         body: dict[str, Any] = {
@@ -48,36 +48,24 @@ class Client:
             reply = response.json()
             choice = reply["choices"][0]
             usage = reply.get("usage") or {}
-            paid = {
-                "input_tokens": int(usage.get("prompt_tokens") or 0),
-                "output_tokens": int(usage.get("completion_tokens") or 0),
-            }
+            paid_in, paid_out = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
             text = choice["message"].get("content") or ""
             if isinstance(text, list):  # some servers answer in parts
                 text = "".join(part.get("text") or "" for part in text)
-        except httpx.ConnectTimeout as error:
-            raise Unreachable("it does not take the connection in time") from error
-        except httpx.TimeoutException as error:
-            raise TryAgain("no answer in time", reason="timeout") from error
         except httpx.HTTPError as error:
-            raise broken(error) from error
+            raise connection_error(error) from error
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):
+            if isinstance(error, UserError):  # from `classify`; it is a ValueError, too
                 raise
-            raise TryAgain(f"not a reply of the API: {type(error).__name__}", reason="not_json") from error
+            raise not_a_reply(error) from error
         finish = str(choice.get("finish_reason"))
         if finish == "content_filter":
-            raise ItemRefused("blocked", finish, **paid)
-        return RawReply(
-            text,
-            _FINISHED.get(finish, finish.upper()),
-            paid["input_tokens"],
-            paid["output_tokens"],
-            self._settings.model,
-        )
+            raise ItemRefused("blocked", finish, input_tokens=paid_in, output_tokens=paid_out)
+        reason = _FINISH_REASONS.get(finish, finish.upper())
+        return RawReply(text, reason, paid_in, paid_out, self._settings.model)
 
 
-def _error(response: httpx.Response) -> dict[str, Any]:
+def _error(response: httpx.Response) -> dict[str, object]:
     try:
         body = response.json()
     except ValueError:
@@ -91,7 +79,8 @@ def _message(response: httpx.Response) -> str:
 
 
 def _details(response: httpx.Response) -> list[dict[str, Any]]:
-    details = list(_error(response).get("details") or [])
-    if "retry-after" in response.headers:
+    found = _error(response).get("details")
+    details = list(found) if isinstance(found, list) else []
+    if "retry-after" in response.headers:  # these servers say in a header what Google says in RetryInfo
         details.append({"retryDelay": response.headers["retry-after"]})
     return details

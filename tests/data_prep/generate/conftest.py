@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ from typing import Any
 import pytest
 
 from data_prep.generate.settings import GenerateSettings
-from data_prep.outcomes import Failed, Ok
-from data_prep.records import Product
+from data_prep.outcomes import Failed, Ok, Todo
+from data_prep.records import Product, Reply
 
 KEY = "AIzaSyTest-Secret-Key-0123456789-abcd42"
 WORDS = ["red", "round", "wood", "four", "striped"]
@@ -34,13 +36,19 @@ class Shop:
 
 @dataclass
 class Outcomes:
-    """Collects what is emitted."""
+    """Collects what is recorded."""
 
-    ok: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    ok: dict[str, list[Reply]] = field(default_factory=lambda: defaultdict(list))
     failed: dict[str, Failed] = field(default_factory=dict)
     durable: list[bool] = field(default_factory=list)
 
-    def __call__(self, key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
+    def todos(self, products: Iterable[Product], previous: Outcomes | None = None) -> Iterator[Todo[Product]]:
+        """The products as the shard loop hands them over; ``previous`` has the replies of an earlier attempt."""
+        for product in products:
+            prior = previous.ok[product.item_id] if previous else ()
+            yield Todo(product, functools.partial(self.record, product.item_id), prior_replies=tuple(prior))
+
+    def record(self, key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
         if isinstance(outcome, Ok):
             self.ok[key].append(outcome.value)
             self.durable.append(durable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -17,14 +18,14 @@ from typing import Any
 import pytest
 
 from data_prep.generate import cost, workers
-from data_prep.generate.batch_api import under_way
+from data_prep.generate.batch_state import products_under_way
 from data_prep.generate.clients import google_genai
-from data_prep.generate.prompt import verdict
+from data_prep.generate.prompt import rule_violations
 from data_prep.generate.settings import GenerateSettings
-from data_prep.outcomes import UserError
-from data_prep.records import Product
-from data_prep.stand_in import StandIn
-from data_prep.stand_in import server as server_module
+from data_prep.outcomes import Todo, UserError
+from data_prep.records import Product, Reply, from_dict
+from data_prep.stand_in import StandIn, StandInOptions
+from data_prep.stand_in import handler as handler_module
 from jobs.run.layout import RunDir
 from jobs.shards.journal import Damage
 from jobs.shards.loop import Work, run_shard, store_records
@@ -45,17 +46,19 @@ def batch_settings(server: StandIn, **changes: Any) -> GenerateSettings:
 
 
 def ask(
-    shop: Shop, settings: GenerateSettings, products: Any = None, previous: Any = None, stopping: Any = None
+    shop: Shop,
+    settings: GenerateSettings,
+    products: Any = None,
+    previous: Outcomes | None = None,
+    stopping: Any = None,
 ) -> Outcomes:
     outcomes = Outcomes()
-    workers.ask_all(
-        iter(shop.products if products is None else products),
-        outcomes,
+    workers.generate_all(
+        outcomes.todos(shop.products if products is None else products, previous),
         image_root=shop.root,
         settings=settings,
         quota_folder=shop.quota,
         batches_folder=shop.quota.parent / "batches",
-        previous=previous or {},
         stopping=stopping or (lambda: False),
     )
     return outcomes
@@ -68,11 +71,11 @@ def answered(server: StandIn) -> Counter[str]:
 
 def made(server: StandIn) -> int:
     """Batches that the server was made to answer."""
-    return sum(entry["outcome"] in ("batch_made", "batch_unheard") for entry in server.entries)
+    return sum(entry["outcome"] in ("batch_created", "batch_unconfirmed") for entry in server.entries)
 
 
 def test_every_product_is_asked_about_once_and_paid_half(shop: Shop) -> None:
-    with StandIn(shop.answers, batch_seconds=0.3) as server:
+    with StandIn(shop.answers, StandInOptions(batch_seconds=0.3)) as server:
         settings = batch_settings(server)
         outcomes = ask(shop, settings)
     assert answered(server) == {shop.sha(product): 1 for product in shop.products}
@@ -81,21 +84,21 @@ def test_every_product_is_asked_about_once_and_paid_half(shop: Shop) -> None:
     for product in shop.products:  # matched by key: the results come in another order
         (reply,) = outcomes.ok[product.item_id]
         number = product.item_id[1:].lstrip("0") or "0"
-        assert f"thing {number}?" in reply["text"] and verdict(reply, settings) is None
-        assert reply["dollars"] == pytest.approx(PAID / 2)
+        assert f"thing {number}?" in reply.text and rule_violations(reply, settings) is None
+        assert reply.dollars == pytest.approx(PAID / 2)
 
 
 def test_the_last_few_are_asked_one_by_one_at_the_full_price(shop: Shop) -> None:
     with StandIn(shop.answers) as server:
         outcomes = ask(shop, batch_settings(server), shop.products[:12], None)
     assert made(server) == 1 and sum("batch" not in entry for entry in server.entries) == 2
-    prices = Counter(round(replies[0]["dollars"] / PAID, 3) for replies in outcomes.ok.values())
+    prices = Counter(round(replies[0].dollars / PAID, 3) for replies in outcomes.ok.values())
     assert prices == {0.5: 10, 1.0: 2}
 
 
 def test_what_a_batch_did_not_answer_goes_to_the_next_or_is_asked_one_by_one(shop: Shop) -> None:
     faults = dict.fromkeys(("status_429", "status_503", "html", "four_pairs", "truncated", "safety", "max_tokens"), 0.1)
-    with StandIn(shop.answers, faults=faults, retry_delay=0.02) as server:
+    with StandIn(shop.answers, StandInOptions(faults=faults, retry_delay=0.02)) as server:
         outcomes = ask(shop, batch_settings(server, max_asks=4, max_retries=20))
     assert set(outcomes.ok) | set(outcomes.failed) == {product.item_id for product in shop.products}
     assert {failure.reason for failure in outcomes.failed.values()} <= {"blocked"}
@@ -105,14 +108,14 @@ def test_what_a_batch_did_not_answer_goes_to_the_next_or_is_asked_one_by_one(sho
 
 @pytest.mark.parametrize("fault", ["expired", "failed"])
 def test_after_two_batches_that_came_to_nothing_products_are_asked_one_by_one(shop: Shop, fault: str) -> None:
-    with StandIn(shop.answers, batch_faults={fault: 1.0}) as server:
+    with StandIn(shop.answers, StandInOptions(batch_faults={fault: 1.0})) as server:
         outcomes = ask(shop, batch_settings(server))
     assert len(outcomes.ok) == len(shop.products) and made(server) == 6
     assert all("batch" not in entry for entry in server.entries if entry["outcome"] == "ok")
 
 
 def test_a_batch_whose_creation_was_not_confirmed_is_found_and_not_made_twice(shop: Shop) -> None:
-    with StandIn(shop.answers, batch_faults={"unheard": 1.0}) as server:
+    with StandIn(shop.answers, StandInOptions(batch_faults={"unconfirmed": 1.0})) as server:
         outcomes = ask(shop, batch_settings(server))
     assert len(outcomes.ok) == len(shop.products)
     assert made(server) == 3 and set(answered(server).values()) == {1}
@@ -128,11 +131,11 @@ def test_a_batch_that_was_never_made_is_handed_in_again_after_a_while(shop: Shop
     with StandIn(shop.answers) as server:
         outcomes = ask(shop, batch_settings(server, timeout=0.5))
     assert len(outcomes.ok) == len(shop.products) and set(answered(server).values()) == {1}
-    assert json.loads((folder / "over.json").read_text())["state"] == "void"
+    assert json.loads((folder / "finished.json").read_text())["state"] == "never_created"
 
 
 def test_a_task_that_is_stopped_leaves_its_batches_to_the_next(shop: Shop) -> None:
-    with StandIn(shop.answers, batch_seconds=2.0) as server:
+    with StandIn(shop.answers, StandInOptions(batch_seconds=2.0)) as server:
         first = ask(shop, batch_settings(server), stopping=lambda: made(server) == 2)
         assert not first.ok and not first.failed and made(server) == 2
         second = ask(shop, batch_settings(server))
@@ -141,17 +144,17 @@ def test_a_task_that_is_stopped_leaves_its_batches_to_the_next(shop: Shop) -> No
 
 
 def test_replies_that_were_taken_over_are_not_taken_over_again(shop: Shop) -> None:
-    with StandIn(shop.answers, faults={"four_pairs": 1.0}) as server:
+    with StandIn(shop.answers, StandInOptions(faults={"four_pairs": 1.0})) as server:
         settings = batch_settings(server, max_asks=1)
         first = ask(shop, settings)
-        again = ask(shop, settings.model_copy(update={"max_asks": 2}), previous=first.ok)
+        again = ask(shop, settings.model_copy(update={"max_asks": 2}), previous=first)
     assert {len(replies) for replies in first.ok.values()} == {len(r) for r in again.ok.values()} == {1}
     assert len([entry for entry in server.entries if entry["outcome"] == "four_pairs"]) == 2 * len(shop.products)
 
 
 def test_two_attempts_at_the_same_products_hand_them_in_once(shop: Shop) -> None:
     both: list[Outcomes] = []
-    with StandIn(shop.answers, batch_seconds=0.5) as server:
+    with StandIn(shop.answers, StandInOptions(batch_seconds=0.5)) as server:
         settings = batch_settings(server, batch={"at_once": 5})
         tasks = [threading.Thread(target=lambda: both.append(ask(shop, settings))) for _ in range(2)]
         for task in tasks:
@@ -165,14 +168,14 @@ def test_two_attempts_at_the_same_products_hand_them_in_once(shop: Shop) -> None
 
 
 def test_a_server_that_takes_no_more_batches_is_waited_for(shop: Shop) -> None:
-    with StandIn(shop.answers, batch_seconds=0.3, batches_at_once=1, retry_delay=0.1) as server:
+    with StandIn(shop.answers, StandInOptions(batch_seconds=0.3, batches_at_once=1, retry_delay=0.1)) as server:
         outcomes = ask(shop, batch_settings(server, batch={"at_once": 3}))
     assert len(outcomes.ok) == len(shop.products) and made(server) == 3
 
 
 def test_a_server_that_never_takes_a_batch_ends_the_task_and_says_what_to_do(shop: Shop) -> None:
     with (
-        StandIn(shop.answers, batches_at_once=0, retry_delay=0.05) as server,
+        StandIn(shop.answers, StandInOptions(batches_at_once=0, retry_delay=0.05)) as server,
         pytest.raises(UserError, match=r"generate\.batch\.requests"),
     ):
         ask(shop, batch_settings(server, max_retries=2))
@@ -180,14 +183,14 @@ def test_a_server_that_never_takes_a_batch_ends_the_task_and_says_what_to_do(sho
 
 
 def test_a_batch_that_never_ends_is_cancelled_and_its_products_asked_one_by_one(shop: Shop) -> None:
-    with StandIn(shop.answers, batch_seconds=3600.0) as server:
+    with StandIn(shop.answers, StandInOptions(batch_seconds=3600.0)) as server:
         outcomes = ask(shop, batch_settings(server, batch={"give_up_hours": 1e-4, "requests": 25}))
     assert len(outcomes.ok) == len(shop.products) and set(answered(server).values()) == {1}
     assert made(server) == 2
 
 
 def test_a_batch_that_does_not_even_end_when_it_is_cancelled_is_waited_for_no_longer(shop: Shop, monkeypatch) -> None:
-    with StandIn(shop.answers, batch_seconds=3600.0) as server:
+    with StandIn(shop.answers, StandInOptions(batch_seconds=3600.0)) as server:
         monkeypatch.setattr(server.batches, "cancel", lambda name: True)
         settings = batch_settings(server, batch={"requests": 25})
         folder = shop.quota.parent / "batches" / "0"
@@ -195,16 +198,16 @@ def test_a_batch_that_does_not_even_end_when_it_is_cancelled_is_waited_for_no_lo
         intent = json.loads((folder / "batch.json").read_text())
         (folder / "batch.json").write_text(json.dumps(intent | {"at": time.time() - 52 * 3600}))
         outcomes = ask(shop, settings, shop.products, stopping=lambda: made(server) == 2)
-        assert json.loads((folder / "over.json").read_text())["state"] == "given_up"
+        assert json.loads((folder / "finished.json").read_text())["state"] == "abandoned"
         assert not outcomes.ok
 
 
 def test_the_budget_is_never_passed_and_what_batches_did_not_cost_is_spent_on_others(shop: Shop) -> None:
     with StandIn(shop.answers) as server:
-        # Of the dearest reply thinkable the cap allows 9; of such as come, all.
+        # Of the max_request_cost reply thinkable the cap allows 9; of such as come, all.
         cap = 25 * PAID / 2 + 0.0015
         outcomes = ask(shop, batch_settings(server, max_dollars=cap, batch={"requests": 5, "at_once": 1}))
-        assert sum(reply["dollars"] for (reply,) in outcomes.ok.values()) <= cap
+        assert sum(reply.dollars for (reply,) in outcomes.ok.values()) <= cap
         assert len(outcomes.ok) == len(shop.products)
 
 
@@ -215,13 +218,17 @@ def test_without_budget_for_a_batch_the_task_ends_and_says_so(shop: Shop) -> Non
 
 
 def test_a_bad_key_ends_the_task_and_is_named_by_its_last_four_characters(shop: Shop) -> None:
-    with StandIn(shop.answers, keys=["another"]) as server, pytest.raises(UserError, match=r"cd42"):
+    with StandIn(shop.answers, StandInOptions(keys=["another"])) as server, pytest.raises(UserError, match=r"cd42"):
         ask(shop, batch_settings(server))
 
 
 def test_batches_need_the_library_that_has_them() -> None:
     with pytest.raises(ValueError, match="google_genai"):
         settings_for("http://x", generator="google_generativeai", batch={})
+
+
+def as_reply(value: Any) -> Reply:
+    return value if isinstance(value, Reply) else from_dict(Reply, value)
 
 
 def _task(folder: str, url: str, shard: int, shards: int) -> None:
@@ -231,14 +238,19 @@ def _task(folder: str, url: str, shard: int, shards: int) -> None:
     store = RunDir(Path(folder) / "run").store("generate")
 
     def process(items: Any, emits: Any, wanted: Any, previous: Any) -> None:
-        workers.ask_all(
-            items,
-            emits["generate"],
+        workers.generate_all(
+            (
+                Todo(
+                    item,
+                    functools.partial(emits["generate"], item.item_id),
+                    prior_replies=tuple(map(as_reply, previous.get(item.item_id, ()))),
+                )
+                for item in items
+            ),
             image_root=shop.root,
             settings=settings,
             quota_folder=shop.quota,
             batches_folder=shop.quota.parent / "batches",
-            previous=previous,
         )
 
     work: Work[Product] = Work(
@@ -248,7 +260,7 @@ def _task(folder: str, url: str, shard: int, shards: int) -> None:
         key=lambda product: product.item_id,
         process=process,
         max_replies=3,
-        verdict=lambda value: verdict(value, settings),
+        verdict=lambda value: rule_violations(as_reply(value), settings),
     )
     result = run_shard(work, shard, shards, lambda: False)
     assert result.remaining == 0
@@ -269,7 +281,10 @@ def test_killed_at_random_moments_no_product_is_paid_twice_and_none_is_lost(tmp_
     spawn, rng, kills = multiprocessing.get_context("spawn"), random.Random(0), 0
     faults = {"four_pairs": 0.1, "status_503": 0.1}
     with StandIn(
-        shop.answers, faults=faults, batch_seconds=1.5, batch_faults={"unheard": 0.3, "expired": 0.1}, retry_delay=0.02
+        shop.answers,
+        StandInOptions(
+            faults=faults, batch_seconds=1.5, batch_faults={"unconfirmed": 0.3, "expired": 0.1}, retry_delay=0.02
+        ),
     ) as server:
         finished = [False, False]
         for attempt in range(40):
@@ -299,7 +314,7 @@ def test_killed_at_random_moments_no_product_is_paid_twice_and_none_is_lost(tmp_
     good = Counter(
         r["key"]
         for r in store_records(store, Damage())
-        if r["ok"] and verdict(r["value"], settings_for("http://x")) is None
+        if r["ok"] and rule_violations(as_reply(r["value"]), settings_for("http://x")) is None
     )
     assert good == {product.item_id: 1 for product in shop.products}
     in_batches = Counter(e["image"] for e in server.entries if e["outcome"] == "ok" and "batch" in e)
@@ -311,11 +326,11 @@ def test_killed_at_random_moments_no_product_is_paid_twice_and_none_is_lost(tmp_
 
 def test_status_counts_what_waits_in_batches(shop: Shop) -> None:
     folder = shop.quota.parent / "batches"
-    with StandIn(shop.answers, batch_seconds=2.0) as server:
+    with StandIn(shop.answers, StandInOptions(batch_seconds=2.0)) as server:
         ask(shop, batch_settings(server), stopping=lambda: made(server) == 2)
-        assert under_way(folder) == 20
+        assert products_under_way(folder) == 20
         ask(shop, batch_settings(server))
-    assert under_way(folder) == 0
+    assert products_under_way(folder) == 0
 
 
 def folder_of(shop: Shop) -> Path:
@@ -324,8 +339,8 @@ def folder_of(shop: Shop) -> Path:
 
 def instead(monkeypatch: pytest.MonkeyPatch, method: str, act: Callable[[Any], bool | None]) -> None:
     """Have the server do something first; the request is answered as usual unless it returns True."""
-    usual = getattr(server_module._Handler, method)
-    monkeypatch.setattr(server_module._Handler, method, lambda self, *a: None if act(self) else usual(self, *a))
+    usual = getattr(handler_module.Handler, method)
+    monkeypatch.setattr(handler_module.Handler, method, lambda self, *a: None if act(self) else usual(self, *a))
 
 
 def unavailable(handler: Any) -> bool:
@@ -343,7 +358,7 @@ def test_what_another_attempt_handed_in_during_an_upload_is_not_handed_in_again(
         elsewhere = folder_of(shop).rename(shop.root.parent / "elsewhere")
         if unwritten:  # they are under way, and behind them is a claim of which nothing is known yet
             for number in "01":
-                (elsewhere / number / "over.json").unlink()
+                (elsewhere / number / "finished.json").unlink()
             (elsewhere / "2").mkdir()
 
         def appear(handler: Any) -> None:
@@ -374,8 +389,8 @@ def test_a_batch_that_the_budget_does_not_allow_is_not_prepared_over_and_over(
         return usual(self, *arguments)
 
     monkeypatch.setattr(google_genai.Client, "encode", encode)
-    with StandIn(shop.answers, batch_seconds=1.0) as server:
-        cap = 10 * cost.dearest(batch_settings(server)) / 2 * 1.5  # one batch, and half another
+    with StandIn(shop.answers, StandInOptions(batch_seconds=1.0)) as server:
+        cap = 10 * cost.max_request_cost(batch_settings(server)) / 2 * 1.5  # one batch, and half another
         outcomes = ask(shop, batch_settings(server, max_dollars=cap))
         assert len(outcomes.ok) == len(shop.products)
         assert encoded == sum("batch" in entry and bool(entry["image"]) for entry in server.entries)
@@ -424,11 +439,11 @@ def test_other_tasks_batches_that_are_over_keep_nobody_waiting_for_a_server_that
         nonlocal looks
         looks += 1
         if looks == 5:
-            (other / "over.json").write_text('{"state": "succeeded"}')
+            (other / "finished.json").write_text('{"state": "succeeded"}')
         return looks > 2000
 
     with (
-        StandIn(shop.answers, batches_at_once=0, retry_delay=0.01) as server,
+        StandIn(shop.answers, StandInOptions(batches_at_once=0, retry_delay=0.01)) as server,
         pytest.raises(UserError, match=r"generate\.batch\.requests"),
     ):
         ask(shop, batch_settings(server, max_retries=2), stopping=stopping)
@@ -458,7 +473,7 @@ def test_results_that_the_server_has_no_more_are_asked_for_again(
         instead(monkeypatch, "do_GET", deleted)
         outcomes = ask(shop, batch_settings(server, timeout=0.3))
         assert len(outcomes.ok) == len(shop.products)
-    assert json.loads((folder_of(shop) / "0" / "over.json").read_text())["state"] == "gone"
+    assert json.loads((folder_of(shop) / "0" / "finished.json").read_text())["state"] == "gone"
 
 
 def test_a_batch_that_the_server_does_not_know_at_once_is_not_given_up(
@@ -482,7 +497,7 @@ def test_a_batch_that_the_server_does_not_know_at_once_is_not_given_up(
 
 
 def test_a_cap_that_is_set_later_gets_nothing_back_from_batches_without_one(shop: Shop) -> None:
-    with StandIn(shop.answers, batch_seconds=0.5) as server:
+    with StandIn(shop.answers, StandInOptions(batch_seconds=0.5)) as server:
         ask(shop, batch_settings(server), shop.products[:20], stopping=lambda: made(server) == 2)
         before = len(server.entries)
         with pytest.raises(UserError, match="max_dollars"):
@@ -491,10 +506,12 @@ def test_a_cap_that_is_set_later_gets_nothing_back_from_batches_without_one(shop
         assert made(server) == 2 and not later
 
 
-def test_replies_that_are_missing_count_as_the_dearest(shop: Shop) -> None:
-    with StandIn(shop.answers, faults={"html": 1.0}) as server:
+def test_replies_that_are_missing_count_as_the_max_request_cost(shop: Shop) -> None:
+    with StandIn(shop.answers, StandInOptions(faults={"html": 1.0})) as server:
         settings = batch_settings(server, max_dollars=0.004)
-        assert 0.004 - 10 * cost.dearest(settings) / 2 < cost.dearest(settings)  # one batch, and nothing after it
+        assert 0.004 - 10 * cost.max_request_cost(settings) / 2 < cost.max_request_cost(
+            settings
+        )  # one batch, and nothing after it
         with pytest.raises(UserError, match="max_dollars"):
             ask(shop, settings)
         assert made(server) == 1

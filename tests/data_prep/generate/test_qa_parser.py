@@ -29,7 +29,7 @@ TEXT = json.dumps(GOOD)
 )
 def test_five_pairs_are_found_whatever_they_are_wrapped_in(text: str) -> None:
     parsed = QAParser().parse(text)
-    assert len(parsed.pairs) == PAIRS and not parsed.complaints()
+    assert len(parsed.pairs) == PAIRS and not parsed.violations()
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_five_pairs_are_found_whatever_they_are_wrapped_in(text: str) -> None:
 def test_a_pair_that_breaks_a_rule_is_rejected_with_its_reason(change: dict, reason: str) -> None:
     parsed = QAParser().parse(json.dumps([*GOOD[:4], GOOD[4] | change]))
     assert len(parsed.pairs) == 4
-    assert [why for _, why in parsed.rejected] == [reason] and parsed.complaints()
+    assert [why for _, why in parsed.rejected] == [reason] and parsed.violations()
 
 
 def test_four_and_six_pairs_are_complained_about() -> None:
-    assert "4 pairs" in QAParser().parse(json.dumps(GOOD[:4])).complaints()[0]
+    assert "4 pairs" in QAParser().parse(json.dumps(GOOD[:4])).violations()[0]
     six = QAParser().parse(json.dumps([*GOOD, GOOD[0]]))
-    assert len(six.pairs) == PAIRS and "6 pairs" in six.complaints()[0]
+    assert len(six.pairs) == PAIRS and "6 pairs" in six.violations()[0]
 
 
 @pytest.mark.parametrize("text", ["", "no", "[]", TEXT[:-40], "<html></html>", "[" * 5000, "null", '{"a": 1}'])

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.generate import rate_limit, workers
+from data_prep.generate import waiting, workers
+from data_prep.generate.clients.errors import DailyQuotaExhausted
+from data_prep.generate.quota import budget, rate_limit
 from data_prep.generate.settings import QuotaSettings
 from data_prep.outcomes import UserError
-from data_prep.stand_in import StandIn
+from data_prep.stand_in import StandIn, StandInOptions
 from tests.data_prep.generate.conftest import Outcomes, make_shop, settings_for
 
 
@@ -21,13 +23,11 @@ def _task(folder: str, url: str, part: int, parts: int, per_minute: int) -> None
     shop = make_shop(Path(folder) / f"task-{part}", 60)
     settings = settings_for(url, quota={"requests_per_minute": per_minute}, concurrency=8, max_retries=0)
     outcomes = Outcomes()
-    workers.ask_all(
-        iter(shop.products[part::parts]),
-        outcomes,
+    workers.generate_all(
+        outcomes.todos(shop.products[part::parts]),
         image_root=shop.root,
         settings=settings,
         quota_folder=Path(folder) / "quota",
-        previous={},
     )
     assert not outcomes.failed, outcomes.failed
 
@@ -35,7 +35,7 @@ def _task(folder: str, url: str, part: int, parts: int, per_minute: int) -> None
 def test_four_tasks_at_once_use_the_quota_and_never_pass_it(tmp_path: Path) -> None:
     per_minute, count = 600, 60
     shop = make_shop(tmp_path / "shop", count)
-    with StandIn(shop.answers, latency=0.5) as server:
+    with StandIn(shop.answers, StandInOptions(latency=0.5)) as server:
         spawn = multiprocessing.get_context("spawn")
         tasks = [spawn.Process(target=_task, args=(str(tmp_path), server.url, i, 4, per_minute)) for i in range(4)]
         for task in tasks:
@@ -45,15 +45,18 @@ def test_four_tasks_at_once_use_the_quota_and_never_pass_it(tmp_path: Path) -> N
     assert [task.exitcode for task in tasks] == [0] * 4
     assert len(server.entries) == count
     times = sorted(entry["at"] for entry in server.entries)
-    spacing = rate_limit.Permits(tmp_path / "x", per_minute, lambda: False).spacing
+    spacing = rate_limit.RateLimitSlots(tmp_path / "x", per_minute, lambda: False).spacing
     # Request k after a given one comes at least k permits later, but for how late either may leave.
     for first in range(count):
         for later in range(first + 1, count):
-            assert times[later] - times[first] >= (later - first) * spacing - rate_limit.LATE - 2 * rate_limit.SKEW
+            assert (
+                times[later] - times[first]
+                >= (later - first) * spacing - rate_limit.MAX_DELAY - 2 * rate_limit.CLOCK_SKEW
+            )
 
 
 def _take_all(folder: str, count: int, out: str) -> None:
-    mine = [i for i in range(count) if rate_limit.take(Path(folder) / str(i))]
+    mine = [i for i in range(count) if budget.claim(Path(folder) / str(i))]
     Path(out).write_text("\n".join(map(str, mine)))
 
 
@@ -71,8 +74,8 @@ def test_no_permit_is_taken_twice(tmp_path: Path) -> None:
 
 def test_permits_are_so_far_apart_that_no_minute_holds_more_than_the_quota(tmp_path: Path) -> None:
     for per_minute in (1, 15, 60, 1000, 2000):
-        spacing = rate_limit.Permits(tmp_path, per_minute, lambda: False).spacing
-        window = 60 + rate_limit.LATE + 2 * rate_limit.SKEW
+        spacing = rate_limit.RateLimitSlots(tmp_path, per_minute, lambda: False).spacing
+        window = 60 + rate_limit.MAX_DELAY + 2 * rate_limit.CLOCK_SKEW
         assert window / spacing <= per_minute * (1 + 1e-9)
         assert 60 / spacing >= 0.95 * per_minute
 
@@ -84,18 +87,18 @@ def test_daily_requests_are_counted_over_restarts(tmp_path: Path) -> None:
         for _ in range(4):
             try:
                 sent += project.wait() is not None
-            except rate_limit.DailyQuotaGone:
+            except DailyQuotaExhausted:
                 break
     assert sent == 10
 
 
 def test_raising_the_cap_does_not_forget_what_was_spent(tmp_path: Path) -> None:
     def spend(cap: float) -> int:
-        budget, requests = rate_limit.Budget(tmp_path, cap, dearest=0.001), 0
-        with pytest.raises(rate_limit.BudgetGone):
+        money, requests = budget.Budget(tmp_path, cap, max_request_cost=0.001), 0
+        with pytest.raises(budget.BudgetExhausted):
             while True:
-                budget.reserve()
-                budget.settle(0.001)
+                money.reserve_request()
+                money.settle_request(0.001)
                 requests += 1
         return requests
 
@@ -106,8 +109,8 @@ def test_raising_the_cap_does_not_forget_what_was_spent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cap", [0.0005, 0.0104, 9.9995, 10.005, 12.34, 100.05, 250.0])
 def test_a_large_budget_takes_few_folders_and_none_is_passed(tmp_path: Path, cap: float) -> None:
-    budget, drawn = rate_limit.Budget(tmp_path, cap, dearest=0.0007), 0.0
-    while budget.draw(0.01):
+    money, drawn = budget.Budget(tmp_path, cap, max_request_cost=0.0007), 0.0
+    while money.reserve(0.01):
         drawn += 0.01
     assert drawn <= cap + 1e-6
     assert cap < 0.01 or drawn >= 0.99 * cap - 0.12  # what is less than a piece is not spent
@@ -130,13 +133,14 @@ def test_after_the_clock_was_set_nothing_is_sent_for_a_minute(tmp_path: Path, mo
 class _Simulated:
     """Time that passes only where the quota sleeps, so that an hour of requests takes a second.
 
-    It takes the place of the module ``time`` in rate_limit.py alone: another test's server that still sleeps in a thread of this
+    It takes the place of the module ``time`` in the modules that wait for the quota alone: another test's server that still sleeps in a thread of this
     process must not move it.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1_000_000.0
-        monkeypatch.setattr(rate_limit, "time", self)
+        for module in (rate_limit, waiting):
+            monkeypatch.setattr(module, "time", self)
 
     def time(self) -> float:
         return self.now
@@ -162,7 +166,7 @@ def test_no_minute_has_more_tokens_than_its_quota(
         for request in [p for p in pending if p[0] <= clock.now]:
             pending.remove(request)
             _, task, permission, tokens = request
-            task.used(permission, tokens)
+            task.settle(permission, tokens)
         task = rng.choice(tasks)
         permission = task.wait()
         assert permission is not None
@@ -186,14 +190,12 @@ def test_a_request_larger_than_the_tokens_of_a_minute_is_refused_at_the_start(tm
 
 def test_the_stand_in_refuses_more_tokens_than_its_quota(tmp_path: Path) -> None:
     shop = make_shop(tmp_path / "shop", 6)
-    with StandIn(shop.answers, tokens_per_minute=3 * 1050) as server:
+    with StandIn(shop.answers, StandInOptions(tokens_per_minute=3 * 1050)) as server:
         outcomes = Outcomes()
-        workers.ask_all(
-            iter(shop.products),
-            outcomes,
+        workers.generate_all(
+            outcomes.todos(shop.products),
             image_root=shop.root,
             settings=settings_for(server.url, max_retries=0),
             quota_folder=shop.quota,
-            previous={},
         )
     assert len(outcomes.ok) == 3 and {f.reason for f in outcomes.failed.values()} == {"status_429"}

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from data_prep.generate.clients.base import Request, client_class, known_generators
 from data_prep.generate.settings import ProjectSettings
-from data_prep.stand_in import StandIn
+from data_prep.stand_in import StandIn, StandInOptions
 from tests.data_prep.generate.conftest import KEY, Shop, settings_for
 
 REQUEST = Request("five questions", b"\xff\xd8\xff", "image/jpeg")
@@ -57,7 +57,7 @@ def redirect() -> Iterator[tuple[str, list[str]]]:
 def test_a_redirect_does_not_carry_the_key_to_another_server(generator: str, redirect: tuple[str, list[str]]) -> None:
     url, seen = redirect
     with pytest.raises(Exception, match=r"307|redirect"):
-        client_class(generator)(settings_for(url, generator=generator), KEY, url).ask(REQUEST)
+        client_class(generator)(settings_for(url, generator=generator), KEY, url).generate(REQUEST)
     assert not any(KEY in headers for headers in seen)
 
 
@@ -65,10 +65,10 @@ def test_a_redirect_does_not_carry_the_key_to_another_server(generator: str, red
 @pytest.mark.parametrize("fault", ["status_500", "status_429", "html", "break_off"])
 def test_no_traceback_or_repr_shows_the_key(shop: Shop, generator: str, fault: str) -> None:
     image = (shop.root / shop.products[0].image_path).read_bytes()
-    with StandIn(shop.answers, faults={fault: 1.0}) as server:
+    with StandIn(shop.answers, StandInOptions(faults={fault: 1.0})) as server:
         client = client_class(generator)(settings_for(server.url, generator=generator), KEY, server.url)
         try:
-            client.ask(Request("five questions", image, "image/jpeg"))
+            client.generate(Request("five questions", image, "image/jpeg"))
         except Exception as error:
             shown = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__cause__)
         else:
@@ -80,7 +80,7 @@ def test_the_stand_ins_log_has_only_the_end_of_a_key(shop: Shop) -> None:
     log = shop.root.parent / "log.jsonl"
     image = (shop.root / shop.products[0].image_path).read_bytes()
     with StandIn(shop.answers, log=log) as server:
-        client_class("openai_compatible")(settings_for(server.url), KEY, server.url).ask(
+        client_class("openai_compatible")(settings_for(server.url), KEY, server.url).generate(
             Request("five questions", image, "image/jpeg")
         )
     assert KEY not in log.read_text() and KEY[-4:] in log.read_text()

@@ -10,29 +10,28 @@ import pytest
 
 from data_prep.generate import workers
 from data_prep.generate.clients.base import client_class, known_generators
-from data_prep.generate.prompt import prompt, verdict
+from data_prep.generate.prompt import prompt, rule_violations
 from data_prep.generate.settings import GenerateSettings
 from data_prep.outcomes import UserError
-from data_prep.stand_in import StandIn, messages
+from data_prep.records import Reply
+from data_prep.stand_in import StandIn, StandInOptions, messages
 from tests.data_prep.generate.conftest import KEY, Outcomes, Shop, settings_for
 
 
-def ask(shop: Shop, settings: GenerateSettings, products=None, previous=None) -> Outcomes:
+def ask(shop: Shop, settings: GenerateSettings, products=None, previous: Outcomes | None = None) -> Outcomes:
     outcomes = Outcomes()
-    workers.ask_all(
-        iter(products or shop.products),
-        outcomes,
+    workers.generate_all(
+        outcomes.todos(products or shop.products, previous),
         image_root=shop.root,
         settings=settings,
         quota_folder=shop.quota,
-        previous=previous or {},
     )
     return outcomes
 
 
 @pytest.mark.parametrize("generator", known_generators())
 def test_every_generator_gets_five_pairs_for_the_files_own_bytes(shop: Shop, generator: str) -> None:
-    with StandIn(shop.answers, keys=[KEY]) as server:
+    with StandIn(shop.answers, StandInOptions(keys=[KEY])) as server:
         outcomes = ask(shop, settings_for(server.url, generator=generator))
     # the stand-in finds the answers by the digest of the bytes that it received
     assert {e["image"] for e in server.entries} == {shop.sha(p) for p in shop.products}
@@ -40,15 +39,15 @@ def test_every_generator_gets_five_pairs_for_the_files_own_bytes(shop: Shop, gen
     assert not outcomes.failed and all(outcomes.durable)
     for product in shop.products:
         (reply,) = outcomes.ok[product.item_id]
-        assert verdict(reply, settings_for(server.url)) is None
-        assert reply["input_tokens"] == 900 and reply["dollars"] == pytest.approx(900e-7 + 150 * 4e-7)
+        assert rule_violations(reply, settings_for(server.url)) is None
+        assert reply.input_tokens == 900 and reply.dollars == pytest.approx(900e-7 + 150 * 4e-7)
 
 
 @pytest.mark.parametrize("generator", known_generators())
 @pytest.mark.parametrize("fault", ["status_429", "status_500", "status_503", "break_off", "html"])
 def test_every_generator_retries_what_may_pass(shop: Shop, generator: str, fault: str, monkeypatch) -> None:
     monkeypatch.setattr("data_prep.generate.dispatcher._FIRST_PAUSE", 0.01)
-    with StandIn(shop.answers, faults={fault: 0.5}, retry_delay=0.02) as server:
+    with StandIn(shop.answers, StandInOptions(faults={fault: 0.5}, retry_delay=0.02)) as server:
         outcomes = ask(shop, settings_for(server.url, generator=generator, max_retries=20))
     assert len(outcomes.ok) == len(shop.products) and not outcomes.failed
     seen = collections.Counter(e["outcome"] for e in server.entries)
@@ -57,39 +56,40 @@ def test_every_generator_retries_what_may_pass(shop: Shop, generator: str, fault
 
 @pytest.mark.parametrize("generator", known_generators())
 def test_a_blocked_item_fails_for_good_and_is_not_asked_again(shop: Shop, generator: str) -> None:
-    with StandIn(shop.answers, faults={"safety": 1.0}) as server:
+    with StandIn(shop.answers, StandInOptions(faults={"safety": 1.0})) as server:
         outcomes = ask(shop, settings_for(server.url, generator=generator))
     assert len(server.entries) == len(shop.products) == len(outcomes.failed)
     failure = outcomes.failed["B0000"]
     assert failure.reason == "blocked" and not failure.retry
-    assert failure.value is not None and failure.value["dollars"] > 0
+    assert failure.value is not None and failure.value.dollars > 0
 
 
 @pytest.mark.parametrize("fault", ["four_pairs", "six_pairs", "two_words", "no_category", "truncated", "max_tokens"])
 def test_a_reply_that_breaks_the_rules_is_kept_and_asked_again_up_to_the_limit(shop: Shop, fault: str) -> None:
-    with StandIn(shop.answers, faults={fault: 1.0}) as server:
+    with StandIn(shop.answers, StandInOptions(faults={fault: 1.0})) as server:
         outcomes = ask(shop, settings_for(server.url, max_asks=3))
     assert {len(replies) for replies in outcomes.ok.values()} == {3}
     assert len(server.entries) == 3 * len(shop.products)
 
 
 def test_a_resumed_item_counts_the_replies_that_were_stored(shop: Shop) -> None:
-    with StandIn(shop.answers, faults={"four_pairs": 1.0}) as server:
+    with StandIn(shop.answers, StandInOptions(faults={"four_pairs": 1.0})) as server:
         settings = settings_for(server.url, max_asks=2)
         first = ask(shop, settings.model_copy(update={"max_asks": 1}))
-        ask(shop, settings, previous=first.ok)
+        ask(shop, settings, previous=first)
         assert len(server.entries) == 2 * len(shop.products)
 
 
 def test_asking_again_says_what_was_wrong(shop: Shop) -> None:
-    wrong = verdict({"text": '[{"question": "What is it?", "answer": "light blue"}]'}, settings_for("http://x"))
+    text = '[{"question": "What is it?", "answer": "light blue"}]'
+    wrong = rule_violations(Reply("B1", "I1", text, "STOP", "m", 0, 0, 0.0), settings_for("http://x"))
     assert wrong is not None
     said = prompt(shop.products[0], wrong)
     assert "light blue" in said and "1 pairs instead of 5" in said
 
 
 def test_fences_are_no_fault(shop: Shop) -> None:
-    with StandIn(shop.answers, faults={"fences": 1.0}) as server:
+    with StandIn(shop.answers, StandInOptions(faults={"fences": 1.0})) as server:
         outcomes = ask(shop, settings_for(server.url))
     assert len(server.entries) == len(outcomes.ok) == len(shop.products)
 
@@ -98,7 +98,7 @@ def test_fences_are_no_fault(shop: Shop) -> None:
 def test_a_rejected_key_is_named_by_its_last_four_characters_only(
     shop: Shop, generator: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with StandIn(shop.answers, keys=["another"]) as server, pytest.raises(UserError) as caught:
+    with StandIn(shop.answers, StandInOptions(keys=["another"])) as server, pytest.raises(UserError) as caught:
         ask(shop, settings_for(server.url, generator=generator))
     assert KEY[-4:] in str(caught.value) and "GEMINI_API_KEY" in str(caught.value)
     printed = capfd.readouterr()
@@ -107,7 +107,7 @@ def test_a_rejected_key_is_named_by_its_last_four_characters_only(
 
 def test_one_bad_key_of_two_is_set_aside_and_the_other_goes_on(shop: Shop, monkeypatch) -> None:
     monkeypatch.setenv("SECOND_KEY", "bad-key-bad-key-9999")
-    with StandIn(shop.answers, keys=[KEY]) as server:
+    with StandIn(shop.answers, StandInOptions(keys=[KEY])) as server:
         projects = [{"name": "mine", "keys": ["SECOND_KEY", "GEMINI_API_KEY"]}]
         outcomes = ask(shop, settings_for(server.url, projects=projects))
     assert len(outcomes.ok) == len(shop.products)
@@ -116,20 +116,21 @@ def test_one_bad_key_of_two_is_set_aside_and_the_other_goes_on(shop: Shop, monke
 
 def test_the_end_of_the_daily_quota_ends_the_task_and_says_until_when(shop: Shop) -> None:
     outcomes = Outcomes()
-    with StandIn(shop.answers, requests_per_day=5) as server, pytest.raises(UserError, match="midnight Pacific"):
-        workers.ask_all(
-            iter(shop.products),
-            outcomes,
+    with (
+        StandIn(shop.answers, StandInOptions(requests_per_day=5)) as server,
+        pytest.raises(UserError, match="midnight Pacific"),
+    ):
+        workers.generate_all(
+            outcomes.todos(shop.products),
             image_root=shop.root,
             settings=settings_for(server.url),
             quota_folder=shop.quota,
-            previous={},
         )
     assert len(outcomes.ok) == 5 and not outcomes.failed  # what was paid is kept, the rest remains to do
 
 
 def test_an_unknown_model_fails_at_once(shop: Shop) -> None:
-    with StandIn(shop.answers, models=["gemini-3.5-flash-lite"]) as server:
+    with StandIn(shop.answers, StandInOptions(models=["gemini-3.5-flash-lite"])) as server:
         with pytest.raises(UserError, match=r"generate\.model"):
             ask(shop, settings_for(server.url, model="gemini-9"))
         assert len(server.entries) <= 4
@@ -141,13 +142,11 @@ def test_the_budget_is_never_passed_even_over_restarts(shop: Shop) -> None:
         for _ in range(3):
             outcomes = Outcomes()
             with pytest.raises(UserError, match="max_dollars"):
-                workers.ask_all(
-                    iter(shop.products * 20),
-                    outcomes,
+                workers.generate_all(
+                    outcomes.todos(shop.products * 20),
                     image_root=shop.root,
                     settings=settings,
                     quota_folder=shop.quota,
-                    previous={},
                 )
     paid = sum(e["outcome"] == "ok" for e in server.entries) * (900 * 0.1 + 150 * 0.4) / 1e6
     assert 0.002 < paid <= 0.003
@@ -169,7 +168,7 @@ def test_the_end_of_the_items_lets_what_is_in_flight_finish(shop: Shop) -> None:
         yield from shop.products[:3]
         time.sleep(0.05)  # the signal comes while requests are under way
 
-    with StandIn(shop.answers, latency=0.2) as server:
+    with StandIn(shop.answers, StandInOptions(latency=0.2)) as server:
         outcomes = ask(shop, settings_for(server.url), until_stopped())
     assert len(outcomes.ok) == 3
 
@@ -189,15 +188,14 @@ def test_a_signal_ends_every_wait_and_leaves_the_items_to_be_done(
     monkeypatch.setattr("data_prep.generate.dispatcher._LONGEST_PAUSE", 600.0)
     signaled = threading.Event()
     outcomes = Outcomes()
-    with StandIn(shop.answers, **server_says) as server:
+    with StandIn(shop.answers, StandInOptions(**server_says)) as server:
         task = threading.Thread(
-            target=workers.ask_all,
-            args=(iter(shop.products), outcomes),
+            target=workers.generate_all,
+            args=(outcomes.todos(shop.products),),
             kwargs={
                 "image_root": shop.root,
                 "settings": settings_for(server.url, quota=quota),
                 "quota_folder": shop.quota,
-                "previous": {},
                 "stopping": signaled.is_set,
             },
             daemon=True,
@@ -213,7 +211,7 @@ def test_a_signal_ends_every_wait_and_leaves_the_items_to_be_done(
 def test_a_signal_lets_what_is_in_flight_be_answered_and_kept(shop: Shop) -> None:
     outcomes = Outcomes()
     signaled = threading.Event()
-    with StandIn(shop.answers, latency=2.0) as server:
+    with StandIn(shop.answers, StandInOptions(latency=2.0)) as server:
 
         def until_asked():
             yield from shop.products[:3]
@@ -221,13 +219,11 @@ def test_a_signal_lets_what_is_in_flight_be_answered_and_kept(shop: Shop) -> Non
             yield from shop.products[3:]
             raise AssertionError("the items were read on after the signal")
 
-        workers.ask_all(
-            until_asked(),
-            outcomes,
+        workers.generate_all(
+            outcomes.todos(until_asked()),
             image_root=shop.root,
             settings=settings_for(server.url),
             quota_folder=shop.quota,
-            previous={},
             stopping=signaled.is_set,
         )
         assert len(server.entries) == len(outcomes.ok) == 4 and not outcomes.failed
@@ -238,12 +234,15 @@ def test_the_stand_in_of_the_settings_is_started_and_costs_nothing(shop: Shop, m
     settings = GenerateSettings.model_validate({"stand_in": {"answers": str(shop.answers)}, "max_dollars": 0.000001})
     outcomes = ask(shop, settings)
     assert len(outcomes.ok) == len(shop.products)
-    assert sum(r["dollars"] for replies in outcomes.ok.values() for r in replies) == 0
+    assert sum(r.dollars for replies in outcomes.ok.values() for r in replies) == 0
 
 
 @pytest.mark.parametrize("generator", known_generators())
 def test_a_quota_of_zero_fails_at_once(shop: Shop, generator: str) -> None:
-    with StandIn(shop.answers, requests_per_minute=0) as server, pytest.raises(UserError, match="enable billing"):
+    with (
+        StandIn(shop.answers, StandInOptions(requests_per_minute=0)) as server,
+        pytest.raises(UserError, match="enable billing"),
+    ):
         ask(shop, settings_for(server.url, generator=generator))
     assert len(server.entries) <= 4
 
@@ -252,7 +251,7 @@ def test_under_every_fault_at_once_no_product_is_paid_twice_and_none_is_lost(sho
     monkeypatch.setattr("data_prep.generate.dispatcher._FIRST_PAUSE", 0.01)
     transport = dict.fromkeys(("status_429", "status_500", "status_503", "break_off", "html"), 0.06)
     content = dict.fromkeys(("fences", "four_pairs", "six_pairs", "two_words", "truncated", "safety"), 0.06)
-    with StandIn(shop.answers, faults=transport | content | {"drip": 0.04}, retry_delay=0.02) as server:
+    with StandIn(shop.answers, StandInOptions(faults=transport | content | {"drip": 0.04}, retry_delay=0.02)) as server:
         settings = settings_for(server.url, timeout=0.5, max_retries=20, max_asks=3, require_category=False)
         outcomes = ask(shop, settings)
     assert set(outcomes.ok) | set(outcomes.failed) == {p.item_id for p in shop.products}
@@ -273,4 +272,4 @@ def test_thinking_is_paid_as_output(shop: Shop, generator: str, monkeypatch) -> 
     with StandIn(shop.answers) as server:
         outcomes = ask(shop, settings_for(server.url, generator=generator), shop.products[:1])
     (reply_stored,) = outcomes.ok["B0000"]
-    assert reply_stored["output_tokens"] == 650 and reply_stored["dollars"] == pytest.approx(900e-7 + 650 * 4e-7)
+    assert reply_stored.output_tokens == 650 and reply_stored.dollars == pytest.approx(900e-7 + 650 * 4e-7)

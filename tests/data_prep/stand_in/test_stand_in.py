@@ -33,8 +33,8 @@ def stand_in_process(answers: Path, *options: str) -> Iterator[str]:
 def ask(shop: Shop, url: str, **changes: object) -> Outcomes:
     outcomes = Outcomes()
     settings = settings_for(url, **changes)
-    workers.ask_all(
-        iter(shop.products), outcomes, image_root=shop.root, settings=settings, quota_folder=shop.quota, previous={}
+    workers.generate_all(
+        outcomes.todos(shop.products), image_root=shop.root, settings=settings, quota_folder=shop.quota
     )
     return outcomes
 

@@ -1,0 +1,222 @@
+"""One HTTP request to the stand-in: ``generateContent``, the Files and Batch API, or OpenAI's chat completions."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+import urllib.parse
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import orjson
+
+from data_prep.stand_in import faults as fault_kinds
+from data_prep.stand_in import messages
+from data_prep.stand_in.batches import Batches
+from data_prep.stand_in.state import State
+
+HANG_SECONDS, DRIP_SECONDS = 600.0, 0.2
+_SHORT_BODY = 1000  # bytes that are announced and never sent
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request; a subclass sets ``state`` and ``batches``."""
+
+    protocol_version = "HTTP/1.1"
+    state: State
+    batches: Batches
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Print nothing: the stand-in has a log of its own."""
+
+    def do_POST(self) -> None:
+        """Answer one request, well or with a fault."""
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if self.path.startswith("/upload/"):
+            self._upload(body)
+            return
+        try:
+            request = orjson.loads(body or b"{}")
+        except orjson.JSONDecodeError:
+            self._error(400, "INVALID_ARGUMENT", "the body is not JSON")
+            return
+        path = self.path.partition("?")[0]
+        if path.endswith(":generateContent"):
+            model = path.rpartition("/")[2].removesuffix(":generateContent")
+            self._answer(messages.gemini_image(request), model, messages.gemini_reply)
+        elif path.endswith("/chat/completions"):
+            self._answer(messages.openai_image(request), str(request.get("model")), messages.openai_reply)
+        elif path.endswith(":batchGenerateContent"):
+            self._create_batch(path.rpartition("/")[2].partition(":")[0], request)
+        elif path.endswith(":cancel"):
+            with self.state.lock:
+                known = self.batches.cancel(_named(path, "batches").removesuffix(":cancel"))
+            self._found({} if known else None)
+        else:
+            self._error(404, "NOT_FOUND", f"no such method: {self.path}")
+
+    def do_GET(self) -> None:
+        """A batch, the list of all, or a file of results."""
+        url = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        if not self._key_is_valid(time.time()):
+            return
+        data, found = None, None
+        with self.state.lock:
+            if url.path.endswith(":download"):
+                data = self.batches.file(_named(url.path, "files").removesuffix(":download"))
+            elif url.path.endswith("/batches"):
+                found = self.batches.list(int(query.get("pageSize", 50)), query.get("pageToken", ""))
+            else:
+                found = self.batches.get(_named(url.path, "batches"))
+        if data is not None:
+            self._send(200, data, "application/octet-stream")
+        else:
+            self._found(found)
+
+    def _key(self) -> str:
+        """Google's clients send the key in a header of their own, OpenAI's as a bearer token."""
+        return self.headers.get("x-goog-api-key") or self.headers.get("authorization", "").removeprefix("Bearer ")
+
+    def _found(self, body: dict[str, Any] | None) -> None:
+        if body is None:
+            self._error(404, "NOT_FOUND", f"Requested entity was not found: {self.path}")
+        else:
+            self._send(200, orjson.dumps(body))
+
+    def _upload(self, body: bytes) -> None:
+        """Google's resumable upload: the first request asks for an address, the others send chunks to it."""
+        if not self._key_is_valid(time.time()):
+            return
+        command = self.headers.get("x-goog-upload-command", "")
+        with self.state.lock:
+            if command == "start":
+                name = self.batches.upload(None, b"")
+            else:
+                name = self.batches.upload(_named(self.path, "files"), body)
+        final = "finalize" in command
+        headers = {
+            "x-goog-upload-url": f"http://{self.headers['host']}/upload/{name}",
+            "x-goog-upload-status": "final" if final else "active",
+        }
+        self._send(200, orjson.dumps({"file": {"name": name}} if final else {}), headers=headers)
+
+    def _create_batch(self, model: str, request: dict[str, Any]) -> None:
+        arrived, key = time.time(), self._key()
+        if not self._key_is_valid(arrived):
+            return
+        with self.state.lock:
+            fault, created = self.batches.create(model, key, request)
+        if fault == "full":
+            self._too_many_requests("minute")
+        elif fault == "no_file":
+            self._error(400, "INVALID_ARGUMENT", "the batch names no file that was uploaded")
+        elif fault == "unconfirmed":
+            self.state.note(arrived, "batch_unconfirmed", key, batch=created["name"])
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            self.state.note(arrived, "batch_created", key, batch=created["name"])
+            self._send(200, orjson.dumps(created))
+
+    def _key_is_valid(self, arrived: float) -> bool:
+        """Whether the request has a valid key; answers it where it has not."""
+        keys = self.state.options.keys
+        if keys is None or self._key() in keys:
+            return True
+        self.state.note(arrived, "bad_key", self._key())
+        info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
+        message = "API key not valid. Please pass a valid API key."
+        self._error(400, "INVALID_ARGUMENT", message, [info | {"domain": "googleapis.com"}])
+        return False
+
+    def _answer(self, image: bytes | None, model: str, reply: Callable[[str | None, str, str], dict[str, Any]]) -> None:
+        state, arrived, key = self.state, time.time(), self._key()
+        if not self._key_is_valid(arrived):
+            return
+        if state.options.models is not None and model not in state.options.models:
+            state.note(arrived, "bad_model", key)
+            self._error(404, "NOT_FOUND", f"models/{model} is not found for API version v1beta")
+            return
+        if image is None:
+            state.note(arrived, "no_image", key)
+            self._error(400, "INVALID_ARGUMENT", "the request has no inline image")
+            return
+        digest = hashlib.sha256(image).hexdigest()
+        if quota := state.admit():
+            state.note(arrived, f"quota_{quota}", key, image=digest)
+            self._too_many_requests(quota)
+            return
+        answer = state.answer(digest)
+        time.sleep(state.options.latency)
+        state.note(arrived, answer.fault or "ok", key, image=digest, ask=answer.ask)
+        if answer.fault == "unknown_image":
+            self._error(400, "INVALID_ARGUMENT", f"the stand-in has no answers for the image {digest}")
+        elif answer.fault in fault_kinds.TRANSPORT:
+            self._fail(answer.fault)
+        else:
+            self._send(200, orjson.dumps(reply(answer.text, answer.finish_reason, model)))
+
+    def _fail(self, fault: str) -> None:
+        if fault == "status_429":
+            self._too_many_requests("minute")
+        elif fault == "status_500":
+            self._error(500, "INTERNAL", "An internal error has occurred.")
+        elif fault == "status_503":
+            self._error(503, "UNAVAILABLE", "The model is overloaded. Please try again later.")
+        elif fault == "html":
+            self._send(200, b"<html><body>Sign in to the network</body></html>", "text/html")
+        elif fault == "hang":
+            time.sleep(HANG_SECONDS)
+            self.close_connection = True
+        elif fault == "break_off":
+            self._head(200, _SHORT_BODY)
+            self.wfile.write(b'{"candidates": [')
+            self.close_connection = True
+        elif fault == "drip":
+            self._head(200, _SHORT_BODY)
+            for _ in range(_SHORT_BODY):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+                time.sleep(DRIP_SECONDS)
+
+    def _too_many_requests(self, quota: str) -> None:
+        options = self.state.options
+        name, limit = {
+            "minute": ("GenerateRequestsPerMinutePerProjectPerModel", options.requests_per_minute),
+            "tokens": ("GenerateContentInputTokensPerModelPerMinute", options.tokens_per_minute),
+            "day": ("GenerateRequestsPerDayPerProjectPerModel", options.requests_per_day),
+        }[quota]
+        delay = 3600.0 if quota == "day" else options.retry_delay
+        value = 15 if limit is None else limit
+        violation = {"quotaId": name, "quotaValue": str(value)}
+        details: list[dict[str, Any]] = [
+            {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]},
+            {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{delay}s"},
+        ]
+        self._error(429, "RESOURCE_EXHAUSTED", f"You exceeded your current quota, limit: {value}", details)
+
+    def _error(self, code: int, status: str, message: str, details: list[dict[str, Any]] | None = None) -> None:
+        error = {"code": code, "message": message, "status": status, "details": details or []}
+        self._send(code, orjson.dumps({"error": error}))
+
+    def _send(
+        self, code: int, body: bytes, kind: str = "application/json", headers: dict[str, str] | None = None
+    ) -> None:
+        self._head(code, len(body), kind, headers)
+        self.wfile.write(body)
+
+    def _head(
+        self, code: int, length: int, kind: str = "application/json", headers: dict[str, str] | None = None
+    ) -> None:
+        self.send_response(code)
+        for name, value in {"content-type": kind, "content-length": str(length), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+def _named(path: str, kind: str) -> str:
+    """``files/abc`` out of a longer path."""
+    return f"{kind}/{path.rpartition(f'/{kind}/')[2]}"
