@@ -7,10 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from data_prep import dataset_csv
-from data_prep.generate.batch_api import under_way
-from data_prep.generate.prompt import verdict
-from data_prep.generate.qa_parser import QAParseError, QAParser
-from data_prep.generate.workers import ask_all, identity
+from data_prep.generate.batch_state import products_under_way
+from data_prep.generate.prompt import check_reply, rule_violations
+from data_prep.generate.workers import generate_all, identity
 from data_prep.outcomes import Todo
 from data_prep.records import Product, Reply
 from jobs.run.layout import ShardStore
@@ -62,7 +61,7 @@ class Generate(ShardedStage[Product]):
         return item.item_id
 
     def process(self, todos: Iterator[Todo[Product]]) -> None:
-        ask_all(
+        generate_all(
             todos,
             image_root=self.config.data.image_root,
             settings=self.config.generate,
@@ -72,11 +71,10 @@ class Generate(ShardedStage[Product]):
         )
 
     def rule_violations(self, reply: Reply) -> str | None:
-        return verdict(reply, self.config.generate)
+        return rule_violations(reply, self.config.generate)
 
     def finish(self, shard: int) -> Spending:
         """Write the shard's CSV, the best reply of each product, and sum what the shard cost."""
-        parser = QAParser(require_category=self.config.generate.require_category)
         best: dict[str, dataset_csv.CsvRow] = {}
         spent = Spending()
         for record in read_records(self.store, ReadReport(), shard=shard):
@@ -85,10 +83,7 @@ class Generate(ShardedStage[Product]):
             if reply is None:
                 continue
             spent += Spending(reply.input_tokens, reply.output_tokens, reply.dollars)
-            try:
-                pairs = parser.parse(reply.text or "").pairs if record.ok else []
-            except QAParseError:
-                continue
+            pairs = list(check_reply(reply, self.config.generate).pairs) if record.ok else []
             known = best.get(record.key)
             if pairs and (known is None or len(pairs) >= len(known.qas)):
                 best[record.key] = dataset_csv.CsvRow(record.key, reply.image_id, pairs)
@@ -98,7 +93,7 @@ class Generate(ShardedStage[Product]):
     def status(self) -> StepStatus:
         status = super().status()
         if self.config.generate.batch and status.state != DONE:
-            status.in_batches = under_way(self.run_dir.batches)
+            status.in_batches = products_under_way(self.run_dir.batches)
             status.per_second = status.seconds_left = None  # batches come back when they do
             if status.in_batches:
                 status.state = PARTIAL

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,7 +14,7 @@ from data_prep import dataset_csv
 from data_prep.files import write_json
 from data_prep.outcomes import UserError
 from data_prep.records import Product, QAPair
-from data_prep.verify.self_consistency import agreement
+from data_prep.verify.self_consistency import SelfConsistency, self_consistency
 from jobs.backends.stop import StopFlag
 from jobs.config import Config
 from jobs.run.layout import RunDir, ShardStore
@@ -65,7 +64,7 @@ def ask_twice(run_dir: Path, products: int, console: Console) -> int:
     if result.remaining:
         console.print(f"stopped with {result.remaining:,} products to ask about; the same command again goes on")
         return 1
-    found = agreement(stage.first, _pairs(stage.store), config.curate.similar_questions)
+    found = self_consistency(stage.first, _pairs(stage.store), config.curate.similar_questions)
     write_json(run.self_consistency, found)
     _show(found, result.failed, config, console)
     console.print(f"It is in {escape(str(run.self_consistency))}; launch.py report {escape(str(run_dir))} shows it.")
@@ -78,14 +77,14 @@ def _pairs(store: ShardStore) -> dict[str, list[QAPair]]:
     return {row.item_id: row.qas for file in files if file.is_file() for row in dataset_csv.read(file)}
 
 
-def _show(found: dict[str, Any], failed: int, config: Config, console: Console) -> None:
-    console.print(f"{found['products']:,} products were asked about twice ({failed:,} failed the second time).")
-    share = found["same_answer_share"]
+def _show(found: SelfConsistency, failed: int, config: Config, console: Console) -> None:
+    console.print(f"{found.products:,} products were asked about twice ({failed:,} failed the second time).")
+    share = found.same_answer_share
     console.print(
-        f"Of {found['questions']:,} questions {found['asked_both_times']:,} came both times; "
-        + (f"{found['same_answer']:,} of these ({share:.1%}) got the same answer." if share is not None else "none.")
+        f"Of {found.questions:,} questions {found.asked_both_times:,} came both times; "
+        + (f"{found.same_answer:,} of these ({share:.1%}) got the same answer." if share is not None else "none.")
     )
-    for item, question, before, after in found["different_answers"]:
+    for item, question, before, after in found.different_answers:
         console.print(f"  {item}: {question} {before} / {after}", markup=False)
     if config.generate.stand_in:
-        console.print("A stand-in answered, which always says the same: this shows that it works, and nothing else.")
+        console.print("A stand-in answered. It always says the same, so this shows that the verb works, and nothing else.")
