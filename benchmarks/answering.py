@@ -36,14 +36,14 @@ TOKENS = 3
 WORDS = ("color", "shape", "material", "pattern", "type", "style", "finish", "brand", "size", "use", "side", "edge")
 
 
-def questions_about(pictures: int, each: int) -> list[list[str]]:
+def questions_about(image_count: int, each: int) -> list[list[str]]:
     """Questions of ABO's length, 8 to 12 tokens, all different for an image."""
     return [
         [
             f"What is the main {WORDS[(p + q) % len(WORDS)]} of {'this' if q % 2 else 'the whole'} product?"
             for q in range(each)
         ]
-        for p in range(pictures)
+        for p in range(image_count)
     ]
 
 
@@ -66,11 +66,11 @@ class Transformers:
             self.net = PeftModel.from_pretrained(self.net, str(adapter))
         self.net.to(device).eval()
 
-    def prepare(self, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
+    def prepare(self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
         """A batch with an image for every question."""
         flat = [question for group in questions for question in group]
         text = self.processor.tokenizer(flat, padding=True, return_tensors="pt")
-        pixels = self.processor.images(list(pictures), return_tensors="pt")
+        pixels = self.processor.image_processor(list(images), return_tensors="pt")
         counts = torch.tensor([len(group) for group in questions])
         batch = {"input_ids": text["input_ids"], "attention_mask": text["attention_mask"]}
         batch |= {name: tensor.repeat_interleave(counts, 0) for name, tensor in pixels.items()}
@@ -87,10 +87,10 @@ class Transformers:
             return [text.strip() for text in texts]
 
 
-def ours(answerer: Answerer, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Callable[[], Any]:
+def ours(answerer: Answerer, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Callable[[], Any]:
     """Our answers to a batch that is ready, for each of the model's variants."""
     model, device = answerer.model, answerer.device
-    batch = {name: tensor.to(device) for name, tensor in model.processor.collate(pictures, questions).items()}
+    batch = {name: tensor.to(device) for name, tensor in model.processor.collate(images, questions).items()}
     return lambda: {name: [a.text for a in answers] for name, answers in answerer.answer_batch(batch).items()}
 
 
@@ -107,17 +107,17 @@ def make_adapter(kind: str, weights: Path, folder: Path) -> Path:
     return folder
 
 
-def measure(pictures: int, each: int, rounds: int, sweep: bool, precision: str = "auto") -> dict[str, Any]:
+def measure(image_count: int, each: int, rounds: int, sweep: bool, precision: str = "auto") -> dict[str, Any]:
     """All comparisons; speeds in questions a second."""
     answering = EvaluateSettings(max_new_tokens=TOKENS, precision=precision)  # type: ignore[arg-type]
     figures: dict[str, Any] = {
-        "images": pictures,
-        "questions_a_image": each,
+        "images": image_count,
+        "questions_per_image": each,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
     }
-    images, questions = noise(pictures), questions_about(pictures, each)
-    work = pictures * each
+    images, questions = noise(image_count), questions_about(image_count, each)
+    work = image_count * each
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         weights = make_full_size("blip", folder / "blip")
@@ -193,13 +193,13 @@ def sweeps(one: Answerer, base: Transformers, rounds: int) -> dict[str, Any]:
         ("questions an image", [(2, 1), (2, 2), (2, 5), (2, 10)]),
     ):
         rows = []
-        for pictures, each in shapes:
-            images, questions = noise(pictures), questions_about(pictures, each)
+        for image_count, each in shapes:
+            images, questions = noise(image_count), questions_about(image_count, each)
             batch = base.prepare(images, questions)
             sides = {"image once": ours(one, images, questions), "generate, batched": lambda b=batch: base.answer(b)}
             times = alternate(sides, rounds=max(1, rounds - 1), warm_up=1)
-            x = pictures * each if name == "batch size" else each
-            rows.append({"x": x, **{side: times[side].per_second(pictures * each) for side in sides}})
+            x = image_count * each if name == "batch size" else each
+            rows.append({"x": x, **{side: times[side].per_second(image_count * each) for side in sides}})
         found[f"questions a second by {name}"] = rows
     return found
 
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--plots", type=Path, help="folder for the plots of --sweep")
     arguments = parser.parse_args()
-    figures = measure(arguments.pictures, arguments.questions, arguments.rounds, arguments.sweep)
+    figures = measure(arguments.images, arguments.questions, arguments.rounds, arguments.sweep)
     report("answering", figures, arguments.out)
     if arguments.plots and arguments.sweep:
         for name in ("batch size", "questions an image"):

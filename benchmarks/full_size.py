@@ -50,13 +50,13 @@ def make_full_size(kind: str, folder: Path) -> Path:
     return folder
 
 
-def make_data(folder: Path, pictures: int, questions: int) -> tuple[Path, Path, list[Example]]:
+def make_data(folder: Path, image_count: int, questions: int) -> tuple[Path, Path, list[Example]]:
     """Curated splits (without validation) about grey images of ABO's usual size, and the folder of the images."""
     images, data = folder / "images", folder / "data"
     for part in (images, data):
         part.mkdir(parents=True)
     examples = []
-    for number in range(pictures):
+    for number in range(image_count):
         Image.new("RGB", (256, 256), (number * 5 % 256,) * 3).save(images / f"{number}.png")
         for asked in range(questions):
             examples.append(

@@ -23,7 +23,7 @@ from benchmarks.measure import report
 from vqa.settings import ModelSettings, TrainSettings
 from vqa.training.train import train
 
-QUESTIONS_A_IMAGE = 5
+QUESTIONS_PER_IMAGE = 5
 
 
 def measure(kind: str, steps: int) -> dict[str, Any]:
@@ -33,8 +33,8 @@ def measure(kind: str, steps: int) -> dict[str, Any]:
         settings = ModelSettings(kind=kind, weights=str(make_full_size(kind, folder / "weights")))
         effective = settings.batch_size * settings.gradient_accumulation
         # One image more than an epoch of that many steps needs is cut off again by `epochs`.
-        pictures = -(-steps * effective // QUESTIONS_A_IMAGE)
-        data, images, examples = make_data(folder / "data", pictures, QUESTIONS_A_IMAGE)
+        image_count = -(-steps * effective // QUESTIONS_PER_IMAGE)
+        data, images, examples = make_data(folder / "data", image_count, QUESTIONS_PER_IMAGE)
         out = folder / "out"
         began = time.perf_counter()
         train(

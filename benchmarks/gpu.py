@@ -26,7 +26,7 @@ from benchmarks import answering, training_step
 from benchmarks.full_size import make_data, make_full_size
 from benchmarks.measure import report
 from benchmarks.plots import draw
-from data_prep.outcomes import Failed, Ok
+from data_prep.outcomes import Failed, Ok, Todo
 from vqa.inference.answerer import Answerer, autocast
 from vqa.models.base import Batch, Model
 from vqa.settings import EvaluateSettings, ModelSettings
@@ -34,7 +34,7 @@ from vqa.settings import EvaluateSettings, ModelSettings
 RUNS = {"fp16": 16.0, "bf16": None}  # GB of memory that may be used
 # Operations a second in half precision, dense: the makers' data sheets.
 PEAKS = {"T4": 65e12, "V100": 125e12, "L4": 121e12, "A10": 125e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
-QUESTIONS_A_IMAGE = 5
+QUESTIONS_PER_IMAGE = 5
 
 
 def peak_of(name: str) -> float | None:
@@ -54,25 +54,25 @@ def utilization(a_question: float, questions_a_second: float, peak: float | None
     return None if peak is None else a_question * questions_a_second / peak
 
 
-def answer_from_files(weights: Path, folder: Path, pictures: int, precision: str, batch: int) -> dict[str, Any]:
+def answer_from_files(weights: Path, folder: Path, image_count: int, precision: str, batch: int) -> dict[str, Any]:
     """Answers as a task of the stage gives them, images decoded from files: how fast, and how long the GPU waited."""
-    _, images, examples = make_data(folder, pictures, QUESTIONS_A_IMAGE)
+    _, images, examples = make_data(folder, image_count, QUESTIONS_PER_IMAGE)
     settings = EvaluateSettings(precision=precision, batch_size=batch, max_new_tokens=answering.TOKENS)  # type: ignore[arg-type]
     answerer = Answerer(ModelSettings(weights=str(weights)), {"base": None}, settings, images)
     answered = 0
 
-    def emit(key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
+    def record(outcome: Ok | Failed, *, durable: bool = False) -> None:
         nonlocal answered
         answered += isinstance(outcome, Ok)
 
-    answerer.process(iter(examples[: 2 * batch]), {"base": emit})
+    answerer.process(Todo(example, record, "base") for example in examples[: 2 * batch])
     answerer.seconds = answerer.waited = 0.0
     answered = 0
-    answerer.process(iter(examples), {"base": emit})
+    answerer.process(Todo(example, record, "base") for example in examples)
     shown = answering.noise(2)
-    asked = answering.questions_about(2, QUESTIONS_A_IMAGE)
+    asked = answering.questions_about(2, QUESTIONS_PER_IMAGE)
     collated = answerer.model.processor.collate(shown, asked)
-    flop = operations(lambda: answerer.answer_batch(collated)) / (2 * QUESTIONS_A_IMAGE)
+    flop = operations(lambda: answerer.answer_batch(collated)) / (2 * QUESTIONS_PER_IMAGE)
     return {
         "questions": answered,
         "questions_a_second": answered / answerer.seconds,
@@ -114,13 +114,13 @@ def measure(precision: str, memory: float | None, rounds: int) -> dict[str, Any]
             found["gflop_a_question"] * 1e9, found["questions_a_second"], peak
         )
         figures["answering from files"] = found | _memory()
-        figures |= answering.measure(16, QUESTIONS_A_IMAGE, rounds, sweep=True, precision=precision)
+        figures |= answering.measure(16, QUESTIONS_PER_IMAGE, rounds, sweep=True, precision=precision)
         figures["answering, memory"] = _memory()
         trained = training_step.measure_speed(weights, folder / "training", rounds, 5, precision=precision)
         model = training_step.load_ours(weights)
         model.net.cuda()
-        shown, asked = answering.noise(4), answering.questions_about(4, QUESTIONS_A_IMAGE)
-        batch = model.processor.collate(shown, asked, [["red"] * QUESTIONS_A_IMAGE] * 4)
+        shown, asked = answering.noise(4), answering.questions_about(4, QUESTIONS_PER_IMAGE)
+        batch = model.processor.collate(shown, asked, [["red"] * QUESTIONS_PER_IMAGE] * 4)
         flop = training_operations(model, batch, precision)
         for comparison in trained.values():
             if isinstance(comparison, dict) and "per_second" in comparison:

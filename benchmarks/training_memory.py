@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,11 @@ CHECK = (8, 2)
 IMAGE = (256, 154)  # ViLT keeps sides up to 5 : 3, and has more patches then; BLIP makes a square of all
 
 
-def saved_bytes(model: Model, questions: int, pictures: int, mixed: bool) -> int:
-    """Bytes that one step of ``questions`` about ``images`` saves for its backward pass; ``mixed`` is under autocast."""
-    each = questions // pictures
-    images = [Image.new("RGB", IMAGE, "grey")] * pictures
-    batch = model.processor.collate(images, [[QUESTION] * each] * pictures, [[ANSWER] * each] * pictures)
+def saved_bytes(model: Model, questions: int, image_count: int, mixed: bool) -> int:
+    """Bytes that one step of ``questions`` about ``image_count`` images saves for its backward pass; ``mixed`` is under autocast."""
+    each = questions // image_count
+    images = [Image.new("RGB", IMAGE, "grey")] * image_count
+    batch = model.processor.collate(images, [[QUESTION] * each] * image_count, [[ANSWER] * each] * image_count)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.net.parameters()}
     kept: dict[
         int, tuple[int, torch.Tensor]
@@ -67,7 +68,7 @@ def measure(kind: str) -> dict[str, Any]:
         "model": kind,
         "fp32": parts(model, mixed=False),
         "autocast": parts(model, mixed=True),
-        "parameters": parameter_table(model),
+        "parameters": asdict(parameter_table(model)),
     }
 
 

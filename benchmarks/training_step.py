@@ -59,7 +59,7 @@ from vqa.models.tiny import make_tiny_model, pretrain
 from vqa.settings import LoraSettings, ModelSettings, TrainSettings
 from vqa.training.trainer import LoraTrainer, training_arguments
 
-QUESTIONS_A_IMAGE = 5
+QUESTIONS_PER_IMAGE = 5
 BATCHES = ((4, 4), (16, 1))  # questions in a batch, batches in an optimizer step
 EFFECTIVE = 16
 LORA = LoraSettings(dropout=0.0)
@@ -103,7 +103,7 @@ def finished_rows(model: Model, examples: Sequence[Example], images: Path) -> li
     """What transformers' network takes: a row a question, with its own image."""
     processor: Any = model.processor
     seen = {
-        path: processor.images(open_image(images, path), return_tensors="pt")["pixel_values"][0]
+        path: processor.image_processor(open_image(images, path), return_tensors="pt")["pixel_values"][0]
         for path in {example.image_path for example in examples}
     }
     rows = []
@@ -154,8 +154,8 @@ def measure_speed(
     weights: Path, folder: Path, rounds: int, steps: int, precision: Literal["fp32", "fp16", "bf16"] = "fp32"
 ) -> dict[str, Any]:
     """Both sides with both sizes of batch, all in turns; speeds in questions a second."""
-    pictures = -(-steps * EFFECTIVE // QUESTIONS_A_IMAGE)
-    _, images, examples = make_data(folder / "data", pictures, QUESTIONS_A_IMAGE)
+    image_count = -(-steps * EFFECTIVE // QUESTIONS_PER_IMAGE)
+    _, images, examples = make_data(folder / "data", image_count, QUESTIONS_PER_IMAGE)
     examples = distinct(examples)[: steps * EFFECTIVE]
     model = load_ours(weights)
     net = load_theirs(weights, model)
@@ -168,7 +168,7 @@ def measure_speed(
         trainers |= {f"image once, {size}": ours, f"Trainer, {size}": their_trainer(net, rows, ours.args)}
     figures: dict[str, Any] = {
         "questions": len(examples),
-        "images": pictures,
+        "images": image_count,
         "optimizer_steps": steps,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
@@ -186,12 +186,12 @@ def measure_speed(
     return figures
 
 
-def drawn_examples(folder: Path, pictures: int) -> list[Example]:
+def drawn_examples(folder: Path, image_count: int) -> list[Example]:
     """Drawn products with 5 questions each."""
     folder.mkdir(parents=True)
     chance = random.Random(0)
     examples = []
-    for number in range(pictures):
+    for number in range(image_count):
         look = drawing.random_look(chance)
         drawing.draw(look).save(folder / f"{number}.png")
         asked = {
@@ -243,19 +243,19 @@ class HeldOut(TrainerCallback):
         self.losses.append(statistics.fmean(found))
 
 
-def measure_losses(folder: Path, pictures: int, seeds: int, epochs: int = 8, base_epochs: int = 9) -> dict[str, Any]:
+def measure_losses(folder: Path, image_count: int, seeds: int, epochs: int = 8, base_epochs: int = 9) -> dict[str, Any]:
     """Losses over questions seen, in both orders.
 
     Args:
         folder: takes images and weights.
-        images: two fifths make the base, two fifths train the adapters, one fifth is held out.
+        image_count: two fifths of the images make the base, two fifths train the adapters, one fifth is held out.
         seeds: how many pairs of trainings.
         epochs: of the adapters.
         base_epochs: of the base.
     """
     images = folder / "images"
-    examples = drawn_examples(images, pictures)
-    fifth = pictures // 5 * QUESTIONS_A_IMAGE
+    examples = drawn_examples(images, image_count)
+    fifth = image_count // 5 * QUESTIONS_PER_IMAGE
     base, train, held_out = examples[: 2 * fifth], examples[2 * fifth : 4 * fifth], examples[4 * fifth :]
     weights = make_tiny_model("blip", folder / "tiny", [text for e in examples for text in (e.question, e.answer)])
     pretrain(weights, "blip", base, images, epochs=base_epochs)
@@ -318,7 +318,7 @@ def main() -> None:
         if arguments.seeds:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)  # several are slower for a tiny model
-            figures |= measure_losses(folder / "losses", pictures=750, seeds=arguments.seeds)
+            figures |= measure_losses(folder / "losses", image_count=750, seeds=arguments.seeds)
             torch.set_num_threads(threads)
         if arguments.rounds:
             weights = make_full_size("blip", folder / "weights")

@@ -1,4 +1,4 @@
-"""Models, dataset, LoRA, training, inference, metrics and report of product VQA.
+"""Product VQA: models, training, inference, evaluation and report.
 
 As a library: ``vqa.answer(images, questions)``. Importing this package does not import torch.
 """

@@ -1,4 +1,4 @@
-"""The curated splits as batches: every image decoded once a batch, with all of its questions that are in it.
+"""The curated splits as batches in which each image is decoded once, for all of its questions.
 
 A row of ``train.jsonl``::
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +19,18 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from data_prep.files import read_jsonl
-from data_prep.images.decode import ImageProblem, decode
+from data_prep.images.decode import ImageProblem, decode, resolve_inside
 from data_prep.outcomes import UserError
 from data_prep.records import Example
 from vqa.models.base import Batch, Processor
 
-MOST_PIXELS = 1 << 28  # what a configuration may let pass as valid is not refused here, short of a gigabyte of memory
+# 268 megapixels, about 1 GB decoded. Validation has its own, configurable limit; this one only guards the memory.
+MOST_PIXELS = 1 << 28
+IMAGES_CHECKED = 500  # per split, by `verify_dataset`: a second or two on a network file system
 
 
 def load_dataset_and_metadata(folder: Path) -> tuple[dict[str, list[Example]], dict[str, Any]]:
-    """The splits and the statistics that curation wrote.
+    """The splits and the statistics that the stage curate wrote.
 
     Raises:
         UserError: the folder is not a curated dataset.
@@ -37,33 +39,38 @@ def load_dataset_and_metadata(folder: Path) -> tuple[dict[str, list[Example]], d
         name for name in ("train.jsonl", "val.jsonl", "test.jsonl", "stats.json") if not (folder / name).is_file()
     ]
     if missing:
-        raise UserError(f"{folder} is no curated dataset: it lacks {', '.join(missing)}. Run the stage curate first.")
+        raise UserError(
+            f"{folder} is not a curated dataset: it lacks {', '.join(missing)}. Run the stage curate first."
+        )
     splits = {name: list(read_jsonl(folder / f"{name}.jsonl", Example)) for name in ("train", "val", "test")}
     return splits, json.loads((folder / "stats.json").read_text(encoding="utf-8"))
 
 
 def locate_image_path(image_root: Path, image_path: str) -> Path:
-    """Where an image is on this machine.
+    """The path of an image on this machine.
 
     Raises:
-        UserError: the path leads out of the image folder, or there is no such file.
+        UserError: the path leaves the image folder, or there is no such file.
     """
-    relative = PurePosixPath(image_path)
-    path = image_root / relative
-    if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(image_root.resolve()):
-        raise UserError(f"The image {image_path!r} lies outside of {image_root}: it is not opened.")
+    try:
+        resolve_inside(image_root, image_path)
+    except ImageProblem as problem:
+        raise UserError(
+            f"The image {image_path!r} is not opened: it must lie inside {image_root} ({problem})."
+        ) from None
+    path = image_root / image_path
     if not path.is_file():
-        raise UserError(f"There is no image {path}. Is {image_root} the folder that the images belong to?")
+        raise UserError(f"There is no image {path}. Is {image_root} the right image folder?")
     return path
 
 
 def open_image(image_root: Path, image_path: str) -> Image.Image:
-    """The image as the models see it, decoded as it was when it was validated: RGB, upright, transparent parts white.
+    """The image as the models see it, decoded like in validation: RGB, upright, transparent parts white.
 
     Raises:
-        UserError: it is not there.
-        OSError: it cannot be read; with a number where that is the file system's doing.
-        ImageProblem: it does not decode.
+        UserError: there is no such image.
+        OSError: the file cannot be read.
+        ImageProblem: the file cannot be decoded.
     """
     path = locate_image_path(image_root, image_path)
     try:
@@ -73,22 +80,22 @@ def open_image(image_root: Path, image_path: str) -> Image.Image:
 
 
 def needed_image(image_root: Path, image_path: str) -> Image.Image:
-    """`open_image` where nothing can go on without it.
+    """`open_image` for training, which cannot go on without it.
 
     Raises:
-        UserError: it is not there, or cannot be read or decoded.
+        UserError: the image is missing, unreadable or cannot be decoded.
     """
     try:
         return open_image(image_root, image_path)
     except (OSError, ImageProblem) as error:
         raise UserError(
-            f"An image of the curated dataset cannot be used any more: {error}. Bring it back as it was when it was "
-            f"validated, and start again; or use another --run-dir without it."
+            f"An image of the curated dataset can no longer be used: {error}. Restore the file that was validated and start "
+            f"again, or use a new --run-dir without it."
         ) from error
 
 
 class VQADataset(Dataset[Example]):
-    """Examples by index. Images are decoded when a batch is put together, once each: see `collator`."""
+    """Examples by index. Images are decoded when a batch is collated, once each: see `collator`."""
 
     def __init__(self, examples: Sequence[Example], image_root: Path) -> None:
         self.examples = list(examples)
@@ -101,23 +108,23 @@ class VQADataset(Dataset[Example]):
         return self.examples[index]
 
     def locate_image_path(self, index: int) -> Path:
-        """Where an example's image is; see `locate_image_path`."""
+        """The path of an example's image; see `locate_image_path`."""
         return locate_image_path(self.image_root, self.examples[index].image_path)
 
     def collator(self, processor: Processor, *, cache: bool = False) -> Callable[[Sequence[Example]], Batch]:
-        """What makes a batch of examples; travels to worker processes. ``cache`` keeps decoded images in memory."""
+        """The function that makes a batch of examples; it can be pickled. ``cache`` keeps decoded images in memory."""
         return Collator(processor, self.image_root, cache)
 
 
 class Collator:
-    """Groups a batch's examples by image (in the order of their first appearance) and makes tensors of them."""
+    """Groups a batch's examples by image, in order of first appearance, and turns them into tensors."""
 
     def __init__(self, processor: Processor, image_root: Path, cache: bool = False) -> None:
         self.processor, self.image_root = processor, image_root
-        self.pictures: dict[str, Image.Image] | None = {} if cache else None
+        self.decoded: dict[str, Image.Image] | None = {} if cache else None  # by path
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        """A batch with answers; its questions are sorted by image."""
+        """A batch with answers; its questions are in order of their images."""
         groups = by_image(examples)
         return self.processor.collate(
             [self._image(path) for path in groups],
@@ -126,15 +133,15 @@ class Collator:
         )
 
     def _image(self, path: str) -> Image.Image:
-        if self.pictures is None:
+        if self.decoded is None:
             return needed_image(self.image_root, path)
-        if path not in self.pictures:
-            self.pictures[path] = needed_image(self.image_root, path)
-        return self.pictures[path]
+        if path not in self.decoded:
+            self.decoded[path] = needed_image(self.image_root, path)
+        return self.decoded[path]
 
 
 def by_image(examples: Sequence[Example]) -> dict[str, list[Example]]:
-    """Examples grouped by image, images in the order of their first appearance."""
+    """Examples grouped by image, images in order of first appearance."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[example.image_path].append(example)
@@ -142,9 +149,9 @@ def by_image(examples: Sequence[Example]) -> dict[str, list[Example]]:
 
 
 class ImageOrder(Sampler[int]):
-    """Shuffles images and keeps each image's questions (shuffled too) together, so that a batch has few images.
+    """Shuffles the images and, within each image, its questions, which stay together: a batch then has few images.
 
-    The order is a function of seed and epoch. Batches are cut by questions: one image can end up in two of them.
+    The order is a function of seed and epoch. Batches are cut by questions, so an image can be in two of them.
     """
 
     def __init__(self, examples: Sequence[Example], seed: int) -> None:
@@ -157,13 +164,14 @@ class ImageOrder(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's order; the trainer calls this."""
+        """Set the epoch whose order comes next; the trainer calls this."""
         self._epoch = epoch
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[int]:
+        # A prime above any number of epochs, so that no epoch of one seed has the order of another seed's.
         generator = torch.Generator().manual_seed(self._seed * 100_003 + self._epoch)
         for group in torch.randperm(len(self._groups), generator=generator).tolist():
             rows = self._groups[group]
@@ -172,9 +180,12 @@ class ImageOrder(Sampler[int]):
 
 
 def verify_dataset(splits: dict[str, list[Example]], image_root: Path) -> list[str]:
-    """What is wrong with a dataset, in words; empty where nothing is.
+    """Look for empty splits and fields, duplicate ids, missing images, and items or images in two splits.
 
-    Looks for missing images, empty fields, ids that come twice, and items or images on two sides of a split.
+    Of the images a sample spread over each split is looked up, but not decoded.
+
+    Returns:
+        A sentence per problem.
     """
     problems = []
     seen_ids: set[str] = set()
@@ -182,7 +193,8 @@ def verify_dataset(splits: dict[str, list[Example]], image_root: Path) -> list[s
     for name, examples in splits.items():
         if not examples:
             problems.append(f"{name} is empty")
-        for path in sorted({example.image_path for example in examples}):
+        paths = sorted({example.image_path for example in examples})
+        for path in paths[:: -(-len(paths) // IMAGES_CHECKED) or 1]:
             try:
                 locate_image_path(image_root, path)
             except UserError as error:
@@ -191,10 +203,10 @@ def verify_dataset(splits: dict[str, list[Example]], image_root: Path) -> list[s
             if not example.question.strip() or not example.answer.strip():
                 problems.append(f"{name}: {example.id} has no question or no answer")
             if example.id in seen_ids:
-                problems.append(f"{name}: the id {example.id} comes twice")
+                problems.append(f"{name}: duplicate id {example.id}")
             seen_ids.add(example.id)
             marks = (("item", example.item_id), ("image", example.image_id), ("image group", example.image_group))
             for kind, mark in marks:
                 if mark and sides.setdefault((kind, mark), name) != name:
-                    problems.append(f"{kind} {mark} is in {sides[kind, mark]} and in {name}")
+                    problems.append(f"{kind} {mark} is in both {sides[kind, mark]} and {name}")
     return problems

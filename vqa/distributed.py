@@ -1,7 +1,7 @@
-"""What the processes of one training agree on. With a single process each of these is a plain call.
+"""Collective operations of the ranks (processes) of one training. With a single rank each is a plain call.
 
-A process that goes its own way (raises, stops, picks another checkpoint) leaves the others waiting for it in the next collective
-operation until a time-out. So decisions are made once and shared, and errors are raised everywhere.
+A rank that goes its own way (raises, stops, picks another checkpoint) leaves the others waiting in the next collective operation
+until it times out. So decisions are made on rank 0 and shared, and errors are raised on every rank.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from data_prep.outcomes import UserError
 
 T = TypeVar("T")
 
+_CLAIM = -1  # a module id that DeepSpeed never gives: its own start at 0
+
 
 def count() -> int:
-    """How many processes train together, as the launcher says (torchrun's variable)."""
+    """The number of ranks, as the launcher sets it (torchrun's variable)."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this one is; 0 is the one that writes."""
+    """This process's rank; rank 0 writes the files."""
     return int(os.environ.get("RANK", "0"))
 
 
 def wait_for_all() -> None:
-    """Return when every process is here."""
+    """Return when every rank has called this."""
     if _several():
         distributed.barrier()
 
 
-def anywhere(flag: bool, device: torch.device) -> bool:
-    """Whether it holds in at least one process."""
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is true on at least one rank."""
     if not _several():
         return flag
     shared = torch.tensor(float(flag), device=device)
@@ -44,8 +46,8 @@ def anywhere(flag: bool, device: torch.device) -> bool:
     return bool(shared.item())
 
 
-def everywhere(rows: Sequence[T]) -> list[T]:
-    """The rows of all processes, in the order of their ranks."""
+def all_gather(rows: Sequence[T]) -> list[T]:
+    """The rows of all ranks, in order of rank. They are pickled."""
     if not _several():
         return list(rows)
     parts: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
@@ -53,15 +55,15 @@ def everywhere(rows: Sequence[T]) -> list[T]:
     return [row for part in parts for row in part]
 
 
-def decided(decide: Callable[[], T]) -> T:
-    """What the first process decides; only there ``decide`` is called.
+def rank0_decides(decide: Callable[[], T]) -> T:
+    """Call ``decide`` on rank 0 and return its result on every rank.
 
     Raises:
-        UserError: the first process raised it; it is raised in all of them.
+        UserError: rank 0 raised it; it is raised on every rank.
     """
     if not _several():
         return decide()
-    shared: list[Any] = [None, None]
+    shared: list[Any] = [None, None]  # result, error message
     if rank() == 0:
         try:
             shared[0] = decide()
@@ -75,31 +77,31 @@ def decided(decide: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def together(device: torch.device, work: str) -> Iterator[None]:
-    """Ends by an error in every process if it did so in one.
+def raise_together(device: torch.device, work: str) -> Iterator[None]:
+    """Re-raise one rank's error on every rank, once all have left the ``with`` block.
 
     Raises:
-        UserError: another process failed; with that one's words, and at what ``work`` it was.
+        UserError: another rank failed; with its message and what it was doing (``work``).
     """
     failed: Exception | None = None
     try:
         yield
     except Exception as error:
         failed = error
-    if not anywhere(failed is not None, device):
+    if not any_rank(failed is not None, device):
         return
-    words = everywhere([f"{type(failed).__name__}: {failed}"] if failed is not None else [])
+    messages = all_gather([f"{type(failed).__name__}: {failed}"] if failed is not None else [])
     if failed is not None:
         raise failed
-    raise UserError(f"Another process of this training failed at {work}: {words[0]}")
+    raise UserError(f"Another process of this training failed while {work}: {messages[0]}")
 
 
 @contextlib.contextmanager
 def whole_weights(net: nn.Module) -> Iterator[None]:
-    """The network with all of its weights in every process, to be used without DeepSpeed's own forward pass.
+    """Gather all weights on every rank, to use the network outside of DeepSpeed's forward pass.
 
-    ZeRO-3 keeps a part of each weight in each process. Its hooks on the modules would drop a weight again after the first
-    use; a claim on the weight keeps them from that.
+    ZeRO-3 keeps a partition of each weight on each rank. Its module hooks would release a gathered weight after its first
+    use; a weight that an unknown module claims as active stays.
     """
     parts = [parameter for parameter in net.parameters() if hasattr(parameter, "ds_id")]
     if not parts:
@@ -115,9 +117,6 @@ def whole_weights(net: nn.Module) -> Iterator[None]:
         finally:
             for parameter in parts:
                 parameter.ds_active_sub_modules.discard(_CLAIM)  # type: ignore[attr-defined]
-
-
-_CLAIM = -1  # DeepSpeed's ids of modules begin at 0
 
 
 def _several() -> bool:

@@ -1,4 +1,4 @@
-"""Which models, how they are tuned, how they answer. Importing this loads neither torch nor transformers.
+"""Settings of models, training and evaluation. Importing this loads neither torch nor transformers.
 
 ::
 
@@ -19,7 +19,7 @@ TINY = "tiny"
 
 
 class LoraSettings(BaseModel):
-    """Low-rank adaptation (Hu et al. 2021) through peft; the defaults are the published report's."""
+    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685); the defaults are the published report's."""
 
     model_config = _STRICT
 
@@ -29,38 +29,38 @@ class LoraSettings(BaseModel):
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     targets: list[str] | None = None
-    """Names of the linear layers that get an adapter; without it the model's own: query and value for BLIP."""
+    """Names of the linear layers that get an adapter; null: the model's default, for BLIP query and value."""
 
     use_rslora: bool = False
-    """Scale by alpha / sqrt(r) (Kalajdzievski 2023)."""
+    """Scale by alpha / sqrt(r) instead of alpha / r (Kalajdzievski 2023, arXiv:2312.03732)."""
 
     use_dora: bool = False
-    """Weight-decomposed adaptation (Liu et al. 2024)."""
+    """Weight-decomposed adaptation (Liu et al. 2024, arXiv:2402.09353)."""
 
 
 class ModelSettings(BaseModel):
-    """One model to compare and to tune."""
+    """A model to fine-tune and to compare."""
 
     model_config = _STRICT
 
     kind: str = "blip"
-    """A file of vqa/models/: blip, vilt."""
+    """A model of vqa/models/: blip or vilt."""
 
     weights: str = "Salesforce/blip-vqa-base"
     """A name on the hub, a folder, or ``tiny``: a model small enough for tests, made by the run itself."""
 
     lora: LoraSettings = LoraSettings()
     batch_size: int = Field(default=4, ge=1)
-    """Questions in one step on one device."""
+    """Questions in a batch on one device."""
 
     gradient_accumulation: int = Field(default=4, ge=1)
-    """Steps whose gradients are summed before the weights change."""
+    """Batches per optimizer step."""
 
     tiny_epochs: int = Field(default=10, ge=1)
     """``weights: tiny`` only: passes over one half of the training questions that make the base."""
 
     question_prefix: Literal["cls", "enc"] = "cls"
-    """BLIP only: the question's first token. The original BLIP sets [ENC], transformers keeps [CLS]."""
+    """BLIP only: the question's first token. The original BLIP uses [ENC], transformers [CLS]."""
 
 
 class TrainSettings(BaseModel):
@@ -73,63 +73,63 @@ class TrainSettings(BaseModel):
     weight_decay: float = Field(default=0.01, ge=0)
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     warmup_share: float = Field(default=0.0, ge=0, lt=1)
-    """Part of all steps in which the learning rate rises from 0."""
+    """Share of all steps in which the learning rate rises linearly from 0."""
 
     max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """auto: bf16 on GPUs that have it (Ampere on), fp16 on others (a T4), fp32 on CPU. Weights that train stay fp32 under ddp;
-    DeepSpeed keeps its fp32 copies to itself, so that under ZeRO the adapter is saved in half precision."""
+    """auto: bf16 on GPUs that support it (Ampere or newer), fp16 on older ones such as a T4, fp32 on a CPU. Under ddp trained
+    weights stay fp32; under ZeRO, DeepSpeed keeps the fp32 copies to itself and the adapter is saved in half precision."""
 
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
-    """How several processes share the work: plain data parallel, or DeepSpeed ZeRO with vqa/training/deepspeed/<strategy>.json."""
+    """Several GPUs: data parallel, or DeepSpeed ZeRO with vqa/training/deepspeed/<strategy>.json."""
 
     eval_steps: int = Field(default=500, ge=1)
-    """Steps between two validations (and checkpoints)."""
+    """Optimizer steps between validations, and between checkpoints."""
 
     validation_questions: int = Field(default=200, ge=1)
-    """Size of the fixed sample that is answered each time."""
+    """Size of the fixed sample of the validation split that each validation answers."""
 
     patience: int = Field(default=0, ge=0)
-    """Stop after so many validations without a better exact match; 0: never."""
+    """Stop after this many validations without a better exact match; 0: never."""
 
     keep_checkpoints: int = Field(default=2, ge=1)
     logging_steps: int = Field(default=10, ge=1)
     seed: int = Field(default=42, ge=0)
     workers: int = Field(default=0, ge=0)
-    """Processes that decode images; 0: the training process itself."""
+    """Processes that decode images; 0: the training process decodes."""
 
 
 class EvaluateSettings(BaseModel):
-    """Which questions are answered, and how."""
+    """Which questions to answer, and how."""
 
     model_config = _STRICT
 
     split: Literal["train", "val", "test"] = "test"
     shards: int = Field(default=1, ge=1, le=100_000)
-    """Tasks that the work of each model is divided over."""
+    """Number of parts that each model's questions are divided into; a task answers one part."""
 
     batch_size: int = Field(default=32, ge=1)
-    """Questions answered at once (whole images, so a few more or less)."""
+    """Questions answered at once; approximate, since batches hold whole images."""
 
     decoding: Literal["greedy", "beam", "ranking"] = "greedy"
-    """greedy and beam write an answer; ranking chooses the likeliest answer of the training split, as BLIP's authors do."""
+    """greedy and beam generate an answer; ranking picks the most likely answer of the training split, as BLIP's authors do."""
 
     beams: int = Field(default=3, ge=2, le=20)
     shortlist: int = Field(default=128, ge=1)
-    """ranking: answers kept by their first token, before the likelihood decides (128 in BLIP's code)."""
+    """ranking: candidates kept by the likelihood of their first token before whole answers are compared (BLIP's code: 128)."""
 
     max_new_tokens: int = Field(default=10, ge=1, le=50)
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     compile: bool = False
-    """Compile the network with torch.compile. It needs a C++ compiler and up to half a minute at each start of a task, so it
-    is for long ones; on two CPU cores it gains a twentieth (``python -m benchmarks.answering`` measures it where you are)."""
+    """Use torch.compile. It needs a C++ compiler and up to 30 s at the start of each task, so it suits long tasks. On two CPU
+    cores it saves 5 %; ``python -m benchmarks.answering`` measures it on your machine."""
 
     bertscore_model: str | None = "microsoft/deberta-xlarge-mnli"
-    """Hub name, folder, ``package:NAME`` for weights in an installed package, or null for none."""
+    """Hub name, folder, or ``package:NAME`` for weights in an installed package; null: no BERTScore."""
 
     bertscore_layer: int | None = None
-    """Layer whose states are compared; None: the one that bert-score recommends for the model."""
+    """Layer whose states are compared; null: the one that bert-score recommends for the model."""
 
     def answer_fields(self) -> tuple[str, ...]:
-        """The settings that decide which answer comes out."""
+        """The settings that an answer depends on."""
         return ("decoding", "beams", "shortlist", "max_new_tokens", "precision")

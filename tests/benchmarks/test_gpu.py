@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import gpu
 from tests.conftest import ROOT, environment
-from tests.vqa.tiny_models import ANSWERS, QUESTIONS, images, make_model
+from tests.vqa.tiny_models import ANSWERS, QUESTIONS, make_model, noise_images
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_answering_from_files_counts_all_answers_and_the_share_of_waiting(tmp_pa
 
 def test_a_training_step_takes_more_operations_than_its_forward_pass(tmp_path: Path) -> None:
     model = make_model("blip", tmp_path / "weights")
-    batch = model.processor.collate(images(), QUESTIONS, ANSWERS)
+    batch = model.processor.collate(noise_images(), QUESTIONS, ANSWERS)
     with torch.no_grad():
         forward = gpu.operations(lambda: model.net(**batch)) / len(batch["input_ids"])
     assert gpu.training_operations(model, batch, "fp32") > forward

@@ -12,7 +12,15 @@ OURS = ("jobs", "slurm", "vqa", "data_prep")
 ALLOWED = {
     "slurm": {"slurm"},
     "data_prep": {"data_prep"},
-    "vqa": {"vqa", "data_prep.records", "data_prep.images.decode"},  # one decoder: models see what was validated
+    "vqa": {
+        "vqa",
+        "data_prep.records",
+        "data_prep.outcomes",
+        "data_prep.files",
+        "data_prep.images.decode",  # one decoder: models see what was validated
+        "data_prep.curate.question_text",
+        "data_prep.curate.blind_floor",
+    },
     "jobs": {"jobs", "slurm", "vqa", "data_prep"},
 }
 

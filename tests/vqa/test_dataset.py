@@ -26,12 +26,12 @@ def test_image_outside_of_the_image_folder_is_not_opened(path: str, tmp_path: Pa
     root.mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     (root / "link.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(UserError, match="lies outside of"):
+    with pytest.raises(UserError, match="must lie inside"):
         locate_image_path(root, path)
 
 
 def test_missing_image_is_named_with_what_to_check(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"There is no image .*mug\.jpg\. Is .* the folder that"):
+    with pytest.raises(UserError, match=r"There is no image .*mug\.jpg\. Is .* the right image folder"):
         open_image(tmp_path, "mug.jpg")
 
 
@@ -63,7 +63,7 @@ def test_a_image_that_broke_since_it_was_validated_is_named_with_what_to_do(mate
     path.write_bytes(path.read_bytes()[:100])
     dataset = VQADataset(splits["train"], tmp_path / "images")
     collate = dataset.collator(model_class("blip").load(material.model()).processor)
-    with pytest.raises(UserError, match=rf"{path.name}.*Bring it back"):
+    with pytest.raises(UserError, match=rf"{path.name}.*Restore the file"):
         collate([dataset[0]])
 
 
@@ -99,9 +99,9 @@ def test_every_problem_of_a_data_set_is_told(material: Material) -> None:
     told = "\n".join(verify_dataset(wrong, material.images))
     for words in (
         f"{second.id} has no question or no answer",
-        f"the id {first.id} comes twice",
-        f"item {first.item_id} is in train and in val",
-        "image group g is in train and in val",
+        f"duplicate id {first.id}",
+        f"item {first.item_id} is in both train and val",
+        "image group g is in both train and val",
         "There is no image",
         "test is empty",
     ):

@@ -27,7 +27,7 @@ SIZES = ((64, 64), (100, 70), (50, 240), (33, 200))  # height, width
 WORDS = [text for group in (*QUESTIONS, *ANSWERS) for text in group]
 
 
-def sample_images(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Image.Image]:
+def noise_images(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Image.Image]:
     """Colored noise, so that every pixel matters."""
     noise = np.random.default_rng(0)
     return [Image.fromarray(noise.integers(0, 256, (high, wide, 3), dtype=np.uint8)) for high, wide in sizes]

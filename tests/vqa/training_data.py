@@ -1,13 +1,14 @@
-"""What the tests of training share: a tiny BLIP, a few drawn images with questions that can be learnt, and settings."""
+"""Shared by the tests of training: a tiny BLIP, a few drawn images with questions that can be learned, and settings."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Material:
     data: Path
     weights: Path
     examples: list[Example]
+    validation: list[Example]  # the same questions about copies of the images
 
     def model(self, **fields: Any) -> ModelSettings:
         """The tiny model, trained in batches of 4 x 1 unless said otherwise."""
@@ -44,7 +46,7 @@ class Material:
 
 
 def make_material(folder: Path, count: int = 8) -> Material:
-    """Draw images of a shape in a color, each with two questions; the validation split is the training split."""
+    """Draw images of a shape in a color, each with two questions. The validation split asks the same about copies of them."""
     images = folder / "images"
     images.mkdir(parents=True)
     examples = []
@@ -68,10 +70,15 @@ def make_material(folder: Path, count: int = 8) -> Material:
                     product_type="TOY",
                 )
             )
-    data = folder / "data"
-    write_splits(data, examples, examples)
+    for image in list(images.iterdir()):
+        shutil.copy(image, images / f"v{image.name}")
+    validation = [
+        replace(e, id=f"v{e.id}", item_id=f"v{e.item_id}", image_id=f"v{e.image_id}", image_path=f"v{e.image_path}")
+        for e in examples
+    ]
+    data = write_splits(folder / "data", examples, validation)
     texts = [text for example in examples for text in (example.question, example.answer)]
-    return Material(images, data, make_tiny_model("blip", folder / "weights", texts), examples)
+    return Material(images, data, make_tiny_model("blip", folder / "weights", texts), examples, validation)
 
 
 def write_splits(folder: Path, train: Sequence[Example], val: Sequence[Example]) -> Path:

@@ -1,19 +1,19 @@
-"""Answers in bulk: images decoded ahead, encoded once for all of their questions and for all variants of a model.
+"""Answers in bulk: images are decoded ahead of the device, and encoded once for all questions and all variants of a model.
 
-A base model and its adapters share the frozen vision tower. So one pass over the images answers for all of them: peft
-switches the adapter on and off between two readings of the questions.
+A base model and its adapters share the frozen vision tower. So an image is encoded once, and then its questions are answered
+once per variant, with peft switching adapters in between.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -21,39 +21,39 @@ import torch
 from PIL import Image
 
 from data_prep.images.decode import ImageProblem
-from data_prep.outcomes import Emit, Failed, Ok, UserError
+from data_prep.outcomes import Failed, Ok, Todo, UserError
 from data_prep.records import Example, Prediction
 from vqa.dataset import open_image
 from vqa.models.base import Answer, Batch, model_class
 from vqa.models.lora import load_adapter
 from vqa.settings import EvaluateSettings, ModelSettings
 
-AHEAD = 3  # batches that are made ready while one is answered
-DECODERS = max(2, min(8, len(os.sched_getaffinity(0)) // 2))
-PER_IMAGE = ("pixels", "patches")  # tensors of a batch with a row an image; the others have a row a question
+AHEAD = 3  # batches prepared while one is being answered
+DECODERS = max(2, min(8, len(os.sched_getaffinity(0)) // 2))  # threads; half of the cores this process may use
+PER_IMAGE = ("pixels", "patches")  # tensors of a batch with a row per image; all others have a row per question
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Ready:
-    """Questions whose images are decoded: a batch of those that can be answered, and what is wrong with the others."""
+    """A prepared batch, and the questions that cannot be answered."""
 
     examples: list[Example]
-    batch: Batch | None
+    batch: Batch | None  # None if there are no examples
     unreadable: dict[str, Failed]  # by question id
 
 
 class Answerer:
-    """A model, with and without adapters, ready to answer.
+    """A model with its variants, ready to answer.
 
     Args:
         model: which weights.
-        adapters: by variant the adapter's folder; None is the model as it is.
-        settings: how answers are written.
+        adapters: the adapter's folder by variant; None is the base model.
+        settings: decoding, batch size and precision.
         image_root: the folder of the images.
-        candidates: answers to choose from under ``decoding: ranking``.
+        candidates: the answers that ``decoding: ranking`` chooses from.
 
     Raises:
-        UserError: weights, adapter or image folder are missing, or do not fit.
+        UserError: weights, adapter or image folder are missing, or do not fit each other.
     """
 
     def __init__(
@@ -65,15 +65,18 @@ class Answerer:
         candidates: Sequence[str] = (),
     ) -> None:
         if not image_root.is_dir():
+            # Ends the task: otherwise each question would be recorded as failed on a node that lacks the mount.
             raise UserError(f"There is no image folder {image_root}. Is it mounted on {socket.gethostname()}?")
         self.adapters, self.settings, self.image_root = dict(adapters), settings, image_root
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.seconds = self.waited = 0.0
+        self.seconds = self.waited = 0.0  # in `process`: in all, and with the device idle for want of a batch
         kind = model_class(model.kind)
         folders = {name: folder for name, folder in adapters.items() if folder is not None}
         extended = {name: kind.adapter_answers(folder) for name, folder in folders.items()}
         if len({tuple(answers) for answers in extended.values()}) > 1:
-            raise UserError(f"The adapters {', '.join(folders)} choose among different answers: evaluate them apart.")
+            raise UserError(
+                f"The adapters {', '.join(folders)} classify over different answers: evaluate them separately."
+            )
         self.model = kind.load(model, next(iter(extended.values()), ()))
         for name, folder in folders.items():
             load_adapter(self.model, folder, name)
@@ -83,45 +86,41 @@ class Answerer:
         if settings.compile:
             self.model.compile()
 
-    def process(
-        self,
-        items: Iterator[Example],
-        emits: Mapping[str, Emit],
-        wanted: Callable[[str, str], bool] = lambda variant, key: True,
-    ) -> None:
-        """Answer a stream of questions.
+    def process(self, todos: Iterator[Todo[Example]]) -> None:
+        """Answer a stream of questions, and record a `Prediction` or a failure for each todo.
 
         Args:
-            items: questions; those about one image follow one another.
-            emits: by variant, takes a `Prediction` or a failure for every question.
-            wanted: whether a variant still lacks the answer to a question.
+            todos: those of a question are adjacent, one per variant that lacks its answer; so are the questions about an image.
         """
         began = time.perf_counter()
-        for ready in self._batches(items):
+        waiting: dict[
+            str, list[Todo[Example]]
+        ] = {}  # by question id; the threads that prepare batches see examples only
+
+        def questions() -> Iterator[Example]:
+            for key, group in groupby(todos, key=lambda todo: todo.item.id):
+                waiting[key] = list(group)
+                yield waiting[key][0].item
+
+        for ready in self._batches(questions()):
             for key, failed in ready.unreadable.items():
-                for name in self.adapters:
-                    if wanted(name, key):
-                        emits[name](key, failed)
-            names = [name for name in self.adapters if any(wanted(name, e.id) for e in ready.examples)]
-            if ready.batch is None or not names:
+                for todo in waiting.pop(key):
+                    todo.record(failed)
+            if ready.batch is None:
                 continue
+            lacking = {todo.variant for example in ready.examples for todo in waiting[example.id]}
+            variants = [name for name in self.adapters if name in lacking]
             started = time.perf_counter()
-            answers = self._within_memory(ready.batch, names)
-            seconds = (time.perf_counter() - started) / (len(ready.examples) * len(names))
-            for name, said in answers.items():
-                for example, answer in zip(ready.examples, said, strict=True):
-                    if wanted(name, example.id):
-                        emits[name](example.id, Ok(dataclasses.asdict(_prediction(example, answer, seconds))))
+            answers = self._within_memory(ready.batch, variants)
+            seconds = (time.perf_counter() - started) / (len(ready.examples) * len(variants))
+            for place, example in enumerate(ready.examples):
+                for todo in waiting.pop(example.id):
+                    todo.record(Ok(_prediction(example, answers[todo.variant][place], seconds)))
+        assert not waiting, "every question ends as an answer or a failure"
         self.seconds += time.perf_counter() - began
 
-    def answer(self, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> dict[str, list[Answer]]:
-        """By variant, one answer a question, image by image."""
-        if not pictures:
-            return {name: [] for name in self.adapters}
-        return self.answer_batch(self.model.processor.collate(pictures, questions))
-
     def answer_batch(self, batch: Batch, variants: Sequence[str] | None = None) -> dict[str, list[Answer]]:
-        """By variant (without ``variants`` all), one answer a question of a collated batch; its images are encoded once.
+        """The answers by variant (default: all): one per question of a collated batch, whose images are encoded once.
 
         Raises:
             UserError: ``compile`` is on and does not work here.
@@ -138,22 +137,22 @@ class Answerer:
         return answers
 
     def _within_memory(self, batch: Batch, variants: Sequence[str]) -> dict[str, list[Answer]]:
-        """Answer a batch, in two halves where the GPU's memory does not suffice, and so on down to one image.
+        """Answer a batch. If it does not fit in the GPU's memory, halve it, down to one image.
 
         Raises:
-            UserError: not even one image fits.
+            UserError: a single image does not fit.
         """
-        pictures = len(batch["pixels"])
+        # Leaving the handler first frees the attempt's tensors, which its traceback holds.
         with contextlib.suppress(torch.OutOfMemoryError):
             return self.answer_batch(batch, variants)
-        if pictures == 1:
-            raise UserError("The model does not fit on this GPU even with one image: use one with more memory.")
+        if len(batch["pixels"]) == 1:
+            raise UserError("The model does not fit on this GPU even with one image: use a GPU with more memory.")
         torch.cuda.empty_cache()
         halves = [self._within_memory(part, variants) for part in halve(batch)]
         return {name: halves[0][name] + halves[1][name] for name in variants}
 
     def _adapter(self, variant: str) -> contextlib.AbstractContextManager[object]:
-        """The network with a variant's adapter, or without any."""
+        """A context in which the network has a variant's adapter, or none."""
         if self.adapters[variant] is not None:
             self.model.net.set_adapter(variant)
         elif hasattr(self.model.net, "disable_adapter"):
@@ -161,14 +160,11 @@ class Answerer:
             return context
         return contextlib.nullcontext()
 
-    def _batches(self, items: Iterator[Example]) -> Iterator[_Ready]:
-        """Whole images up to the batch size, decoded and made tensors ahead by threads (Pillow works outside Python's lock).
-
-        ``waited`` sums the seconds in which the next batch was not ready: in which the device had nothing to do.
-        """
+    def _batches(self, questions: Iterator[Example]) -> Iterator[_Ready]:
+        """Batches of whole images, prepared ahead by threads: Pillow releases Python's global lock while it decodes."""
         with ThreadPoolExecutor(DECODERS) as pool:
             waiting: deque[Future[_Ready]] = deque()
-            for examples in cut(items, self.settings.batch_size, AHEAD):
+            for examples in cut(questions, self.settings.batch_size, AHEAD):
                 waiting.append(pool.submit(self._prepare, examples))
                 if len(waiting) > AHEAD:
                     yield self._wait(waiting.popleft())
@@ -182,7 +178,7 @@ class Answerer:
         return ready
 
     def _prepare(self, examples: Sequence[Example]) -> _Ready:
-        """Decode the images of a batch and make tensors of them and of their questions."""
+        """Decode the images of a batch, and turn them and their questions into tensors."""
         good: list[tuple[Image.Image, list[Example]]] = []
         unreadable: dict[str, Failed] = {}
         for path, group in groupby(examples, key=lambda e: e.image_path):
@@ -190,7 +186,7 @@ class Answerer:
             try:
                 good.append((open_image(self.image_root, path), asked))
             except (UserError, OSError, ImageProblem) as error:
-                # The file system may have recovered at the next try; an image that does not decode never does.
+                # A file system may recover, so an OSError is worth a retry; an image that does not decode never will.
                 failed = Failed("image_unreadable", str(error)[:300], retry=isinstance(error, OSError))
                 unreadable |= dict.fromkeys((example.id for example in asked), failed)
         batch = None
@@ -201,31 +197,28 @@ class Answerer:
 
 
 def halve(batch: Batch) -> tuple[Batch, Batch]:
-    """A batch of several images as two, with the questions that belong to each."""
-    owner = batch["image_of_question"]
-    pictures = len(batch["pixels"])
-    half = pictures // 2
-    of_images = {name for name, tensor in batch.items() if name in PER_IMAGE}
+    """A batch of several images as two, each with the questions about its images."""
+    owner, count = batch["image_of_question"], len(batch["pixels"])
     parts = []
-    for first, last in ((0, half), (half, pictures)):
+    for first, last in ((0, count // 2), (count // 2, count)):
         rows = (owner >= first) & (owner < last)
-        part = {name: tensor[first:last] if name in of_images else tensor[rows] for name, tensor in batch.items()}
+        part = {name: tensor[first:last] if name in PER_IMAGE else tensor[rows] for name, tensor in batch.items()}
         part["image_of_question"] = part["image_of_question"] - first
         parts.append(part)
     return parts[0], parts[1]
 
 
 def cut(items: Iterator[Example], size: int, window: int = 1) -> Iterator[list[Example]]:
-    """Batches of whole images: closed as soon as they hold ``size`` questions. An image with more comes several times.
+    """Batches of whole images, closed as soon as they hold ``size`` questions. An image with more questions is in several.
 
-    Within ``window`` batches, images whose longest questions are about as long come together: less of a batch is padding.
-    Wide windows save more, but are all answered before a task that was asked to stop does.
+    Within ``window`` batches images are sorted by the length of their longest question, so that less of a batch is padding.
+    A wider window saves more, but a task that is asked to stop answers the whole window first.
     """
     groups = (part for _, group in groupby(items, key=lambda e: e.image_path) for part in _parts(group, size))
-    while pictures := _questions(groups, size * window):
-        pictures.sort(key=lambda group: max(len(example.question) for example in group))
-        rest = iter(pictures)
-        while batch := _questions(rest, size):
+    while by_length := _take(groups, size * window):
+        by_length.sort(key=lambda group: max(len(example.question) for example in group))
+        rest = iter(by_length)
+        while batch := _take(rest, size):
             yield [example for group in batch for example in group]
 
 
@@ -234,7 +227,7 @@ def _parts(items: Iterator[Example], size: int) -> Iterator[list[Example]]:
         yield part
 
 
-def _questions(groups: Iterator[list[Example]], count: int) -> list[list[Example]]:
+def _take(groups: Iterator[list[Example]], count: int) -> list[list[Example]]:
     """The next groups, until they hold ``count`` questions."""
     taken: list[list[Example]] = []
     while sum(map(len, taken)) < count and (group := next(groups, None)) is not None:
@@ -244,34 +237,35 @@ def _questions(groups: Iterator[list[Example]], count: int) -> list[list[Example
 
 @contextlib.contextmanager
 def compiler_needed() -> Iterator[None]:
-    """Turns torch.compile's failure, at the first use of what is compiled, into a sentence.
+    """Turn a failure of torch.compile, which shows at the first call, into a user error.
 
     Raises:
-        UserError: most often there is no C++ compiler.
+        UserError: torch cannot compile here; most often there is no C++ compiler.
     """
-    from torch._dynamo.exc import BackendCompilerFailed  # imports for seconds
+    from torch._dynamo.exc import BackendCompilerFailed  # takes seconds to import
 
     try:
         yield
     except BackendCompilerFailed as error:
         words = str(error).splitlines()[0]
         raise UserError(
-            f"evaluate.compile: torch cannot compile the network here ({words}). Load a C++ compiler, such as the module gcc, "
-            f"or leave it off."
+            f"evaluate.compile: torch cannot compile the network here ({words}). Provide a C++ compiler (module load gcc), or "
+            f"leave it off."
         ) from error
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Mixed precision as `precision_of` says; weights stay fp32."""
+    """Mixed precision in the type of `precision_of`; weights stay fp32."""
     chosen = precision_of(device, precision)
     return torch.autocast(device.type, chosen) if chosen != torch.float32 else contextlib.nullcontext()
 
 
 def precision_of(device: torch.device, precision: str) -> torch.dtype:
-    """auto: bf16 from Ampere on, fp16 on older GPUs such as a T4 (which only emulates bf16), fp32 on a CPU."""
+    """auto: bf16 from Ampere on, fp16 on older GPUs such as a T4, which only emulates bf16, and fp32 on a CPU."""
     if precision == "auto":
         if device.type != "cuda":
             return torch.float32
+        # Not torch.cuda.is_bf16_supported(): that is true for emulation too. Ampere is compute capability 8.0.
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 

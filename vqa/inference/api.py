@@ -26,23 +26,23 @@ def answer(
 
     Args:
         images: image files.
-        questions: one an image; repeat an image to ask more about it, it is encoded once.
-        weights: hub name or folder of the model; by default the adapter's own base, else Salesforce/blip-vqa-base.
-        kind: which model it is: blip or vilt.
+        questions: one per image. Repeat an image to ask more about it; it is encoded once.
+        weights: hub name or folder of the model; default: the adapter's own base, or Salesforce/blip-vqa-base.
+        kind: of the model: blip or vilt.
         adapter: folder of a LoRA adapter that training wrote.
 
     Raises:
-        UserError: different lengths, or an image that cannot be used.
+        UserError: unequal lengths, an image that cannot be used, or weights that cannot be loaded.
     """
     from vqa.inference.predict import answer_all, base_of
     from vqa.settings import ModelSettings
 
     if len(images) != len(questions):
-        raise UserError(f"{len(images)} images and {len(questions)} questions: give one question an image.")
+        raise UserError(f"{len(images)} images and {len(questions)} questions: give one question per image.")
     files = [Path(image).resolve() for image in images]
     if not files:
         return []
-    root = Path(os.path.commonpath([file.parent for file in files]))  # all images must lie within the image root
+    root = Path(os.path.commonpath([file.parent for file in files]))  # images are only opened inside an image folder
     asked = [(file.relative_to(root).as_posix(), question) for file, question in zip(files, questions, strict=True)]
     trained = Path(adapter) if adapter else None
     base = weights or base_of(trained) or "Salesforce/blip-vqa-base"

@@ -1,4 +1,4 @@
-"""Answers the questions of a CSV file with any model folder, with or without an adapter.
+"""Answers the questions of a table with any model, with or without an adapter.
 
 Reads ``image_name,question[,answer]`` and writes ``image_name,question,answer,generated_answer``, in the order of the rows::
 
@@ -11,34 +11,33 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.files import write_atomic
-from data_prep.outcomes import Failed, Ok, UserError
+from data_prep.outcomes import Failed, Ok, Recorder, Todo, UserError
 from data_prep.records import Example
 from vqa.evaluation.score import check_column, read_table
 
 if TYPE_CHECKING:
-    from vqa.settings import EvaluateSettings, ModelSettings
+    from vqa.settings import ModelSettings
 
 COLUMNS = ("image_name", "question", "answer", "generated_answer")
-IMAGE_COLUMNS = ("image_name", "filename", "image_path")
+IMAGE_COLUMNS = ("image_name", "filename", "image_path")  # names of the image column, the first that is there
 
 
 @dataclass(slots=True)
 class Answers:
-    """An answer a question, in the order asked; "" where the image could not be used."""
+    """An answer per question, in the order asked; "" where the image could not be used."""
 
     answers: list[str]
-    confidence: list[float | None]
-    problems: list[str] = field(default_factory=list)  # "row 3, mug.jpg: image_missing ..."
+    problems: list[str] = field(default_factory=list)  # "row 3, mug.jpg: There is no image ..."
 
     @property
     def exit_code(self) -> int:
-        """0 where every question has an answer, else 1."""
+        """0 if every question has an answer, else 1."""
         return 1 if self.problems else 0
 
 
@@ -47,10 +46,9 @@ def answer_all(
     model: ModelSettings,
     adapter: Path | None,
     image_dir: Path,
-    settings: EvaluateSettings | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Answers:
-    """Answer (image file name within ``image_dir``, question) pairs; images that occur often are encoded once.
+    """Answer pairs of an image file in ``image_dir`` and a question. An image is encoded once for all of its questions.
 
     A missing or broken image gives an empty answer, a warning and a problem.
     """
@@ -58,43 +56,39 @@ def answer_all(
     from vqa.models.base import quiet_loading
     from vqa.settings import EvaluateSettings
 
-    found = Answers([""] * len(asked), [None] * len(asked))
+    found = Answers([""] * len(asked))
     variant = "base" if adapter is None else "lora"
-    done: set[str] = set()
 
-    def emit(key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
-        index = int(key)
-        done.add(key)
-        if isinstance(outcome, Ok):
-            found.answers[index] = outcome.value["answer"]
-            found.confidence[index] = outcome.value.get("confidence")
-        else:
-            problem = f"row {index + 1}, {asked[index][0]}: {outcome.detail or outcome.reason}"
-            found.problems.append(problem)
-            warn(problem)
+    def recorder(row: int) -> Recorder:
+        def record(outcome: Ok | Failed, *, durable: bool = False) -> None:
+            if isinstance(outcome, Ok):
+                found.answers[row] = outcome.value.answer
+            else:
+                found.problems.append(f"row {row + 1}, {asked[row][0]}: {outcome.detail or outcome.reason}")
+                warn(found.problems[-1])
 
-    order = sorted(range(len(asked)), key=lambda i: asked[i][0])  # the questions about an image stand together
-    items = (Example(str(i), asked[i][0], asked[i][0], asked[i][0], asked[i][1], "", "", "", "") for i in order)
+        return record
+
+    order = sorted(range(len(asked)), key=lambda row: asked[row][0])  # the questions about an image must be adjacent
     with quiet_loading():
-        answerer = Answerer(model, {variant: adapter}, settings or EvaluateSettings(), image_dir)
-    answerer.process(_stream(items), {variant: emit}, lambda _variant, _key: True)
-    assert len(done) == len(asked), "every question ends as an answer or a problem"
+        answerer = Answerer(model, {variant: adapter}, EvaluateSettings(), image_dir)
+    answerer.process(Todo(_example(row, *asked[row]), recorder(row), variant) for row in order)
     return found
 
 
+def _example(row: int, image: str, question: str) -> Example:
+    return Example(str(row), image, image, image, question, answer="", category="", question_type="", product_type="")
+
+
 def base_of(adapter: Path | None) -> str | None:
-    """The base that an adapter says it was trained on; None where it says nothing."""
+    """The base that an adapter's configuration names, or None."""
     if adapter is None:
         return None
     try:
         told = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         return told.get("base_model_name_or_path") or None
     except (OSError, ValueError, AttributeError):
-        return None  # whoever loads the adapter says what is wrong with it
-
-
-def _stream(items: Iterator[Example]) -> Iterator[Example]:
-    yield from items
+        return None  # loading the adapter reports what is wrong with it
 
 
 def predict(
@@ -103,13 +97,12 @@ def predict(
     image_dir: Path,
     csv_path: Path,
     output: Path,
-    settings: EvaluateSettings | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Answers:
     """Answer every row of ``csv_path`` and write ``output``, whole or not at all.
 
     Raises:
-        UserError: a folder or file is missing, or a column is, or nothing can be written to ``output``.
+        UserError: a folder, file or column is missing, or ``output`` cannot be written.
     """
     require_writable(output)
     if not image_dir.is_dir():
@@ -121,32 +114,30 @@ def predict(
     check_column(image, columns, "the column", csv_path)
     check_column("question", columns, "the column", csv_path)
     asked = [(row.get(image, ""), row.get("question", "")) for row in rows]
-    found = answer_all(asked, model, adapter, image_dir, settings, warn) if asked else Answers([], [])
+    found = answer_all(asked, model, adapter, image_dir, warn) if asked else Answers([])
     write_atomic(output, _csv(rows, image, found.answers))
     return found
 
 
 def require_writable(file: Path) -> None:
-    """Look before hours of work whether their result can be written.
+    """Check before hours of work that their result can be written.
 
     Raises:
-        UserError: ``file`` is a folder, or its own folder takes no files and cannot be made.
+        UserError: ``file`` is a folder, or its own folder is not writable and cannot be made.
     """
     if file.is_dir():
-        raise UserError(f"{file} is a folder: give the file that the answers go to.")
+        raise UserError(f"{file} is a folder: give the name of a file.")
     nearest = next(folder for folder in file.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"Cannot write {file}: {nearest} is no folder that takes files.")
+        raise UserError(f"Cannot write {file}: {nearest} is not a writable folder.")
 
 
-def predict_one(
-    model: ModelSettings, adapter: Path | None, picture: Path, question: str, settings: EvaluateSettings | None = None
-) -> Answers:
+def predict_one(model: ModelSettings, adapter: Path | None, image: Path, question: str) -> Answers:
     """Answer one question about one image."""
-    if not picture.is_file():
-        raise UserError(f"There is no image {picture}.")
-    picture = picture.resolve()  # a link leads to where the image is
-    return answer_all([(picture.name, question)], model, adapter, picture.parent, settings)
+    if not image.is_file():
+        raise UserError(f"There is no image {image}.")
+    image = image.resolve()  # a link out of its own folder would be refused
+    return answer_all([(image.name, question)], model, adapter, image.parent)
 
 
 def _csv(rows: Sequence[Mapping[str, str]], image: str, answers: Sequence[str]) -> bytes:

@@ -1,8 +1,10 @@
-"""Attention of BLIP's text layers with keys and values that are computed once, where questions share an image.
+"""Attention in which the questions about one image share the image's keys and values.
 
-Cross-attention has no interaction between query tokens. So the questions about one image can stand side by side on the query
-axis, against that image's keys and values, which are then computed once an image instead of once a question. The result
-is the same; ``tests/vqa/models/test_blip_exact.py`` compares it with transformers' own code.
+Query tokens do not interact in cross-attention. So the questions about an image can be laid side by side on the query axis, and
+the image's keys and values are computed once per image instead of once per question. The result is the same;
+``tests/vqa/models/test_blip_exact.py`` compares it with transformers' own code.
+
+Shapes: Q questions, L tokens of the longest, N images, T tokens of an image, D hidden size, B either Q or N.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from torch.nn import functional
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Where the questions of a batch stand when those of one image are put side by side.
+    """The places of a batch's questions when those of one image are side by side.
 
     Attributes:
-        slots: for each question its place among ``images * width`` places, shape (Q,).
-        images: number of images.
-        width: the most questions that one image has.
+        slots: the place of each question among ``images * width``, shape (Q,).
+        images: number of images, N.
+        width: the highest number of questions of one image.
     """
 
     slots: Tensor
@@ -31,7 +33,7 @@ class Fold:
 
     @classmethod
     def of(cls, image_of_question: Tensor, images: int) -> Fold:
-        """The fold of questions that are sorted by image; ``image_of_question`` has shape (Q,)."""
+        """The fold of questions in order of their images; ``image_of_question`` has shape (Q,) and ascends."""
         counts = torch.bincount(image_of_question, minlength=images)
         first = torch.cumsum(counts, 0) - counts
         place = torch.arange(len(image_of_question), device=counts.device) - first[image_of_question]
@@ -39,15 +41,16 @@ class Fold:
         return cls(image_of_question * width + place, images, width)
 
     def fold(self, states: Tensor) -> Tensor:
-        """(Q, L, D) → (images, width * L, D); places without a question are zero."""
+        """(Q, L, D) → (N, width * L, D); places without a question are zero."""
         length, size = states.shape[1:]
+        # With as many questions for each image, which is the common case, a view does: nothing is copied.
         if len(self.slots) == self.images * self.width:
             return states.reshape(self.images, self.width * length, size)
         places = states.new_zeros(self.images * self.width, length, size)
         return places.index_copy(0, self.slots, states).view(self.images, self.width * length, size)
 
     def unfold(self, states: Tensor, length: int) -> Tensor:
-        """(images, width * L, D) → (Q, L, D)."""
+        """(N, width * L, D) → (Q, L, D)."""
         places = states.reshape(self.images * self.width, length, states.shape[-1])
         return places if len(self.slots) == len(places) else places.index_select(0, self.slots)
 
@@ -59,12 +62,15 @@ def heads(states: Tensor, attention: Any) -> Tensor:
 
 
 def keys_values(attention: Any, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of the states that are attended to, each (B, heads, T, D / heads)."""
+    """Keys and values of the states attended to, each (B, heads, T, D / heads)."""
     return heads(attention.key(states), attention), heads(attention.value(states), attention)
 
 
 def attend(attention: Any, queries: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention; (B, L, D) in and out. ``mask`` is boolean, true where a key may be looked at."""
+    """Scaled dot-product attention, (B, L, D) in and out.
+
+    ``mask`` is boolean, true where a key takes part: the opposite of what `torch.nn.MultiheadAttention` means by a mask.
+    """
     dropout = attention.dropout.p if attention.training else 0.0
     mixed = functional.scaled_dot_product_attention(
         heads(attention.query(queries), attention), key, value, attn_mask=mask, dropout_p=dropout

@@ -1,16 +1,14 @@
-"""The contract of a model. A new model is one file in this folder with a class ``Model``; nothing else changes.
+"""The contract of a model. A new model is one file in this folder with a ``class Model(base.Model)``; nothing else changes.
 
-A batch is a number of images and, for each, its questions: images are encoded once. The processor (a plain object that
-travels to worker processes) makes tensors of them, the network turns those into a loss, the model into answers.
+A batch holds images and, for each image, its questions, so that an image is encoded once. The processor (a plain object that
+can be sent to worker processes) turns both into tensors, the network turns tensors into a loss, the model into answers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import os
-import pkgutil
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,102 +22,110 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-import vqa.models
-from data_prep.outcomes import UserError
+from data_prep.outcomes import UserError, unknown_name
 from vqa.settings import EvaluateSettings, ModelSettings
 
+# pixels: uint8, a row per image; normalized on the device, so that a quarter of the bytes crosses the bus.
+# Text tensors: a row per question. image_of_question: (questions,), the row of each question's image, ascending.
 Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model says to one question."""
+    """A model's answer to one question."""
 
     text: str
     confidence: float  # the answer's probability as the model sees it, 0 to 1
 
 
 class Processor(ABC):
-    """Images and texts to tensors; holds no weights, so that worker processes can have a copy."""
+    """Turns images and texts into tensors. Holds no weights, so that each worker process can have a copy."""
 
     tokenizer: Any
-    images: Any  # transformers' image processor, whose settings are saved beside merged weights
+    image_processor: Any  # transformers' own; its settings (size, resampling, mean) decide the pixels
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer and the image processor, as a model's folder has them."""
         self.tokenizer.save_pretrained(folder)
-        self.images.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
     @abstractmethod
     def collate(
         self,
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         questions: Sequence[Sequence[str]],
         answers: Sequence[Sequence[str]] | None = None,
     ) -> Batch:
-        """A batch.
+        """Make a batch.
 
         Args:
-            images: RGB.
-            questions: for each image its questions, one or more.
-            answers: the same shape; without them the batch is for answering.
+            images: in RGB.
+            questions: the questions about each image, one or more.
+            answers: in the shape of ``questions``; omitted for inference.
 
         Returns:
-            ``pixels`` as uint8 (normalized on the device) and what else the network's ``forward`` takes; the rows of the
-            text tensors are the questions, image by image.
+            ``pixels``, ``image_of_question`` and what else the network's ``forward`` takes; questions are in order of
+            their images.
         """
 
 
 class Model(ABC):
-    """A network with all that is needed to train it and to let it answer."""
+    """A network with what is needed to train it and to answer with it."""
 
     kind: ClassVar[str]
-    lora_targets: ClassVar[tuple[str, ...]]  # where LoRA goes if the configuration does not say
-    modules_to_save: ClassVar[tuple[str, ...]] = ()  # trained whole and saved with the adapter
+    lora_targets: ClassVar[tuple[str, ...]]  # layers that get LoRA unless lora.targets names others
+    modules_to_save: ClassVar[tuple[str, ...]] = ()  # layers trained in full and saved with the adapter
     published: ClassVar[dict[str, str]]  # the report's parameter figures, and why ours differ
 
-    net: Any  # an nn.Module: transformers' network or a subclass of it, or peft's around it
+    net: Any  # an nn.Module: a subclass of transformers' network, possibly wrapped by peft
     processor: Processor
 
     @classmethod
     @abstractmethod
     def load(cls, settings: ModelSettings, answers: Iterable[str] = ()) -> Model:
-        """The model with its weights, on the CPU in fp32, in eval mode.
+        """Load the model on the CPU, in fp32 and eval mode.
 
         Args:
             settings: which weights.
-            answers: answers of the training split, for models that choose among known ones.
+            answers: the training split's answers, for models that classify over a fixed set of answers.
 
         Raises:
-            UserError: the weights are not there or are another model's.
+            UserError: the weights are missing or belong to another model.
         """
 
     @abstractmethod
     def encode(self, batch: Batch) -> Any:
-        """What of a batch does not depend on an adapter, computed once for all of them (None if there is nothing)."""
+        """Compute what no adapter changes, once for all adapters; None if everything depends on the adapter."""
 
     @abstractmethod
     def answer(self, batch: Batch, encoded: Any, settings: EvaluateSettings, *, adapted: bool) -> list[Answer]:
-        """One answer a question, in the batch's order, under the adapter that is active (``adapted``) or none."""
+        """Answer every question of a batch, in order.
+
+        Args:
+            batch: on the device of the network.
+            encoded: what `encode` returned for it.
+            settings: decoding.
+            adapted: whether an adapter is active.
+        """
 
     def set_candidates(self, answers: Sequence[str]) -> None:
-        """The closed vocabulary for ``decoding: ranking``."""
-        raise UserError(f"evaluate.decoding: {self.kind} has no ranking; use greedy")
+        """Set the answers that ``decoding: ranking`` chooses from."""
+        raise UserError(f"evaluate.decoding: {self.kind} does not support ranking; use greedy.")
 
     @abstractmethod
     def compile(self) -> None:
-        """Compile what takes most of the time, at its first use."""
+        """Have torch.compile compile the most expensive part at its first use."""
 
     @classmethod
     def adapter_answers(cls, folder: Path) -> list[str]:
-        """The answers that the model was extended by when the adapter in ``folder`` was trained."""
+        """The answers that were added to the base when the adapter in ``folder`` was trained."""
         return []
 
     def save_extra(self, folder: Path) -> None:  # noqa: B027 - nothing to save is the common case
-        """Write what an adapter needs beside its weights."""
+        """Write what an adapter needs besides its weights."""
 
     def load_extra(self, folder: Path) -> None:  # noqa: B027 - nothing to read is the common case
-        """Go by what `save_extra` wrote beside an adapter's weights, or `Processor.save` beside a model's."""
+        """Apply what `save_extra` wrote next to an adapter, or `Processor.save` next to a model."""
 
     @property
     def device(self) -> torch.device:
@@ -128,64 +134,64 @@ class Model(ABC):
 
 
 def known_models() -> list[str]:
-    """The files of this folder that hold a model."""
-    return sorted(
-        m.name for m in pkgutil.iter_modules(vqa.models.__path__) if m.name not in ("base", "attention", "lora", "tiny")
-    )
+    """The kinds of model: the files of this folder that define one. They are read, not imported, which takes seconds."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(file.stem for file in files if "\nclass Model(base.Model):" in file.read_text(encoding="utf-8"))
 
 
 def model_class(kind: str) -> type[Model]:
     """The class of a kind of model.
 
     Raises:
-        UserError: there is no such kind; lists those that there are.
+        UserError: unknown kind.
     """
     known = known_models()
     if kind not in known:
-        near = difflib.get_close_matches(kind, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"There is no kind of model {kind!r}.{hint} Known: {', '.join(known)}.")
+        raise UserError(f"models: {unknown_name(kind, known, 'kind of model')}")
     found: type[Model] = importlib.import_module(f"vqa.models.{kind}").Model
     return found
 
 
-def load_parts(weights: str, network: Any, images: Any) -> tuple[Any, Any, Any]:
-    """Network, tokenizer and image processor from one folder or from the hub.
+def load_parts(weights: str, network_class: Any, image_processor_class: Any) -> tuple[Any, Any, Any]:
+    """Load network, tokenizer and image processor from a folder or the hub.
 
-    transformers fills up what it does not find: another model's weights become random ones, a tokenizer that is not there one
-    without words. Here both are errors.
+    transformers makes up what is missing: random weights, a tokenizer without words. Here both are errors.
 
     Args:
         weights: hub name or folder.
-        network: transformers' class of the network, or a subclass of it.
-        images: transformers' class of the image processor.
+        network_class: a subclass of transformers' network.
+        image_processor_class: transformers' image processor.
 
     Raises:
-        UserError: something is missing or unreadable, or belongs to another model.
+        UserError: something is missing, unreadable or of another model.
     """
     try:
-        net, told = network.from_pretrained(weights, output_loading_info=True, ignore_mismatched_sizes=True)
+        # Without ignore_mismatched_sizes transformers raises before it says which weights differ.
+        net, info = network_class.from_pretrained(weights, output_loading_info=True, ignore_mismatched_sizes=True)
         tokenizer = AutoTokenizer.from_pretrained(weights)
-        processor = images.from_pretrained(weights)
+        image_processor = image_processor_class.from_pretrained(weights)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise missing_weights(weights, error) from error
-    reshaped = {key[0] if isinstance(key, tuple) else key for key in told["mismatched_keys"]}
-    if lacking := sorted({*told["missing_keys"], *reshaped}):
+    # Entries of mismatched_keys are (name, shape, shape) or, in newer versions, the name.
+    reshaped = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
+    if lacking := sorted({*info["missing_keys"], *reshaped}):
         raise UserError(
-            f"{weights} holds the weights of another model or another size: {len(lacking)} of the weights that "
-            f"{network.__mro__[1].__name__} has are not there in its shape (such as {lacking[0]})."
+            f"{weights} holds the weights of another model or size: {len(lacking)} weights of "
+            f"{network_class.__mro__[1].__name__} are missing or have another shape (such as {lacking[0]}). Check the "
+            f"model's kind and weights in the configuration."
         )
-    words, places = len(tokenizer), net.get_input_embeddings().num_embeddings
-    if not len(tokenizer.all_special_tokens) < words <= places:
+    # The embedding may have more rows than the tokenizer words: BLIP's [DEC] and [ENC] are ids of the network alone.
+    words, rows = len(tokenizer), net.get_input_embeddings().num_embeddings
+    if not len(tokenizer.all_special_tokens) < words <= rows:
         raise UserError(
-            f"{weights} has no tokenizer for its weights: it knows {words} words, the weights {places}. The files "
-            f"tokenizer.json and tokenizer_config.json (or vocab.txt) belong beside them."
+            f"{weights} has no tokenizer that fits its weights: the tokenizer knows {words} words, the embedding has {rows} "
+            f"rows. Copy tokenizer.json and tokenizer_config.json (or vocab.txt) of the same model into the folder."
         )
-    return net, tokenizer, processor
+    return net, tokenizer, image_processor
 
 
 def missing_weights(weights: str, error: Exception) -> UserError:
-    """The sentence for weights that cannot be loaded."""
+    """The error for weights that cannot be loaded."""
     words = " ".join(str(error).split())[:200]
     if Path(weights).exists() or weights.startswith((".", "/", "~")):
         return UserError(f"Cannot load a model from the folder {weights}: {words}")
@@ -198,7 +204,7 @@ def missing_weights(weights: str, error: Exception) -> UserError:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without the bar of reading weights, which takes a second, and without a warning about what peft calls."""
+    """Hide the progress bar of loading weights and a deprecation warning that peft triggers in transformers."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

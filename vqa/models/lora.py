@@ -1,9 +1,13 @@
-"""LoRA on a model, and how many parameters that trains."""
+"""LoRA (Hu et al. 2021): where it is applied, how an adapter is loaded, and how many parameters it trains.
+
+A linear layer W gets two small matrices: y = W x + (alpha / r) B A x, with A (r, in) and B (out, r). Only A and B are trained; B
+starts at zero, so that training starts from the base model's answers.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
@@ -17,14 +21,13 @@ WEIGHTS = "adapter_model.safetensors"  # peft's name
 
 
 def apply_lora_to_model(model: Model, settings: LoraSettings) -> Model:
-    """Wrap a model's network in peft, so that only adapters (and what the model trains whole) have gradients.
-
-    ``task_type`` stays unset: with any, peft calls the network in a way that BLIP's does not take.
+    """Wrap a model's network in peft, so that only adapters and ``modules_to_save`` have gradients.
 
     Raises:
-        UserError: no layer has one of the names in ``lora.targets``.
+        UserError: no layer has a name in ``lora.targets``.
     """
     targets = list(settings.targets or model.lora_targets)
+    # task_type stays unset: with any, peft passes arguments to the network that BLIP's forward does not take.
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
@@ -40,23 +43,23 @@ def apply_lora_to_model(model: Model, settings: LoraSettings) -> Model:
     except ValueError as error:
         linear = sorted({name.rpartition(".")[2] for name, m in model.net.named_modules() if isinstance(m, nn.Linear)})
         raise UserError(
-            f"lora.targets {targets} match no layer of this model. Its linear layers: {', '.join(linear)}."
+            f"lora.targets {targets} match no layer of this model. Choose among its linear layers: {', '.join(linear)}."
         ) from error
     return model
 
 
 def load_adapter(model: Model, folder: Path, name: str = "default") -> Model:
-    """Put a trained adapter on a model, beside others that it may have under other names.
+    """Load a trained adapter into a model, in addition to those loaded under other names.
 
     Raises:
         UserError: the folder holds no adapter, or one for another base or shape.
     """
     if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} holds no adapter (no adapter_config.json). Train one, or name its folder.")
+        raise UserError(f"{folder} holds no adapter (no adapter_config.json). Give the folder that training wrote.")
     if not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"{folder} holds no adapter's weights (no {WEIGHTS}): a copy of it may not be complete. An adapter_model.bin is not "
-            f"read, since reading it could run any code; whoever made it can save it again as {WEIGHTS}."
+            f"{folder} holds no adapter weights (no {WEIGHTS}): the copy may be incomplete. An adapter_model.bin is not read, "
+            f"since unpickling it could run any code; have its author save it as {WEIGHTS}."
         )
     try:
         if isinstance(model.net, PeftModel):
@@ -66,18 +69,19 @@ def load_adapter(model: Model, folder: Path, name: str = "default") -> Model:
     except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         words = " ".join(str(error).split())[:300]
         raise UserError(f"The adapter in {folder} does not fit this {model.kind} model: {words}") from error
-    if missing := _not_loaded(model, folder, name):
+    # peft ignores keys that it cannot place, and would answer with the base alone.
+    if mismatch := _key_mismatch(model, folder, name):
         raise UserError(
-            f"The adapter in {folder} was made for another base than this {model.kind} model: {missing}. Name the base that "
-            f"its adapter_config.json gives as base_model_name_or_path."
+            f"The adapter in {folder} was trained on another base than this {model.kind} model: {mismatch}. Use the base that "
+            f"its adapter_config.json names as base_model_name_or_path."
         )
     model.net.eval()
     model.load_extra(folder)
     return model
 
 
-def _not_loaded(model: Model, folder: Path, name: str) -> str:
-    """What of an adapter's file and of the network's adapter layers does not match; "" where all does."""
+def _key_mismatch(model: Model, folder: Path, name: str) -> str:
+    """How the keys of an adapter's file differ from the network's adapter layers; "" if they are the same."""
     with safe_open(folder / WEIGHTS, "pt") as file:
         saved = set(file.keys())
     expected = set(get_peft_model_state_dict(model.net, adapter_name=name))
@@ -86,32 +90,34 @@ def _not_loaded(model: Model, folder: Path, name: str) -> str:
     lacking, surplus = sorted(expected - saved), sorted(saved - expected)
     parts = []
     if lacking:
-        parts.append(f"{len(lacking)} of {len(expected)} layers are not in it (such as {lacking[0]})")
+        parts.append(f"it lacks {len(lacking)} of {len(expected)} layers (such as {lacking[0]})")
     if surplus:
-        parts.append(f"{len(surplus)} of its {len(saved)} weights have no place (such as {surplus[0]})")
+        parts.append(f"{len(surplus)} of its {len(saved)} weights match no layer (such as {surplus[0]})")
     return "; ".join(parts)
 
 
-def parameter_table(model: Model) -> dict[str, Any]:
-    """Measured parameter counts, with the published report's beside them.
+@dataclass(frozen=True, slots=True)
+class ParameterTable:
+    """Parameter counts, written to ``parameters.json``."""
 
-    Weights that two layers share count once in ``total``.
-    """
+    total: int  # weights that two layers share (BLIP's embedding and output layer) count once
+    trainable: int
+    lora: int  # those of the trainable ones that belong to LoRA; the others are modules_to_save
+    percent: float  # trainable of total
+    published: dict[str, str]  # the report's figures, and why they differ
+
+
+def parameter_table(model: Model) -> ParameterTable:
+    """Count the parameters of a model with LoRA."""
     seen: dict[int, int] = {}
-    trainable = adapters = 0
+    trainable = lora = 0
     for name, parameter in model.net.named_parameters():
-        if "original_module." in name:  # peft's copy of a layer that is trained whole, for when the adapter is off
+        if "original_module." in name:  # peft's untrained copy of a module to save, used while the adapter is off
             continue
-        count = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 keeps a part only
+        count = getattr(parameter, "ds_numel", parameter.numel())  # under ZeRO-3 numel() is this rank's partition
         seen[id(parameter)] = count
         if parameter.requires_grad:
             trainable += count
-            adapters += count if "lora_" in name else 0
+            lora += count if "lora_" in name else 0
     total = sum(seen.values())
-    return {
-        "total": total,
-        "trainable": trainable,
-        "lora": adapters,
-        "percent": round(100 * trainable / total, 4),
-        "published": dict(model.published),
-    }
+    return ParameterTable(total, trainable, lora, round(100 * trainable / total, 4), model.published)

@@ -1,13 +1,15 @@
-"""ViLT (Kim et al. 2021) for visual question answering: one encoder reads the question's words and the image's patches side
-by side, and a classifier chooses among known answers.
+"""ViLT (Kim et al. 2021) for visual question answering: one encoder over the question's words and the image's patches, and a
+classifier over known answers.
 
-Where this differs from calling transformers' `ViltForQuestionAnswering` directly, and why:
+How this differs from transformers' `ViltForQuestionAnswering`, and why:
 
-- words and patches meet in the first layer, so only what comes before it can be shared: an image is decoded, cut into patches
-  and given its positions once, for all of its questions;
-- patches keep their places and padding is masked. transformers shuffles them and fills up with random ones, which draws random
-  numbers even in evaluation and rounds differently each time;
-- all patches are used, whatever the configuration's ``max_image_length``; transformers draws that many of them at random.
+- words and patches interact from the first layer on, so only what precedes it can be shared: an image is decoded, cut into
+  patches and given position embeddings once for all of its questions;
+- patches keep their order and padding is masked. transformers shuffles them and pads with random ones: it draws random numbers
+  even in evaluation, and results differ in the last bits from call to call;
+- all patches are used, whatever the configuration's ``max_image_length``; transformers samples that many at random.
+
+Shapes: N images, T patches and the image's own token, Q questions, D hidden size.
 """
 
 from __future__ import annotations
@@ -38,30 +40,33 @@ from vqa.models.base import Answer, Batch, load_parts
 from vqa.normalize import normalize
 from vqa.settings import EvaluateSettings, ModelSettings
 
-ANSWERS = "answers.json"  # beside an adapter: the answers that the model was extended by
-UNKNOWN = -100
+ANSWERS = "answers.json"  # next to an adapter: the answers that were added to the base's labels
+UNKNOWN = -100  # an answer that is no label: all targets are 0
 
 
 class Processor(base.Processor):
-    """Pinned to transformers' PIL image processor: the shorter side becomes 384 pixels, the other keeps the proportion."""
+    """Gives the pixels of transformers' PIL image processor: the shorter side becomes 384 pixels, the aspect ratio stays."""
 
-    def __init__(self, tokenizer: Any, images: Any, patch: int, longest: int, labels: dict[str, int]) -> None:
-        self.tokenizer, self.images, self.patch, self.longest, self.labels = tokenizer, images, patch, longest, labels
+    def __init__(
+        self, tokenizer: Any, image_processor: Any, patch: int, max_tokens: int, labels: dict[str, int]
+    ) -> None:
+        self.tokenizer, self.image_processor = tokenizer, image_processor
+        self.patch, self.max_tokens, self.labels = patch, max_tokens, labels
 
     def collate(
         self,
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         questions: Sequence[Sequence[str]],
         answers: Sequence[Sequence[str]] | None = None,
     ) -> Batch:
         """See `vqa.models.base.Processor`.
 
-        ``pixels`` has shape (images, 3, H, W) with the largest height and width of the batch, ``patches`` (images, 2) says
-        how many rows and columns of patches each image has.
+        ``pixels`` has shape (N, 3, H, W) with the largest height and width of the batch; ``patches`` (N, 2) holds the number
+        of rows and columns of patches of each image.
         """
         flat = [question for group in questions for question in group]
-        text = self.tokenizer(flat, padding=True, truncation=True, max_length=self.longest, return_tensors="pt")
-        resized = [self._resized(image) for image in pictures]
+        text = self.tokenizer(flat, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        resized = [self._resized(image) for image in images]
         sizes = torch.tensor([side.shape[1:] for side in resized])
         height, width = sizes.amax(0).tolist()
         batch = {
@@ -80,20 +85,20 @@ class Processor(base.Processor):
 
     def _resized(self, image: Image.Image) -> Tensor:
         """uint8, (3, height, width), both a multiple of the patch."""
-        shape = np.broadcast_to(np.uint8(0), (3, image.height, image.width))  # only its shape is looked at
-        shorter = self.images.size["shortest_edge"]
+        shape = np.broadcast_to(np.uint8(0), (3, image.height, image.width))  # takes no memory: only its shape is used
+        shorter = self.image_processor.size["shortest_edge"]
         longer = int(MAX_LONGER_EDGE / MAX_SHORTER_EDGE * shorter)
         height, width = get_resize_output_image_size(
-            shape, shorter, longer, self.images.size_divisor, input_data_format="channels_first"
+            shape, shorter, longer, self.image_processor.size_divisor, input_data_format="channels_first"
         )
-        # Of a strip more than 20 times as long as wide transformers would leave nothing; here one row of patches stays.
+        # transformers rounds the short side of a strip (over 20 : 1) down to 0 pixels. Here it keeps one row of patches.
         height, width = max(height, self.patch), max(width, self.patch)
-        resized = image.resize((width, height), self.images.resample)
+        resized = image.resize((width, height), self.image_processor.resample)
         return torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(height, width, 3).permute(2, 0, 1)
 
 
 class ImageOnceVilt(ViltForQuestionAnswering):
-    """transformers' ViLT with the same weights and names, and a forward pass that takes images with their questions."""
+    """transformers' ViLT, with the same weights and names and a forward pass over images with their questions."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -110,24 +115,25 @@ class ImageOnceVilt(ViltForQuestionAnswering):
         labels: Tensor,
         **_: Any,
     ) -> dict[str, Tensor]:
-        """The loss of a batch and the logits (Q, labels).
+        """The loss and the logits (Q, labels).
 
-        The loss is that of ViLT's own training: binary cross-entropy with soft targets, summed over the labels and averaged
-        over the questions. There is one true answer here, with target 1.
+        The loss is ViLT's own: binary cross-entropy, summed over the labels and averaged over the questions. VQAv2 has soft
+        targets from ten annotators; here the one true answer has target 1.
         """
         logits = self.logits(self.encode_images(pixels, patches), input_ids, attention_mask, image_of_question)
         targets = torch.zeros_like(logits, dtype=torch.float32)
         known = labels != UNKNOWN
         targets[known, labels[known]] = 1.0
+        # The function averages over labels too; the factor makes that a sum.
         loss = functional.binary_cross_entropy_with_logits(logits.float(), targets) * logits.shape[1]
         return {"loss": loss, "logits": logits}
 
     def encode_images(self, pixels: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded patches (P, T, D), the first of them the image's own token, and which of them count, (P, T).
+        """Embedded patches (N, T, D), of which the first is the image's own token, and their mask (N, T).
 
         Args:
-            pixels: uint8, (P, 3, H, W).
-            patches: rows and columns of patches that belong to each image, (P, 2).
+            pixels: uint8, (N, 3, H, W).
+            patches: rows and columns of patches of each image, (N, 2).
         """
         embeddings = self.vilt.embeddings
         trained = any(parameter.requires_grad for parameter in embeddings.parameters())
@@ -139,6 +145,7 @@ class ImageOnceVilt(ViltForQuestionAnswering):
             square = positions[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
             rows = []
             for grid, (high, wide) in zip(grids, patches.tolist(), strict=True):
+                # Position embeddings are those of a square of 12 x 12 patches, resized to the image's own grid.
                 fitted = functional.interpolate(square, size=(high, wide), mode="bilinear", align_corners=True)[0]
                 placed = grid[:, :high, :wide] + fitted
                 rows.append(torch.cat([embeddings.cls_token[0] + positions[0, :1], placed.flatten(1).T]))
@@ -149,15 +156,15 @@ class ImageOnceVilt(ViltForQuestionAnswering):
 
     def logits(
         self,
-        pictures: tuple[Tensor, Tensor],
+        encoded: tuple[Tensor, Tensor],
         input_ids: Tensor,
         attention_mask: Tensor,
         image_of_question: Tensor,
     ) -> Tensor:
-        """Scores of all labels, (Q, labels)."""
+        """Scores of all labels, (Q, labels), from what `encode_images` returned and the questions."""
         vilt = self.vilt
         words = vilt.embeddings.text_embeddings(input_ids=input_ids) + vilt.embeddings.token_type_embeddings.weight[0]
-        patches, counted = (part.index_select(0, image_of_question) for part in pictures)
+        patches, counted = (part.index_select(0, image_of_question) for part in encoded)
         states = torch.cat([words, patches.to(words.dtype)], 1)
         mask = torch.cat([attention_mask.bool(), counted], 1)[:, None, None, :]
         for layer in vilt.encoder.layer:
@@ -171,9 +178,9 @@ class ImageOnceVilt(ViltForQuestionAnswering):
 
 
 class Model(base.Model):
-    """ViLT with everything around it.
+    """ViLT's network, processor and labels.
 
-    Confidence is the sigmoid of the answer's score, as trained: one label's probability, not a share of all.
+    Confidence is the sigmoid of the answer's score, which matches the loss: labels do not compete, so they do not sum to 1.
     """
 
     kind = "vilt"
@@ -183,30 +190,31 @@ class Model(base.Model):
         "total": "198 M",
         "trainable": "0.9 M at r = 16",
         "difference": "ViLT-B/32 with its 3,129 answers has 117.6 M parameters. r = 16 on query, key and value trains 884,736; "
-        "here the classifier is trained as well, since it has to learn the answers of the training split.",
+        "here the classifier is trained too, since it has to learn the answers of the training split.",
     }
 
     def __init__(self, net: Any, processor: Processor, known: int) -> None:
         self.net, self.processor = net, processor
-        self.known = known  # labels that the weights came with; those after them are new
+        self.known = known  # number of labels of the base; added answers come after them
         self.texts = [net.config.id2label[number] for number in range(net.config.num_labels)]
-        self.allowed: Tensor | None = None
+        self.allowed: Tensor | None = None  # (labels,), boolean: the candidates of ``decoding: ranking``
 
     @classmethod
     def load(cls, settings: ModelSettings, answers: Iterable[str] = ()) -> Model:
-        """See `vqa.models.base.Model`; ``answers`` that are no labels yet get a row of the classifier each."""
-        net, tokenizer, images = load_parts(settings.weights, ImageOnceVilt, ViltImageProcessorPil)
+        """See `vqa.models.base.Model`; each of the ``answers`` that is no label yet gets a row of the classifier."""
+        net, tokenizer, image_processor = load_parts(settings.weights, ImageOnceVilt, ViltImageProcessorPil)
         known = net.config.num_labels
         extend(net, sorted(set(answers) - set(net.config.label2id)))
-        net.image_mean.copy_(torch.tensor(images.image_mean).view(3, 1, 1))
-        net.image_std.copy_(torch.tensor(images.image_std).view(3, 1, 1))
-        longest = min(net.config.max_position_embeddings, tokenizer.model_max_length)
-        processor = Processor(tokenizer, images, net.config.patch_size, longest, dict(net.config.label2id))
+        net.image_mean.copy_(torch.tensor(image_processor.image_mean).view(3, 1, 1))
+        net.image_std.copy_(torch.tensor(image_processor.image_std).view(3, 1, 1))
+        max_tokens = min(net.config.max_position_embeddings, tokenizer.model_max_length)
+        labels = dict(net.config.label2id)
+        processor = Processor(tokenizer, image_processor, net.config.patch_size, max_tokens, labels)
         return cls(net.eval(), processor, known)
 
     @classmethod
     def adapter_answers(cls, folder: Path) -> list[str]:
-        """The answers that the model was extended by when the adapter was trained; none for adapters from elsewhere.
+        """The answers that were added when the adapter was trained; none for adapters that were trained elsewhere.
 
         Raises:
             UserError: the file of answers is damaged.
@@ -215,41 +223,41 @@ class Model(base.Model):
         try:
             return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
         except ValueError as error:
-            raise UserError(f"{file} is damaged ({error}): the adapter cannot be used without it.") from error
+            raise UserError(f"{file} is damaged ({error}): copy the adapter again, or train it anew.") from error
 
     def save_extra(self, folder: Path) -> None:
-        """Write the answers that were added, in the order of their rows."""
+        """Write the added answers, in order of their rows in the classifier."""
         write_json(folder / ANSWERS, self.texts[self.known :])
 
     @property
     def vilt(self) -> ImageOnceVilt:
-        """The network itself, whether or not peft is around it."""
+        """The network without peft's wrapper."""
         inner = self.net.get_base_model() if hasattr(self.net, "get_base_model") else self.net
         assert isinstance(inner, ImageOnceVilt)
         return inner
 
     def encode(self, batch: Batch) -> Any:
-        """The embedded patches, unless an adapter reaches them."""
+        """The embedded patches, unless an adapter changes the embedding."""
         if any("lora_" in name for name, _ in self.vilt.vilt.embeddings.named_parameters()):
             return None
         return self.vilt.encode_images(batch["pixels"], batch["patches"])
 
     def compile(self) -> None:
-        """Everything after the patches; once for each number of texts and patches that is not seen to vary."""
+        """Compile the encoder; torch compiles again for each new number of words or patches until it sees them vary."""
         self.vilt.logits = torch.compile(self.vilt.logits)  # type: ignore[method-assign]
 
     def answer(self, batch: Batch, encoded: Any, settings: EvaluateSettings, *, adapted: bool) -> list[Answer]:
-        """See `vqa.models.base.Model`; without its adapter the model chooses among the labels that it came with.
+        """See `vqa.models.base.Model`; without an adapter only the base's own labels are possible.
 
         Raises:
-            UserError: ``decoding: beam``; a classifier writes no words.
+            UserError: ``decoding: beam``, which a classifier does not have.
         """
         if settings.decoding == "beam":
-            raise UserError("evaluate.decoding: vilt chooses an answer and writes none, so it has no beam; use greedy")
-        pictures = self.vilt.encode_images(batch["pixels"], batch["patches"]) if encoded is None else encoded
-        scores = self.vilt.logits(
-            pictures, batch["input_ids"], batch["attention_mask"], batch["image_of_question"]
-        ).float()
+            raise UserError("evaluate.decoding: vilt is a classifier and has no beam search; use greedy.")
+        if encoded is None:
+            encoded = self.vilt.encode_images(batch["pixels"], batch["patches"])
+        text = batch["input_ids"], batch["attention_mask"], batch["image_of_question"]
+        scores = self.vilt.logits(encoded, *text).float()
         if not adapted:
             scores[:, self.known :] = -torch.inf
         if self.allowed is not None:
@@ -264,21 +272,21 @@ class Model(base.Model):
         ]
 
     def set_candidates(self, answers: Sequence[str]) -> None:
-        """Labels to choose from under ``decoding: ranking``; where none of them is known, all labels remain."""
+        """See `vqa.models.base.Model`; if no candidate is a label, all labels remain."""
         wanted = set(answers)
         self.allowed = torch.tensor([text in wanted for text in self.texts])
 
 
 def extend(net: ViltForQuestionAnswering, answers: Sequence[str]) -> None:
-    """Give the classifier a row for each new answer.
+    """Add a row to the classifier for each new answer.
 
-    An answer that only differs in writing from a label ("two" and "2") begins with that label's weights. Any other one begins with
-    the mean of all rows and a bias below all of theirs: as unlikely as the rarest label, until training says otherwise. Zeros
-    would put every new answer at a probability of one half.
+    An answer that normalizes to a label ("two" and "2") starts with that label's weights. Any other starts with the mean of all
+    rows and the lowest of all biases: as unlikely as the rarest label. Zeros would start every new answer at a probability of
+    one half.
     """
     if not answers:
         return
-    old = net.classifier[3]
+    old = net.classifier[3]  # after Linear, LayerNorm and GELU
     assert isinstance(old, nn.Linear)
     labels = dict(net.config.label2id)
     alike = {normalize(label): number for label, number in labels.items()}

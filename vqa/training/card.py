@@ -1,76 +1,42 @@
-"""The README of a trained adapter: what somebody who finds it should know about it."""
+"""The README of a trained adapter: where it comes from, how good it is, how to use it."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from data_prep.files import file_digest
+from vqa.models.lora import ParameterTable
 from vqa.settings import ModelSettings, TrainSettings
+from vqa.training.callbacks import Best
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def model_card(
-    name: str,
-    model: ModelSettings,
-    settings: TrainSettings,
-    *,
-    parameters: Mapping[str, Any],
-    best: Mapping[str, Any] | None,
-    batch: str,
-    data: Path,
-    added_answers: int,
-) -> str:
-    """The card, in the hub's format.
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What the card states."""
 
-    Args:
-        name: of the model in this project.
-        model: base and LoRA.
-        settings: hyper-parameters.
-        parameters: counts, of `vqa.models.lora.parameter_table`.
-        best: step and exact match of the validation that chose this adapter; None without a validation split.
-        batch: how the effective batch was made, in words.
-        data: the curated splits, whose digests say what it was trained on.
-        added_answers: answers that the base did not know and the adapter's own output layer does.
-    """
-    scored = (
-        f"Exact match on {best['questions']} validation questions: {best['exact_match']:.3f} (step {best['step']}, the "
-        f"best of this training)."
-        if best
-        else "It was not validated: the validation split is empty. This is the last step's adapter."
-    )
-    lora = model.lora
-    variants = [word for word, on in (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora)) if on]
-    kind = " with ".join(["LoRA", *variants])
-    command = f"--model {model.kind} --weights {model.weights} --adapter this_folder"
-    loading = f"Answer with `launch.py predict {command}`, or load it with `peft.PeftModel.from_pretrained(base, this_folder)`."
-    if added_answers:
-        loading = (
-            f"It knows {added_answers:,} answers that its base does not (answers.json), so its output layer has another shape than "
-            f"the base's, which peft alone does not load. Answer with `launch.py predict {command}`, or make one model of both, "
-            f"which transformers loads, with `launch.py merge {command} --output FOLDER`."
+    name: str  # of the model in this project
+    model: ModelSettings
+    settings: TrainSettings
+    parameters: ParameterTable
+    best: Best | None  # the validation that chose this adapter; None without a validation split
+    batch: str  # the effective batch in words: "4 x 4 on 2 processes (ddp)"
+    data: Path  # the folder of the curated splits, whose digests identify the training data
+    added_answers: int  # answers that the adapter's output layer has and the base does not
+
+    def render(self) -> str:
+        """The card as Markdown with the hub's YAML header."""
+        environment = Environment(
+            loader=FileSystemLoader(TEMPLATES),
+            autoescape=False,  # Markdown, not HTML
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            keep_trailing_newline=True,
         )
-    return f"""---
-base_model: {model.weights}
-library_name: peft
-tags: [visual-question-answering, lora]
----
-# {name}: LoRA adapter for one-word questions about products
-
-{scored}
-
-| | |
-| --- | --- |
-| base model | `{model.weights}` ({model.kind}) |
-| {kind} | r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout}, targets {lora.targets or "the default of the model"} |
-| parameters | {parameters["trainable"]:,} of {parameters["total"]:,} trained ({parameters["percent"]} %) |
-| training | {settings.epochs:g} epochs, batch {batch}, learning rate {settings.learning_rate:g} ({settings.schedule}), weight decay {settings.weight_decay:g}, seed {settings.seed} |
-| data | train.jsonl sha256 `{_digest(data / "train.jsonl")}`, val.jsonl sha256 `{_digest(data / "val.jsonl")}` |
-
-{loading}
-"""
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        facts = {name: getattr(self, name) for name in self.__slots__}
+        digests = {f"{split}_digest": file_digest(self.data / f"{split}.jsonl") for split in ("train", "val")}
+        return environment.get_template("card.md").render(facts | digests, lora=self.model.lora)

@@ -1,13 +1,17 @@
-"""The files that a training writes about itself, line by line."""
+"""The logs of a training. A line of ``log.jsonl``::
+
+{"step": 10, "max_steps": 750, "epoch": 0.04, "loss": 1.92, "learning_rate": 4.9e-5, "grad_norm": 3.1, "samples_per_second": 21.0,
+ "waiting_share": 0.02, "memory_bytes": 5200000000, "at": 1764073423.2}
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import orjson
 
-from data_prep.files import write_atomic
+from data_prep.files import dumps, write_atomic
 
 BEST = "best.json"
 STEPS = "log.jsonl"
@@ -15,14 +19,14 @@ VALIDATIONS = "validation.jsonl"
 LOGS = (STEPS, VALIDATIONS)
 
 
-def append(path: Path, line: dict[str, Any]) -> None:
+def append(path: Path, line: Mapping[str, object]) -> None:
     """Add a line to a log."""
     with path.open("ab") as file:
-        file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        file.write(dumps(line))
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the lines of a log that a resumed training writes again, and what a kill left of a last one."""
+    """Drop the lines that a training resumed after ``step`` writes again, and a last line that a kill cut off."""
     if not path.is_file():
         return
     lines = path.read_bytes().splitlines(keepends=True)

@@ -1,12 +1,12 @@
-"""LoRA training with the HF Trainer: one process or many (DDP, DeepSpeed ZeRO), resumed bit for bit on a CPU.
+"""LoRA training with the HF Trainer: one process or many (DDP, DeepSpeed ZeRO); on a CPU resuming is exact to the bit.
 
 Writes into its folder::
 
     checkpoint-500/     adapter, optimizer, schedule, RNG, position in the data, complete.json
-    best-500/           the adapter with the best validation so far; best.json names it
-    log.jsonl           a line every few steps; validation.jsonl a line a validation
-    tensorboard/        the same figures, where tensorboard is installed
-    parameters.json     what is trained, measured
+    best-500/           the adapter of the best validation so far; best.json names it
+    log.jsonl           a line every few steps; validation.jsonl has a line per validation
+    tensorboard/        the same figures, if tensorboard is installed
+    parameters.json     parameter counts
     adapter/            the result, in peft's format, with a model card
 """
 
@@ -17,7 +17,8 @@ import importlib.util
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,15 +29,18 @@ from data_prep.files import write_atomic, write_json
 from data_prep.outcomes import Interrupted, UserError
 from data_prep.records import Example
 from vqa import distributed
-from vqa.dataset import VQADataset, load_dataset_and_metadata
+from vqa.dataset import VQADataset, load_dataset_and_metadata, verify_dataset
 from vqa.models.base import Model, model_class
 from vqa.models.lora import apply_lora_to_model, parameter_table
 from vqa.settings import EvaluateSettings, ModelSettings, TrainSettings
 from vqa.training import checkpoints
 from vqa.training.callbacks import LogCallback, StopCallback, ValidationCallback
-from vqa.training.card import model_card
+from vqa.training.card import ModelCard
+from vqa.training.errors import disk_full
 from vqa.training.logs import LOGS, forget_after
-from vqa.training.trainer import LoraTrainer, disk_full, training_arguments
+from vqa.training.trainer import LoraTrainer, training_arguments
+
+PROBLEMS_SHOWN = 5
 
 
 def train(
@@ -49,38 +53,45 @@ def train(
     out: Path,
     stop: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Train an adapter, going on from the newest whole checkpoint in ``out``.
+    """Train an adapter, resuming from the newest complete checkpoint in ``out``.
 
-    Where the batch does not fit on the GPU it is divided, and more steps are accumulated: the effective batch and the
-    order of the questions stay. That goes for one process; several are told to configure it.
+    If a batch does not fit on the GPU, it is divided and more batches are accumulated: the effective batch size and the order
+    of the questions stay. Only a single process does so; several ask for another configuration.
 
     Args:
-        name: what the model is called in logs and tables.
+        name: of the model in logs and tables.
         model: weights, LoRA, batch sizes.
         settings: hyper-parameters.
-        data: the curated splits.
-        image_root: the folder of the images.
-        out: takes what is written.
-        stop: becomes true when the process was asked to stop.
+        data: folder of the curated splits.
+        image_root: folder of the images.
+        out: folder for everything that is written.
+        stop: becomes true when the process is asked to stop.
 
     Returns:
-        Optimizer steps of the whole training, those before an interruption included.
+        Optimizer steps of the whole training, including those before interruptions.
 
     Raises:
         Interrupted: asked to stop; a checkpoint is saved.
-        UserError: weights or data are missing, the loss became NaN, the disk is full, memory does not suffice, the checkpoint
-            is another world's.
+        UserError: weights or data are missing or wrong, the loss became NaN, the disk is full, memory does not suffice, or the
+            checkpoint is from another number of processes or strategy.
     """
     splits, _ = load_dataset_and_metadata(data)
     if not splits["train"]:
         raise UserError(f"{data / 'train.jsonl'} is empty: there is nothing to train {name} on.")
+    if problems := verify_dataset({split: rows for split, rows in splits.items() if rows}, image_root):
+        shown = "; ".join(problems[:PROBLEMS_SHOWN])
+        raise UserError(
+            f"The dataset in {data} has {len(problems)} problems: {shown}. Restore the missing images, or run the stage "
+            f"curate again."
+        )
+    task = _Task(name, model, settings, data, image_root, out)
     batch, accumulation = model.batch_size, model.gradient_accumulation
     while True:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            return _Training(name, model, settings, data, splits, image_root, out, batch, accumulation).run(stop)
+            return _Training(task, splits, batch, accumulation).run(stop)
         except torch.OutOfMemoryError:
-            pass  # left before anything else is done: the traceback's frames hold the network and its optimizer
+            pass  # go on outside of the handler: its traceback's frames hold the network and its optimizer
         except (OSError, RuntimeError, ValueError) as error:
             raise disk_full(error, out) or error from error
         if batch == 1:
@@ -89,52 +100,54 @@ def train(
         if distributed.count() > 1:
             raise UserError(
                 f"{name} does not fit on a GPU. Set models.{name}.batch_size to {batch} and "
-                f"models.{name}.gradient_accumulation to {accumulation}: the same effective batch in less memory."
+                f"models.{name}.gradient_accumulation to {accumulation}: the same effective batch size in less memory."
             )
-        print(f"{name}: out of GPU memory; going on with batches of {batch} x {accumulation}", flush=True)
+        print(f"{name}: out of GPU memory, continuing with batches of {batch} x {accumulation}", flush=True)
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def divided(batch: int, accumulation: int) -> tuple[int, int]:
-    """The next smaller batch whose accumulated steps make the same effective batch: 4 x 4 → 2 x 8 → 1 x 16, 6 x 1 → 3 x 2."""
+    """The next smaller batch with the same effective size: 4 x 4 → 2 x 8 → 1 x 16, 6 x 1 → 3 x 2."""
     assert batch > 1, batch
     smaller = next(size for size in range(batch // 2, 0, -1) if batch * accumulation % size == 0)
     return smaller, batch * accumulation // smaller
 
 
-class _Training:
-    """One attempt at a training with one size of batch."""
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What to train; see `train`."""
 
-    def __init__(
-        self,
-        name: str,
-        model_settings: ModelSettings,
-        settings: TrainSettings,
-        data: Path,
-        splits: dict[str, list[Example]],
-        image_root: Path,
-        out: Path,
-        batch: int,
-        accumulation: int,
-    ) -> None:
-        set_seed(settings.seed)
-        self.name, self.model_settings, self.settings, self.data, self.out = name, model_settings, settings, data, out
-        self.model: Model = model_class(model_settings.kind).load(model_settings, [e.answer for e in splits["train"]])
-        apply_lora_to_model(self.model, model_settings.lora)
-        self.parameters = parameter_table(self.model)
+    name: str
+    model: ModelSettings
+    settings: TrainSettings
+    data: Path
+    image_root: Path
+    out: Path
+
+
+class _Training:
+    """One attempt at a task with one batch size."""
+
+    def __init__(self, task: _Task, splits: Mapping[str, Sequence[Example]], batch: int, accumulation: int) -> None:
+        settings, out = task.settings, task.out
+        set_seed(settings.seed)  # before LoRA draws its first weights
+        self.task, self.name, self.out = task, task.name, task.out
+        self.model: Model = model_class(task.model.kind).load(task.model, [e.answer for e in splits["train"]])
+        apply_lora_to_model(self.model, task.model.lora)
+        self.parameters = parameter_table(self.model)  # before the Trainer, which partitions the weights under ZeRO-3
         arguments = training_arguments(settings, out, len(splits["train"]), batch, accumulation)
         self.validation = ValidationCallback(
             self.model,
             fixed_sample(splits["val"], settings.validation_questions, settings.seed),
-            image_root,
+            task.image_root,
             out,
             every=settings.eval_steps,
             patience=settings.patience,
             answering=EvaluateSettings(),
         )
         log = LogCallback(out, batch * accumulation * distributed.count())
-        dataset = VQADataset(splits["train"], image_root)
+        dataset = VQADataset(splits["train"], task.image_root)
         self.trainer = LoraTrainer(
             settings,
             model=self.model.net,
@@ -149,10 +162,10 @@ class _Training:
             self.batch += f" on {distributed.count()} processes ({settings.strategy})"
 
     def run(self, stop: Callable[[], bool]) -> int:
-        """Train to the end, or until ``stop``; the number of optimizer steps in all."""
-        resumed = distributed.decided(self._checkpoint)
-        if resumed and distributed.decided(lambda: self.validation.exhausted(checkpoints.step_of(resumed))):
-            self.finish()  # it had stopped early, and was killed before it could
+        """Train to the end or until ``stop``; returns the optimizer steps in all."""
+        resumed = distributed.rank0_decides(self._checkpoint)
+        if resumed and distributed.rank0_decides(lambda: self.validation.exhausted(checkpoints.step_of(resumed))):
+            self.finish()  # it had stopped early and was killed before it finished
             return checkpoints.step_of(resumed)
         stopping = StopCallback(stop)
         self.trainer.add_callback(stopping)
@@ -162,57 +175,58 @@ class _Training:
         self.trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         state = self.trainer.state
         seconds = time.monotonic() - began
-        print(f"{self.name}: waited {self.trainer.waited / seconds:.0%} of the time for images", flush=True)
+        print(f"{self.name}: waited for images {self.trainer.waited / seconds:.0%} of the time", flush=True)
         if stopping.stopped:
             raise Interrupted(f"training of {self.name} at step {state.global_step} of {state.max_steps}; saved")
         self.finish()
         return state.global_step
 
     def _checkpoint(self) -> Path | None:
-        """Where to go on from; called in the first process only, which also tidies up."""
+        """The checkpoint to resume from. Called on rank 0 only, which also deletes what comes after it."""
         write_json(self.out / "parameters.json", self.parameters)
-        resumed = checkpoints.newest_valid(self.out, processes=distributed.count(), strategy=self.settings.strategy)
+        resumed = checkpoints.newest_valid(
+            self.out, processes=distributed.count(), strategy=self.task.settings.strategy
+        )
         checkpoints.discard_newer(self.out, than=resumed)
         if resumed is None:
             self.validation.forget()
         for name in LOGS:
             forget_after(self.out / name, checkpoints.step_of(resumed) if resumed else 0)
-        print(
-            f"{self.name}: {'going on from ' + resumed.name if resumed else 'training from the beginning'}", flush=True
-        )
+        start = f"resuming from {resumed.name}" if resumed else "training from the beginning"
+        print(f"{self.name}: {start}", flush=True)
         return resumed
 
     def finish(self) -> None:
-        """Put the best adapter (without validation: the last) under its final name, complete or not at all."""
+        """Put the best adapter (without validation the last) under its final name, complete or not at all."""
         adapter, part = self.out / "adapter", self.out / "adapter.part"
-        best = distributed.decided(self.validation.best)
+        best = distributed.rank0_decides(self.validation.best)
         if best is None:
             self.trainer.require_finite()
             self.trainer.save_model(str(part), _internal_call=True)
         if self.trainer.is_world_process_zero():
             if best is not None:
                 shutil.rmtree(part, ignore_errors=True)
-                shutil.copytree(self.out / best["folder"], part)
-            (part / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to trust
+                shutil.copytree(self.out / best.folder, part)
+            (part / "training_args.bin").unlink(missing_ok=True)  # a pickle: loading it runs code
             self.model.save_extra(part)
-            card = model_card(
-                self.name,
-                self.model_settings,
-                self.settings,
+            card = ModelCard(
+                name=self.name,
+                model=self.task.model,
+                settings=self.task.settings,
                 parameters=self.parameters,
                 best=best,
                 batch=self.batch,
-                data=self.data,
+                data=self.task.data,
                 added_answers=len(self.model.adapter_answers(part)),
             )
-            write_atomic(part / "README.md", card.encode())
+            write_atomic(part / "README.md", card.render().encode())
             shutil.rmtree(adapter, ignore_errors=True)
             part.rename(adapter)
-        distributed.wait_for_all()  # nobody says that it is done before it is
+        distributed.wait_for_all()  # no rank reports success before the adapter is there
 
 
 def _tensorboard(out: Path, resumed: Path | None) -> list[TrainerCallback]:
-    """The callback that logs to TensorBoard, if it is installed; steps after the checkpoint are written anew."""
+    """The callback that logs to TensorBoard, if installed. Steps after the checkpoint are purged, as they come again."""
     if importlib.util.find_spec("tensorboard") is None or distributed.rank() != 0:
         return []
     from torch.utils.tensorboard import SummaryWriter
@@ -223,7 +237,7 @@ def _tensorboard(out: Path, resumed: Path | None) -> list[TrainerCallback]:
 
 
 def fixed_sample(examples: Sequence[Example], size: int, seed: int) -> list[Example]:
-    """The same questions every time, whatever the order of the file, those about one image together."""
+    """A sample that depends on the examples and the seed only, ordered by image."""
     ordered = sorted(examples, key=lambda example: example.id)
     sample = random.Random(seed).sample(ordered, min(size, len(ordered)))
     return sorted(sample, key=lambda example: (example.image_path, example.id))

@@ -6,12 +6,12 @@ import csv
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from data_prep.outcomes import Emit, Failed, Ok, UserError
+from data_prep.outcomes import Failed, Ok, Todo, UserError
 from data_prep.records import Example, Prediction
 from tests.vqa.evaluation.rows import examples, predictions, write_images
 from vqa.evaluation.compare import compare
@@ -135,13 +135,12 @@ def model(monkeypatch: pytest.MonkeyPatch) -> None:
         ) -> None:
             self.image_root = image_root
 
-        def process(
-            self, items: Iterator[Example], emits: Mapping[str, Emit], wanted: Callable[[str, str], bool]
-        ) -> None:
-            for e in items:
-                for emit in emits.values():
-                    known = (self.image_root / e.image_path).is_file()
-                    emit(e.id, Ok({"answer": "red", "confidence": 0.5}) if known else Failed("image_missing"))
+        def process(self, todos: Iterator[Todo[Example]]) -> None:
+            for todo in todos:
+                e = todo.item
+                answer = Prediction(e.id, e.item_id, e.image_id, e.question, e.answer, "red")
+                known = (self.image_root / e.image_path).is_file()
+                todo.record(Ok(answer) if known else Failed("image_missing"))
 
     inference, settings = types.ModuleType("vqa.inference.answerer"), types.ModuleType("vqa.settings")
     inference.Answerer = Answerer  # type: ignore[attr-defined]

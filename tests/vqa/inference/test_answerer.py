@@ -1,18 +1,18 @@
-"""Answering in bulk: one pass for all variants of a model, resumed per variant, whatever the images and the memory are like."""
+"""Answering in bulk: one pass for all variants of a model, resumed per variant, with broken images and scarce memory."""
 
 import errno
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from data_prep.outcomes import Failed, Ok, UserError
+from data_prep.outcomes import Failed, Ok, Todo, UserError
 from data_prep.records import Example
-from tests.vqa.tiny_models import QUESTIONS, images, make_model
+from tests.vqa.tiny_models import QUESTIONS, make_model, noise_images
 from vqa.dataset import open_image
 from vqa.inference.answerer import Answerer, cut, halve
 from vqa.models.lora import apply_lora_to_model
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     parameter.normal_(0, 0.5)
         model.net.save_pretrained(folder / name)
     (folder / "images").mkdir()
-    for number, image in enumerate(images()):
+    for number, image in enumerate(noise_images()):
         image.save(folder / "images" / f"{number}.png")
     return folder
 
@@ -54,28 +54,34 @@ def answerer(folder: Path, *variants: str, **settings: Any) -> Answerer:
     return Answerer(model, adapters, SETTINGS.model_copy(update=settings), folder / "images")
 
 
-class Filed:
-    """What came out, by variant and question."""
+class Outcomes:
+    """What was recorded, by variant and question."""
 
-    def __init__(self, *variants: str) -> None:
-        self.outcomes: dict[str, dict[str, Ok | Failed]] = defaultdict(dict)
-        self.emits = {name: self._emit(name) for name in variants}
+    def __init__(self) -> None:
+        self.of: dict[str, dict[str, Ok | Failed]] = defaultdict(dict)
 
-    def _emit(self, variant: str) -> Any:
-        def emit(key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
-            assert key not in self.outcomes[variant], "an answer twice"
-            self.outcomes[variant][key] = outcome
+    def todo(self, example: Example, variant: str) -> Todo[Example]:
+        def record(outcome: Ok | Failed, *, durable: bool = False) -> None:
+            assert example.id not in self.of[variant], "recorded twice"
+            self.of[variant][example.id] = outcome
 
-        return emit
+        return Todo(example, record, variant)
 
     def answers(self, variant: str) -> dict[str, str]:
-        return {k: o.value["answer"] for k, o in self.outcomes[variant].items() if isinstance(o, Ok)}
+        return {key: o.value.answer for key, o in self.of[variant].items() if isinstance(o, Ok)}
 
 
-def run(which: Answerer, *variants: str, items: Iterator[Example] | None = None, **options: Any) -> Filed:
-    filed = Filed(*variants)
-    which.process(items or iter(examples()), filed.emits, **options)
-    return filed
+def run(
+    which: Answerer,
+    *variants: str,
+    items: Sequence[Example] | None = None,
+    lacks: Callable[[str, str], bool] = lambda variant, key: True,
+) -> Outcomes:
+    """Answer all questions in all variants, except for what ``lacks`` says is answered already."""
+    outcomes = Outcomes()
+    asked = ((e, name) for e in items or examples() for name in variants if lacks(name, e.id))
+    which.process(outcomes.todo(*each) for each in asked)
+    return outcomes
 
 
 def test_one_pass_for_base_and_adapters_answers_as_a_pass_for_each(folder: Path) -> None:
@@ -104,7 +110,7 @@ def test_the_batch_size_changes_no_answer(folder: Path, size: int) -> None:
     assert run(answerer(folder, "one", batch_size=size), "one").answers("one") == expected
 
 
-def test_what_a_variant_has_already_is_neither_answered_nor_filed_again(folder: Path) -> None:
+def test_what_a_variant_has_already_is_neither_answered_nor_recorded_again(folder: Path) -> None:
     which = answerer(folder, "base", "one")
     asked: list[list[str]] = []
     answer_batch = which.answer_batch
@@ -115,27 +121,27 @@ def test_what_a_variant_has_already_is_neither_answered_nor_filed_again(folder: 
 
     which.answer_batch = watched  # type: ignore[method-assign]
     lacking = {e.id for e in examples()[-1:]}
-    filed = run(which, "base", "one", wanted=lambda variant, key: variant == "one" or key in lacking)
-    assert filed.outcomes["base"].keys() == lacking
-    assert filed.outcomes["one"].keys() == {e.id for e in examples()}
+    found = run(which, "base", "one", lacks=lambda variant, key: variant == "one" or key in lacking)
+    assert found.of["base"].keys() == lacking
+    assert found.of["one"].keys() == {e.id for e in examples()}
     assert asked.count(["base", "one"]) == 1 and asked.count(["one"]) == len(asked) - 1 > 0
 
 
 def test_an_unreadable_image_fails_its_questions_and_no_others(folder: Path, tmp_path: Path) -> None:
     bad = [Example("bad", "I", "P", "gone.png", "What?", "red", "", "", "")]
-    filed = run(answerer(folder, "base"), "base", items=iter([*examples()[:2], *bad, *examples()[2:]]))
-    failed = filed.outcomes["base"].pop("bad")
+    found = run(answerer(folder, "base"), "base", items=[*examples()[:2], *bad, *examples()[2:]])
+    failed = found.of["base"].pop("bad")
     assert isinstance(failed, Failed) and failed.reason == "image_unreadable" and "gone.png" in failed.detail
-    assert filed.answers("base") == run(answerer(folder, "base"), "base").answers("base")
+    assert found.answers("base") == run(answerer(folder, "base"), "base").answers("base")
 
 
-def test_a_image_with_more_questions_than_a_batch_is_answered_in_parts(folder: Path) -> None:
+def test_an_image_with_more_questions_than_a_batch_is_answered_in_parts(folder: Path) -> None:
     def asked() -> list[Example]:
         return [Example(f"{n}", "I", "P", "0.png", QUESTIONS[0][n % 2], "red", "", "", "") for n in range(20)]
 
     assert [len(batch) for batch in cut(iter(asked()), 8)] == [8, 8, 4]
-    few = run(answerer(folder, "one", batch_size=3), "one", items=iter(asked())).answers("one")
-    assert few == run(answerer(folder, "one", batch_size=50), "one", items=iter(asked())).answers("one")
+    few = run(answerer(folder, "one", batch_size=3), "one", items=asked()).answers("one")
+    assert few == run(answerer(folder, "one", batch_size=50), "one", items=asked()).answers("one")
     assert len(few) == 20
 
 
@@ -148,8 +154,8 @@ def test_a_file_system_that_recovers_costs_no_answer(folder: Path, monkeypatch: 
         return open_image(root, path)
 
     monkeypatch.setattr("vqa.inference.answerer.open_image", stale)
-    filed = run(answerer(folder, "base"), "base").outcomes["base"]
-    failed = [outcome for outcome in filed.values() if isinstance(outcome, Failed)]
+    outcomes = run(answerer(folder, "base"), "base").of["base"]
+    failed = [outcome for outcome in outcomes.values() if isinstance(outcome, Failed)]
     assert failed and all(outcome.retry and "Stale" in outcome.detail for outcome in failed)
 
 
@@ -171,9 +177,9 @@ def test_where_memory_does_not_suffice_a_batch_is_halved_and_no_answer_changes(f
         return encode(batch)
 
     which.model.encode = scarce  # type: ignore[method-assign]
-    filed = run(which, "base", "one")
+    found = run(which, "base", "one")
     assert sizes == [4, 2, 1, 1, 2, 1, 1]
-    assert all(filed.answers(name) == expected.answers(name) for name in ("base", "one"))
+    assert all(found.answers(name) == expected.answers(name) for name in ("base", "one"))
 
 
 def test_a_model_that_does_not_fit_with_one_image_is_a_clear_end(folder: Path) -> None:
@@ -188,7 +194,7 @@ def test_a_model_that_does_not_fit_with_one_image_is_a_clear_end(folder: Path) -
 
 
 def test_halves_hold_the_images_with_their_own_questions(folder: Path) -> None:
-    batch = make_model("blip", folder / "weights").processor.collate(images(), QUESTIONS)
+    batch = make_model("blip", folder / "weights").processor.collate(noise_images(), QUESTIONS)
     parts = halve(batch)
     for name, tensor in batch.items():
         if name != "image_of_question":

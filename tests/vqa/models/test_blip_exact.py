@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BlipForQuestionAnswering, BlipImageProcessorPil
 
-from tests.vqa.tiny_models import ANSWERS, QUESTIONS, WORDS, make_model, sample_images
+from tests.vqa.tiny_models import ANSWERS, QUESTIONS, WORDS, make_model, noise_images
 from vqa.models.base import Batch
 from vqa.models.blip import IGNORED, Model
 from vqa.models.lora import apply_lora_to_model
@@ -40,18 +40,18 @@ def theirs(model: Model) -> BlipForQuestionAnswering:
 
 
 def whole_batch(model: Model) -> Batch:
-    return model.processor.collate(sample_images(), QUESTIONS, ANSWERS)
+    return model.processor.collate(noise_images(), QUESTIONS, ANSWERS)
 
 
 def pixel_values(model: Model, image: Image.Image) -> Tensor:
-    values: Tensor = model.processor.images(image, return_tensors="pt")["pixel_values"]
+    values: Tensor = model.processor.image_processor(image, return_tensors="pt")["pixel_values"]
     return values
 
 
 def their_logits(model: Model, network: BlipForQuestionAnswering, number: int, question: str, ids: Tensor) -> Tensor:
     """The decoder's scores for one question alone, each part called as transformers' own forward calls it."""
     text = model.processor.tokenizer(question, return_tensors="pt")
-    seen = network.vision_model(pixel_values=pixel_values(model, sample_images()[number])).last_hidden_state
+    seen = network.vision_model(pixel_values=pixel_values(model, noise_images()[number])).last_hidden_state
     read = network.text_encoder(
         input_ids=text["input_ids"],
         attention_mask=text["attention_mask"],
@@ -114,7 +114,7 @@ def test_gradients_of_the_adapter_are_those_of_transformers(model: Model, target
 def test_greedy_answers_are_those_of_generate_for_one_question_at_a_time(
     model: Model, theirs: BlipForQuestionAnswering
 ) -> None:
-    batch = model.processor.collate(sample_images(), QUESTIONS)
+    batch = model.processor.collate(noise_images(), QUESTIONS)
     with torch.no_grad():
         ours = model.answer(batch, model.encode(batch), GREEDY, adapted=False)
         for (number, question, _), answer in zip(PAIRS, ours, strict=True):
@@ -122,7 +122,7 @@ def test_greedy_answers_are_those_of_generate_for_one_question_at_a_time(
             ids = theirs.generate(
                 input_ids=text["input_ids"],
                 attention_mask=text["attention_mask"],
-                pixel_values=pixel_values(model, sample_images()[number]),
+                pixel_values=pixel_values(model, noise_images()[number]),
                 max_new_tokens=GREEDY.max_new_tokens,
                 num_beams=1,
             )
@@ -134,7 +134,7 @@ def test_beam_search_finds_for_every_question_of_a_batch_what_transformers_finds
     model: Model, theirs: BlipForQuestionAnswering
 ) -> None:
     beam = EvaluateSettings(decoding="beam", beams=3, max_new_tokens=5)
-    batch = model.processor.collate(sample_images(), QUESTIONS)
+    batch = model.processor.collate(noise_images(), QUESTIONS)
     with torch.no_grad():
         ours = model.answer(batch, model.encode(batch), beam, adapted=False)
         for (number, question, _), answer in zip(PAIRS, ours, strict=True):
@@ -142,7 +142,7 @@ def test_beam_search_finds_for_every_question_of_a_batch_what_transformers_finds
             found = theirs.generate(
                 input_ids=text["input_ids"],
                 attention_mask=text["attention_mask"],
-                pixel_values=pixel_values(model, sample_images()[number]),
+                pixel_values=pixel_values(model, noise_images()[number]),
                 max_new_tokens=5,
                 num_beams=3,
                 length_penalty=0.0,
@@ -158,13 +158,13 @@ def test_ranking_chooses_the_likeliest_of_all_candidates(model: Model) -> None:
     candidates = sorted({answer for group in ANSWERS for answer in group})
     model.set_candidates(candidates)
     settings = EvaluateSettings(decoding="ranking", shortlist=len(candidates))
-    batch = model.processor.collate(sample_images(), QUESTIONS)
+    batch = model.processor.collate(noise_images(), QUESTIONS)
     with torch.no_grad():
         chosen = model.answer(batch, model.encode(batch), settings, adapted=False)
         for (number, question, _), answer in zip(PAIRS, chosen, strict=True):
             likelihood = {}
             for candidate in candidates:
-                one = model.processor.collate([sample_images()[number]], [[question]], [[candidate]])
+                one = model.processor.collate([noise_images()[number]], [[question]], [[candidate]])
                 said = model.net(**one)["logits"][0, :-1].log_softmax(-1)
                 likelihood[candidate] = float(said.gather(1, one["labels"][0, 1:, None]).sum())
             assert answer.text == max(likelihood, key=likelihood.__getitem__)
@@ -174,9 +174,9 @@ def test_ranking_chooses_the_likeliest_of_all_candidates(model: Model) -> None:
 def test_a_shortlist_keeps_the_likeliest_first_tokens(model: Model, shortlist: int) -> None:
     candidates = ["red", "wood", "round", "yes"]
     model.set_candidates(candidates)
-    batch = model.processor.collate(sample_images()[:1], [QUESTIONS[0][:1]])
+    batch = model.processor.collate(noise_images()[:1], [QUESTIONS[0][:1]])
     with torch.no_grad():
-        start = model.processor.collate(sample_images()[:1], [QUESTIONS[0][:1]], [["red"]])
+        start = model.processor.collate(noise_images()[:1], [QUESTIONS[0][:1]], [["red"]])
         first = model.net(**start)["logits"][0, 0]
         settings = EvaluateSettings(decoding="ranking", shortlist=shortlist)
         answer = model.answer(batch, model.encode(batch), settings, adapted=False)[0].text
@@ -209,7 +209,7 @@ def test_the_scores_of_a_question_are_the_same_in_whatever_batch_it_is(model: Mo
     with torch.no_grad():
         together = model.net(**batch)["logits"]
         for row, (number, question, answer) in enumerate(PAIRS):
-            one = model.processor.collate([sample_images()[number]], [[question]], [[answer]])
+            one = model.processor.collate([noise_images()[number]], [[question]], [[answer]])
             alone = model.net(**one)["logits"][0]
             torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
 
@@ -217,7 +217,7 @@ def test_the_scores_of_a_question_are_the_same_in_whatever_batch_it_is(model: Mo
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
 def test_pixels_are_those_of_the_pinned_image_processor(model: Model, folder: Path, mode: str) -> None:
     processor = BlipImageProcessorPil.from_pretrained(folder)
-    for image in sample_images(((90, 61), (61, 90), (300, 20), (64, 64), (1, 1))):
+    for image in noise_images(((90, 61), (61, 90), (300, 20), (64, 64), (1, 1))):
         image = image.convert(mode).convert("RGB")
         pixels = model.processor.collate([image], [["What?"]])["pixels"]
         ours = (pixels.float() / 255 - model.net.image_mean) / model.net.image_std
@@ -226,13 +226,13 @@ def test_pixels_are_those_of_the_pinned_image_processor(model: Model, folder: Pa
 
 def test_the_image_processors_own_settings_are_used(folder: Path, tmp_path: Path) -> None:
     model = make_model("blip", folder)
-    model.processor.images.resample = Image.Resampling.NEAREST
+    model.processor.image_processor.resample = Image.Resampling.NEAREST
     model.net.save_pretrained(tmp_path / "other")
     model.processor.save(tmp_path / "other")
     other = make_model("blip", tmp_path / "other")
-    image = sample_images()[1]
+    image = noise_images()[1]
     near = other.processor.collate([image], [["What?"]])["pixels"]
-    theirs = other.processor.images(image, return_tensors="pt")["pixel_values"]
+    theirs = other.processor.image_processor(image, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(
         (near.float() / 255 - other.net.image_mean) / other.net.image_std, theirs, atol=1e-6, rtol=0
     )
@@ -260,7 +260,7 @@ def test_a_image_whose_questions_are_cut_over_two_batches_is_encoded_once_in_tra
     lora = LoraSettings(dropout=0.0)
     apply_lora_to_model(model, lora)
     model.net.train()
-    first, second, third = sample_images()[:3]
+    first, second, third = noise_images()[:3]
     question, answer = QUESTIONS[0][0], ANSWERS[0][0]
     batches = [
         model.processor.collate(shown, [[question]] * len(shown), [[answer]] * len(shown))
@@ -282,7 +282,7 @@ def test_a_image_whose_questions_are_cut_over_two_batches_is_encoded_once_in_tra
 def test_the_first_token_of_a_question_is_the_one_that_is_configured(folder: Path) -> None:
     plain, marked = (make_model("blip", folder, question_prefix=prefix) for prefix in ("cls", "enc"))
     first = [
-        {int(row[0]) for row in m.processor.collate(sample_images(), QUESTIONS)["input_ids"]} for m in (plain, marked)
+        {int(row[0]) for row in m.processor.collate(noise_images(), QUESTIONS)["input_ids"]} for m in (plain, marked)
     ]
     assert isinstance(marked, Model)
     assert first == [{plain.processor.tokenizer.cls_token_id}, {marked.processor_dec() + 1}]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from data_prep.outcomes import UserError
-from tests.vqa.tiny_models import ANSWERS, QUESTIONS, make_model, sample_images
+from tests.vqa.tiny_models import ANSWERS, QUESTIONS, make_model, noise_images
 from vqa.inference.answerer import PER_IMAGE, Answerer
-from vqa.models.base import Model, known_models, model_class
+from vqa.models.base import Answer, Model, known_models, model_class
 from vqa.models.lora import apply_lora_to_model, load_adapter, parameter_table
 from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings
 
@@ -30,9 +30,14 @@ def loaded(kind: str, folder: Path) -> Model:
     return make_model(kind, folder / kind, FLAT)
 
 
+def answered(which: Answerer, count: int = len(QUESTIONS)) -> dict[str, list[Answer]]:
+    """All variants' answers to the questions about the first images."""
+    return which.answer_batch(which.model.processor.collate(noise_images()[:count], QUESTIONS[:count]))
+
+
 @EVERY
 def test_a_batch_has_a_row_a_image_or_a_row_a_question_and_travels_light(kind: str, folder: Path) -> None:
-    batch = loaded(kind, folder).processor.collate(sample_images(), QUESTIONS, ANSWERS)
+    batch = loaded(kind, folder).processor.collate(noise_images(), QUESTIONS, ANSWERS)
     assert batch["pixels"].dtype == torch.uint8 and len(batch["pixels"]) == len(QUESTIONS)
     assert batch["image_of_question"].tolist() == [0, 0, 1, 2, 2, 2, 3]
     for name, tensor in batch.items():
@@ -43,13 +48,13 @@ def test_a_batch_has_a_row_a_image_or_a_row_a_question_and_travels_light(kind: s
 def test_only_adapters_and_what_is_saved_with_them_are_trained(kind: str, folder: Path) -> None:
     model = apply_lora_to_model(loaded(kind, folder), LoraSettings(r=2, dropout=0.0))
     model.net.train()
-    out = model.net(**model.processor.collate(sample_images(), QUESTIONS, ANSWERS))
+    out = model.net(**model.processor.collate(noise_images(), QUESTIONS, ANSWERS))
     assert out["loss"].ndim == 0 and out["loss"].dtype == torch.float32
     out["loss"].backward()
     trained = [name for name, parameter in model.net.named_parameters() if parameter.requires_grad]
     assert all("lora_" in name or any(f".{m}." in name for m in model.modules_to_save) for name in trained)
     assert all(p.grad is not None for p in model.net.parameters() if p.requires_grad), "everything trained has a part"
-    assert 0 < parameter_table(model)["lora"] <= parameter_table(model)["trainable"]
+    assert 0 < parameter_table(model).lora <= parameter_table(model).trainable
 
 
 @EVERY
@@ -64,13 +69,13 @@ def test_an_adapter_comes_back_and_the_base_answers_as_if_there_were_none(
                 parameter.normal_(0, 0.3)
     model.net.eval().save_pretrained(tmp_path / "adapter")
     model.save_extra(tmp_path / "adapter")
-    batch = model.processor.collate(sample_images(), QUESTIONS)
+    batch = model.processor.collate(noise_images(), QUESTIONS)
     with torch.no_grad():
         expected = model.answer(batch, model.encode(batch), SETTINGS, adapted=True)
     settings = ModelSettings(kind=kind, weights=str(folder / kind))
     both = Answerer(settings, {"base": None, "lora": tmp_path / "adapter"}, SETTINGS, tmp_path)
-    answers = both.answer(sample_images(), QUESTIONS)
-    alone = Answerer(settings, {"base": None}, SETTINGS, tmp_path).answer(sample_images(), QUESTIONS)
+    answers = answered(both)
+    alone = answered(Answerer(settings, {"base": None}, SETTINGS, tmp_path))
     assert [a.text for a in answers["lora"]] == [a.text for a in expected]
     assert [a.text for a in answers["base"]] == [a.text for a in alone["base"]]
     assert [a.confidence for a in answers["base"]] == pytest.approx([a.confidence for a in alone["base"]], abs=1e-6)
@@ -83,7 +88,7 @@ def test_an_answer_does_not_depend_on_its_batch(kind: str, folder: Path) -> None
     model = loaded(kind, folder)
 
     def confidences(shown: list[int]) -> list[float]:
-        images = sample_images()
+        images = noise_images()
         batch = model.processor.collate([images[n] for n in shown], [QUESTIONS[n] for n in shown])
         with torch.no_grad():
             return [a.confidence for a in model.answer(batch, model.encode(batch), SETTINGS, adapted=True)]
@@ -97,7 +102,7 @@ def test_an_answer_does_not_depend_on_its_batch(kind: str, folder: Path) -> None
 def test_ranking_chooses_among_the_candidates(kind: str, folder: Path) -> None:
     model = loaded(kind, folder)
     model.set_candidates(["red", "round"])
-    batch = model.processor.collate(sample_images(), QUESTIONS)
+    batch = model.processor.collate(noise_images(), QUESTIONS)
     with torch.no_grad():
         said = model.answer(batch, model.encode(batch), EvaluateSettings(decoding="ranking"), adapted=True)
     assert len(said) == len(FLAT) and {answer.text for answer in said} <= {"red", "round"}
@@ -130,7 +135,7 @@ def test_compiled_it_gives_the_same_answers_to_batches_of_all_sizes(kind: str, f
     plain = Answerer(settings, adapters, SETTINGS, tmp_path)
     fast = Answerer(settings, adapters, SETTINGS.model_copy(update={"compile": True}), tmp_path)
     for count in (1, 2, 4):
-        expected, said = (each.answer(sample_images()[:count], QUESTIONS[:count]) for each in (plain, fast))
+        expected, said = (answered(each, count) for each in (plain, fast))
         for variant in adapters:
             assert [a.text for a in said[variant]] == [a.text for a in expected[variant]]
             assert [a.confidence for a in said[variant]] == pytest.approx(
@@ -143,11 +148,11 @@ def test_without_a_compiler_the_advice_is_to_leave_compiling_off(kind: str, fold
     loaded(kind, folder)
     program = (
         "import sys; from pathlib import Path; from vqa.inference.answerer import Answerer; from vqa.settings import *\n"
-        "from tests.vqa.tiny_models import QUESTIONS, sample_images\n"
+        "from tests.vqa.tiny_models import QUESTIONS, noise_images\n"
         "from data_prep.outcomes import UserError\n"
         "which = Answerer(ModelSettings(kind=sys.argv[1], weights=sys.argv[2]), {'base': None},\n"
         "                 EvaluateSettings(compile=True), Path())\n"
-        "try: which.answer(sample_images(), QUESTIONS)\n"
+        "try: which.answer_batch(which.model.processor.collate(noise_images(), QUESTIONS))\n"
         "except UserError as error: print(error)"
     )
     # No compiler, and nothing that was compiled before.

@@ -67,7 +67,7 @@ def pickled(folder: Path) -> None:
         (cut("model.safetensors"), "Cannot load a model from the folder"),
         (without("model.safetensors"), "Cannot load a model from the folder"),
         (without("*processor*"), "image processor"),
-        (without("tok*"), "no tokenizer for its weights"),
+        (without("tok*"), "no tokenizer that fits its weights"),
         (lambda folder: (folder / "config.json").write_text("{"), "Cannot load a model from the folder"),
     ],
     ids=["weights cut", "no weights", "no image processor", "no tokenizer", "torn config"],
@@ -95,7 +95,7 @@ def test_weights_of_another_model_are_refused_instead_of_filled_up_at_random(sou
 def test_a_configuration_of_another_size_than_the_weights_is_refused(sound: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(sound / "vilt", tmp_path / "vilt"))
     changed("config.json", hidden_size=48)(folder)
-    with pytest.raises(UserError, match="another size"):
+    with pytest.raises(UserError, match="another model or size"):
         load("vilt", folder)
 
 
@@ -104,7 +104,7 @@ def test_a_tokenizer_with_more_words_than_the_weights_is_refused(sound: Path, tm
     tokenizer = make_model("blip", sound / "blip").processor.tokenizer
     tokenizer.add_tokens([f"extra{number}" for number in range(10)])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(UserError, match="no tokenizer for its weights"):
+    with pytest.raises(UserError, match="no tokenizer that fits its weights"):
         load("blip", folder)
 
 
@@ -112,14 +112,14 @@ def test_a_tokenizer_with_more_words_than_the_weights_is_refused(sound: Path, tm
     ("damage", "words"),
     [
         (cut("adapter_model.safetensors"), "does not fit"),
-        (without("adapter_model.safetensors"), "a copy of it may not be complete"),
+        (without("adapter_model.safetensors"), "the copy may be incomplete"),
         (pickled, "could run any code"),
         (without("adapter_config.json"), "holds no adapter"),
         (lambda folder: (folder / "adapter_config.json").write_text("{"), "does not fit"),
         (lambda folder: (folder / "adapter_config.json").write_text("[1]"), "does not fit"),
         (changed("adapter_config.json", peft_type="IA3"), "does not fit"),
         (changed("adapter_config.json", r=3), "does not fit"),
-        (changed("adapter_config.json", target_modules=["query"]), "made for another base"),
+        (changed("adapter_config.json", target_modules=["query"]), "trained on another base"),
     ],
     ids=["cut", "no weights", "pickle", "no config", "torn config", "a list", "IA3", "other rank", "other layers"],
 )

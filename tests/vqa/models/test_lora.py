@@ -12,8 +12,9 @@ from transformers import BlipConfig, BlipForQuestionAnswering
 from data_prep.outcomes import UserError
 from data_prep.records import Example
 from tests.conftest import launch, output
-from tests.vqa.tiny_models import QUESTIONS, make_model, sample_images
+from tests.vqa.tiny_models import QUESTIONS, make_model, noise_images
 from vqa.inference import saved_model
+from vqa.inference.samples import evaluate_on_samples
 from vqa.inference.saved_model import merge_adapter
 from vqa.models.base import Model, model_class
 from vqa.models.lora import apply_lora_to_model, load_adapter, parameter_table
@@ -28,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scores(model: Any) -> torch.Tensor:
-    batch = model.processor.collate(sample_images(), QUESTIONS, [["red"] * len(group) for group in QUESTIONS])
+    batch = model.processor.collate(noise_images(), QUESTIONS, [["red"] * len(group) for group in QUESTIONS])
     with torch.no_grad():
         logits: torch.Tensor = model.net(**batch)["logits"]
     return logits
@@ -69,10 +70,10 @@ def test_the_table_counts_what_is_trained_and_each_shared_weight_once(folder: Pa
     # query and value of self- and cross-attention, in the encoder's and the decoder's layers; A and B of rank 16 each
     by_hand = 2 * text.num_hidden_layers * 2 * 2 * 16 * 2 * text.hidden_size
     table = parameter_table(model)
-    assert table["trainable"] == table["lora"] == by_hand
+    assert table.trainable == table.lora == by_hand
     unique = {id(p): p.numel() for p in model.net.parameters()}
-    assert table["total"] == sum(unique.values())
-    assert table["percent"] == pytest.approx(100 * by_hand / table["total"], abs=1e-3)
+    assert table.total == sum(unique.values())
+    assert table.percent == pytest.approx(100 * by_hand / table.total, abs=1e-3)
 
 
 @pytest.mark.slow
@@ -84,7 +85,7 @@ def test_at_full_size_rank_16_trains_2_359_296_parameters_and_rank_8_what_was_pu
     )
     for rank, expected in ((16, 2_359_296), (8, 1_179_648)):
         apply_lora_to_model(model, LoraSettings(r=rank))
-        assert parameter_table(model)["trainable"] == expected
+        assert parameter_table(model).trainable == expected
         model.net = model.net.unload()
 
 
@@ -100,7 +101,7 @@ def test_a_folder_without_an_adapter_is_named(folder: Path, tmp_path: Path) -> N
 
 def test_an_adapter_of_another_kind_of_model_is_refused(folder: Path, tmp_path: Path) -> None:
     adapted(folder, tmp_path / "adapter", targets=["query", "value"])
-    with pytest.raises(UserError, match="made for another base"):
+    with pytest.raises(UserError, match="trained on another base"):
         load_adapter(make_model("vilt", tmp_path / "vilt"), tmp_path / "adapter")
 
 
@@ -116,13 +117,13 @@ def test_a_saved_model_answers_in_a_fresh_process_as_it_did_here(folder: Path, t
     model = adapted(folder, tmp_path / "adapter")
     (tmp_path / "images").mkdir()
     examples = []
-    for number, (image, group) in enumerate(zip(sample_images(), QUESTIONS, strict=True)):
+    for number, (image, group) in enumerate(zip(noise_images(), QUESTIONS, strict=True)):
         image.save(tmp_path / "images" / f"{number}.png")
         examples += [Example(q, f"I{number}", f"P{number}", f"{number}.png", q, "red", "", "", "") for q in group]
     settings = ModelSettings(kind="blip", weights=str(folder))
     there = saved_model.test_saved_model(settings, tmp_path / "adapter", examples, tmp_path / "images")
-    here = saved_model.evaluate_on_samples(model, examples, tmp_path / "images", EvaluateSettings())
-    assert [(row["id"], row["text"]) for row in there] == [(row["id"], row["text"]) for row in here]
+    here = evaluate_on_samples(model, examples, tmp_path / "images", EvaluateSettings())
+    assert [(row.id, row.text) for row in there] == [(row.id, row.text) for row in here]
 
 
 def test_a_saved_model_that_does_not_load_is_named_with_the_reason(folder: Path, tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_the_command_merges_an_adapter_into_a_folder_that_answers_by_itself(fold
     out = tmp_path / "merged"
     done = launch("merge", "--weights", folder, "--adapter", tmp_path / "adapter", "--output", out)
     assert done.returncode == 0, output(done)
-    sample_images()[0].save(tmp_path / "p.png")
+    noise_images()[0].save(tmp_path / "p.png")
     asked: list[str | Path] = ["--image", tmp_path / "p.png", "--question", QUESTIONS[0][0]]
     alone = launch("predict", "--weights", out, *asked)
     both = launch("predict", "--weights", folder, "--adapter", tmp_path / "adapter", *asked)

@@ -20,9 +20,10 @@ from data_prep.outcomes import Interrupted, UserError
 from data_prep.records import Example
 from jobs.run.layout import RunDir
 from tests.conftest import SHARED, launch, launch_args, output, write_config
-from tests.vqa.tiny_models import ANSWERS, QUESTIONS, make_model, sample_images
+from tests.vqa.tiny_models import ANSWERS, QUESTIONS, make_model, noise_images
 from tests.vqa.training_data import Material, log, make_material, outcome, quick, start_workers
 from vqa.inference import saved_model
+from vqa.inference.samples import evaluate_on_samples
 from vqa.models.lora import apply_lora_to_model, load_adapter, parameter_table
 from vqa.models.tiny import make_tiny_model
 from vqa.models.vilt import ANSWERS as ANSWERS_FILE
@@ -58,7 +59,7 @@ def transformers_scores(model: Model, image: Image.Image, question: str) -> torc
     theirs = ViltForQuestionAnswering(model.net.config).eval()
     theirs.load_state_dict(model.net.state_dict())
     text = model.processor.tokenizer(question, return_tensors="pt")
-    pixels = model.processor.images(image, return_tensors="pt")
+    pixels = model.processor.image_processor(image, return_tensors="pt")
     with torch.no_grad():
         scores: torch.Tensor = theirs(
             input_ids=text["input_ids"], attention_mask=text["attention_mask"], **pixels
@@ -75,10 +76,10 @@ def scores(model: Model, images: list[Image.Image], questions: list[list[str]]) 
 
 
 def test_scores_are_those_of_transformers_for_images_of_any_shape(model: Model) -> None:
-    ours = scores(model, sample_images(), QUESTIONS)
+    ours = scores(model, noise_images(), QUESTIONS)
     theirs = [
         transformers_scores(model, image, question)
-        for image, group in zip(sample_images(), QUESTIONS, strict=True)
+        for image, group in zip(noise_images(), QUESTIONS, strict=True)
         for question in group
     ]
     torch.testing.assert_close(ours, torch.stack(theirs), atol=1e-4, rtol=0)
@@ -86,10 +87,10 @@ def test_scores_are_those_of_transformers_for_images_of_any_shape(model: Model) 
 
 
 def test_the_scores_of_a_question_are_the_same_in_whatever_batch_it_is(model: Model) -> None:
-    together = scores(model, sample_images(), QUESTIONS)
+    together = scores(model, noise_images(), QUESTIONS)
     alone = [
         scores(model, [image], [[question]])
-        for image, group in zip(sample_images(), QUESTIONS, strict=True)
+        for image, group in zip(noise_images(), QUESTIONS, strict=True)
         for question in group
     ]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
@@ -97,13 +98,13 @@ def test_the_scores_of_a_question_are_the_same_in_whatever_batch_it_is(model: Mo
 
 def test_answering_draws_no_random_numbers(model: Model) -> None:
     before = torch.get_rng_state()
-    scores(model, sample_images(), QUESTIONS)
+    scores(model, noise_images(), QUESTIONS)
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
 def test_pixels_are_those_of_the_pinned_image_processor(model: Model, mode: str) -> None:
-    for image in sample_images(((90, 61), (61, 90), (130, 40), (64, 64))):
+    for image in noise_images(((90, 61), (61, 90), (130, 40), (64, 64))):
         image = image.convert(mode).convert("RGB")
         batch = model.processor.collate([image], [["What?"]])
         ours = (batch["pixels"].float() / 255 - model.net.image_mean) / model.net.image_std
@@ -112,7 +113,7 @@ def test_pixels_are_those_of_the_pinned_image_processor(model: Model, mode: str)
 
 
 def test_a_strip_is_answered_although_hardly_anything_of_it_is_left(model: Model) -> None:
-    assert scores(model, sample_images(((400, 4), (4, 400))), [["What?"], ["What?"]]).isfinite().all()
+    assert scores(model, noise_images(((400, 4), (4, 400))), [["What?"], ["What?"]]).isfinite().all()
 
 
 def test_gradients_of_the_adapter_are_those_of_transformers(model: Model) -> None:
@@ -123,7 +124,7 @@ def test_gradients_of_the_adapter_are_those_of_transformers(model: Model) -> Non
         for name, parameter in model.net.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.1)
-    images = sample_images()
+    images = noise_images()
     model.net(**model.processor.collate(images, QUESTIONS, ANSWERS))["loss"].backward()
     ours = {name: p.grad.clone() for name, p in model.net.named_parameters() if p.grad is not None}
     model.net.zero_grad()
@@ -138,7 +139,7 @@ def test_gradients_of_the_adapter_are_those_of_transformers(model: Model) -> Non
                 input_ids=text["input_ids"],
                 attention_mask=text["attention_mask"],
                 labels=target,
-                **model.processor.images(image, return_tensors="pt"),
+                **model.processor.image_processor(image, return_tensors="pt"),
             )
             (out.loss / len(FLAT)).backward()
             total += out.loss.item() / len(FLAT)
@@ -170,7 +171,7 @@ def test_an_answer_that_is_a_label_written_otherwise_begins_with_that_labels_wei
 
 
 def test_without_its_adapter_it_chooses_among_the_labels_it_came_with(model: Model) -> None:
-    batch = model.processor.collate(sample_images(), QUESTIONS)
+    batch = model.processor.collate(noise_images(), QUESTIONS)
     with torch.no_grad():
         model.net.classifier[3].bias[model.known :] = 100.0
     base = model.answer(batch, model.encode(batch), GREEDY, adapted=False)
@@ -181,14 +182,14 @@ def test_without_its_adapter_it_chooses_among_the_labels_it_came_with(model: Mod
 
 
 def test_candidates_bound_the_choice(model: Model) -> None:
-    batch = model.processor.collate(sample_images(), QUESTIONS)
+    batch = model.processor.collate(noise_images(), QUESTIONS)
     model.set_candidates(["wood", "round", "never heard of"])
     said = model.answer(batch, model.encode(batch), EvaluateSettings(decoding="ranking"), adapted=True)
     assert {answer.text for answer in said} <= {"wood", "round"}
 
 
 def test_beam_search_is_refused_in_words(model: Model) -> None:
-    batch = model.processor.collate(sample_images(), QUESTIONS)
+    batch = model.processor.collate(noise_images(), QUESTIONS)
     with pytest.raises(UserError, match="no beam"):
         model.answer(batch, model.encode(batch), EvaluateSettings(decoding="beam"), adapted=True)
 
@@ -207,7 +208,7 @@ def trained(model: Model, out: Path) -> Path:
 
 
 def test_head_and_answers_are_saved_with_the_adapter_and_come_back(model: Model, folder: Path, tmp_path: Path) -> None:
-    batch = model.processor.collate(sample_images(), QUESTIONS)
+    batch = model.processor.collate(noise_images(), QUESTIONS)
     adapter = trained(model, tmp_path / "adapter")
     expected = model.answer(batch, model.encode(batch), GREEDY, adapted=True)
     assert (adapter / ANSWERS_FILE).is_file()
@@ -219,10 +220,10 @@ def test_head_and_answers_are_saved_with_the_adapter_and_come_back(model: Model,
     alone = Model.load(ModelSettings(kind="vilt", weights=str(merged)))
     said = alone.answer(batch, alone.encode(batch), GREEDY, adapted=False)
     assert [answer.text for answer in said] == [answer.text for answer in expected]
-    torch.testing.assert_close(scores(alone, sample_images(), QUESTIONS), scores(again, sample_images(), QUESTIONS))
+    torch.testing.assert_close(scores(alone, noise_images(), QUESTIONS), scores(again, noise_images(), QUESTIONS))
     theirs = ViltForQuestionAnswering.from_pretrained(merged).eval()
     text = again.processor.tokenizer(QUESTIONS[0][0], return_tensors="pt")
-    pixels = again.processor.images(sample_images()[0], return_tensors="pt")
+    pixels = again.processor.image_processor(noise_images()[0], return_tensors="pt")
     with torch.no_grad():
         label = int(
             theirs(input_ids=text["input_ids"], attention_mask=text["attention_mask"], **pixels).logits.argmax()
@@ -235,13 +236,13 @@ def test_a_saved_model_answers_in_a_fresh_process_as_it_did_here(model: Model, f
     adapter = trained(model, tmp_path / "adapter")
     (tmp_path / "images").mkdir()
     examples = []
-    for number, (image, group) in enumerate(zip(sample_images(), QUESTIONS, strict=True)):
+    for number, (image, group) in enumerate(zip(noise_images(), QUESTIONS, strict=True)):
         image.save(tmp_path / "images" / f"{number}.png")
         examples += [Example(q, f"I{number}", f"P{number}", f"{number}.png", q, "red", "", "", "") for q in group]
-    here = saved_model.evaluate_on_samples(model, examples, tmp_path / "images", GREEDY)
+    here = evaluate_on_samples(model, examples, tmp_path / "images", GREEDY)
     settings = ModelSettings(kind="vilt", weights=str(folder))
     there = saved_model.test_saved_model(settings, adapter, examples, tmp_path / "images")
-    assert [(row["id"], row["text"]) for row in there] == [(row["id"], row["text"]) for row in here]
+    assert [(row.id, row.text) for row in there] == [(row.id, row.text) for row in here]
 
 
 def test_an_adapter_for_other_answers_is_refused(model: Model, folder: Path, tmp_path: Path) -> None:
@@ -351,9 +352,9 @@ def test_an_adapter_from_elsewhere_loads_onto_a_vilt_of_its_size_and_changes_its
     settings = ModelSettings(kind="vilt", weights=str(full_size))
     model = load_adapter(Model.load(settings, Model.adapter_answers(adapter)), adapter)
     assert isinstance(model, Model)
-    with_adapter = scores(model, sample_images(), QUESTIONS)
+    with_adapter = scores(model, noise_images(), QUESTIONS)
     with model.net.disable_adapter():
-        without = scores(model, sample_images(), QUESTIONS)
+        without = scores(model, noise_images(), QUESTIONS)
     assert (with_adapter - without).abs().max() > 1e-3
     plain: Any = PeftModel.from_pretrained(ViltForQuestionAnswering.from_pretrained(full_size), str(adapter)).eval()
     text = model.processor.tokenizer(QUESTIONS[0][0], return_tensors="pt")
@@ -361,7 +362,7 @@ def test_an_adapter_from_elsewhere_loads_onto_a_vilt_of_its_size_and_changes_its
         theirs = plain(
             input_ids=text["input_ids"],
             attention_mask=text["attention_mask"],
-            **model.processor.images(sample_images()[0], return_tensors="pt"),
+            **model.processor.image_processor(noise_images()[0], return_tensors="pt"),
         ).logits[0]
     torch.testing.assert_close(with_adapter[0], theirs, atol=1e-4, rtol=1e-4)
 
@@ -371,8 +372,8 @@ def test_the_published_adapter_has_884_736_parameters_and_the_head_is_counted_ap
     model = Model.load(ModelSettings(kind="vilt", weights=str(full_size)))
     apply_lora_to_model(model, LoraSettings())
     table = parameter_table(model)
-    assert table["lora"] == 884_736
-    assert table["trainable"] > table["lora"]
+    assert table.lora == 884_736
+    assert table.trainable > table.lora
 
 
 def test_an_adapter_of_another_size_is_refused(model: Model) -> None:

@@ -71,7 +71,7 @@ def test_training_killed_at_a_random_step_ends_with_the_same_adapter(
     assert code == -signal.SIGKILL
     resume(material, tmp_path)
     said = capsys.readouterr().out
-    assert "going on from checkpoint-" in said, said
+    assert "resuming from checkpoint-" in said, said
     assert outcome(tmp_path) == outcome(undisturbed), f"killed at step {step}"
     same = [(line["step"], line["loss"], line["learning_rate"], line["grad_norm"]) for line in log(undisturbed)]
     assert [(line["step"], line["loss"], line["learning_rate"], line["grad_norm"]) for line in log(tmp_path)] == same
@@ -153,8 +153,8 @@ def test_damaged_checkpoint_is_passed_over_aloud_for_the_one_before(
     damaged(undisturbed, tmp_path, harm)
     resume(material, tmp_path)
     said = capsys.readouterr().out
-    assert f"checkpoint-12 is not resumed from: {words}" in said
-    assert "going on from checkpoint-9" in said
+    assert f"checkpoint-12 is skipped: {words}" in said
+    assert "resuming from checkpoint-9" in said
     assert outcome(tmp_path) == outcome(undisturbed)
     assert checkpoints.problem(tmp_path / "checkpoint-12") == "", "the damaged one was saved anew"
 
@@ -210,5 +210,5 @@ def test_checkpoint_of_another_world_is_refused(processes: int, strategy: str, u
     with pytest.raises(UserError) as refused:
         checkpoints.newest_valid(undisturbed, processes=processes, strategy=strategy)
     assert "made by 1 process with ddp" in str(refused.value)
-    assert f"now it is {processes} process{'es' if processes > 1 else ''} with {strategy}" in str(refused.value)
+    assert f"this is {processes} process{'es' if processes > 1 else ''} with {strategy}" in str(refused.value)
     assert "delete" in str(refused.value), "what to do is said"

@@ -29,7 +29,7 @@ from vqa.models.tiny import make_tiny_model, pretrain
 from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings, TrainSettings
 from vqa.training import checkpoints
 from vqa.training import train as training
-from vqa.training.callbacks import evaluate_on_samples
+from vqa.inference.samples import evaluate_on_samples
 from vqa.training.train import divided
 
 
@@ -91,7 +91,7 @@ def test_tiny_model_overfits_to_every_answer_right(kind: str, material: Material
             load_adapter(loaded, adapter)
         adapted = adapter is not None
         rows = evaluate_on_samples(loaded, material.examples, material.images, EvaluateSettings(), adapted=adapted)
-        return sum(row["right"] for row in rows) / len(rows)
+        return sum(row.right for row in rows) / len(rows)
 
     assert share(None) < 0.5
     settings = quick(epochs=60, learning_rate=5e-3, eval_steps=20, validation_questions=16, schedule="cosine")
@@ -162,7 +162,7 @@ def test_training_in_half_precision_keeps_what_it_trains_in_fp32(material: Mater
 def test_validation_logs_questions_answers_and_truths_of_one_fixed_sample(material: Material, trained: Path) -> None:
     lines = log(trained, "validation.jsonl")
     assert [line["step"] for line in lines] == [3, 6, 9, 12]
-    truths = {example.id: (example.question, example.answer) for example in material.examples}
+    truths = {example.id: (example.question, example.answer) for example in material.validation}
     for line in lines:
         rows = line["answers"]
         assert len(rows) == line["questions"] == 4
@@ -303,7 +303,7 @@ def test_loss_that_is_no_number_stops_before_a_checkpoint_is_made_of_it(
     settings = quick(logging_steps=logging_steps)
     with monkeypatch.context() as patched:
         poison(patched, 5, spoil)
-        with pytest.raises(UserError, match=r"last good checkpoint is kept; lower train\.learning_rate"):
+        with pytest.raises(UserError, match=r"last good checkpoint is kept. Lower train\.learning_rate"):
             train(material, tmp_path, settings)
     assert checkpoint_steps(tmp_path) == [3]
     assert checkpoints.problem(tmp_path / "checkpoint-3") == ""
@@ -315,7 +315,7 @@ def test_loss_that_is_no_number_stops_before_a_checkpoint_is_made_of_it(
 
 
 def test_learning_rate_that_blows_the_weights_up_is_named(material: Material, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"lower train.learning_rate \(now 1e\+25\)"):
+    with pytest.raises(UserError, match=r"Lower train.learning_rate \(now 1e\+25\)"):
         train(material, tmp_path, quick(learning_rate=1e25))
     assert not (tmp_path / "adapter").exists()
 
@@ -403,8 +403,8 @@ def test_batch_that_does_not_fit_is_divided_and_the_memory_of_the_attempt_freed(
     train(material, tmp_path / "found", model=material.model(batch_size=8))
     assert outcome(tmp_path / "found") == outcome(tmp_path / "small")
     said = capsys.readouterr().out
-    assert "going on with batches of 4 x 2" in said
-    assert "going on with batches of 2 x 4" in said
+    assert "continuing with batches of 4 x 2" in said
+    assert "continuing with batches of 2 x 4" in said
     assert "batch 2 x 4" in (tmp_path / "found" / "adapter" / "README.md").read_text()
     assert len(tried) == 3
     assert tried[0]() is None, "the first attempt's network is gone"
@@ -434,7 +434,7 @@ def test_validation_halves_its_batch_where_memory_is_scarce(
     model = load_adapter(model_class("blip").load(material.model()), trained / "adapter")
     settings = EvaluateSettings(batch_size=16)
     expected = evaluate_on_samples(model, material.examples, material.images, settings)
-    assert [row["id"] for row in expected] == [example.id for example in material.examples]
+    assert [row.id for row in expected] == [example.id for example in material.examples]
     whole, sizes = ImageOnceBlip.encode_questions, list[int]()
 
     def encode_questions(self: ImageOnceBlip, images: Any, input_ids: Any, *rest: Any) -> Any:
@@ -446,8 +446,8 @@ def test_validation_halves_its_batch_where_memory_is_scarce(
     monkeypatch.setattr(ImageOnceBlip, "encode_questions", encode_questions)
     found = evaluate_on_samples(model, material.examples, material.images, settings)
     assert sizes == [16, 8, 4, 4, 4, 4]
-    assert [row["text"] for row in found] == [row["text"] for row in expected]
-    assert [row["confidence"] for row in found] == pytest.approx([row["confidence"] for row in expected], rel=1e-4)
+    assert [row.text for row in found] == [row.text for row in expected]
+    assert [row.confidence for row in found] == pytest.approx([row.confidence for row in expected], rel=1e-4)
 
 
 # Data

@@ -11,7 +11,7 @@ from benchmarks import training_step
 from benchmarks.full_size import make_data
 from benchmarks.training_step import distinct, finished_rows, load_ours, load_theirs, our_trainer, their_trainer
 from data_prep.records import Example
-from tests.vqa.tiny_models import sample_images
+from tests.vqa.tiny_models import noise_images
 from vqa.models.base import Batch, model_class
 from vqa.models.tiny import make_tiny_model
 from vqa.settings import ModelSettings, TrainSettings
@@ -36,7 +36,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_both_sides_have_the_same_loss_and_gradients_for_the_same_questions(weights: Path, tmp_path: Path) -> None:
     _, images, examples = make_data(tmp_path / "data", 2, 5)
-    for path, image in zip(sorted(images.iterdir()), sample_images(), strict=False):
+    for path, image in zip(sorted(images.iterdir()), noise_images(), strict=False):
         image.save(path)  # noise, so that a question about the wrong one of them shows
     examples = distinct(examples)
     model = load_ours(weights)
@@ -86,7 +86,7 @@ def test_the_benchmark_of_losses_trains_on_the_same_questions_in_both_orders(
         return trainer
 
     monkeypatch.setattr(training_step, "our_trainer", watched)
-    figures = training_step.measure_losses(tmp_path / "losses", pictures=20, seeds=1, epochs=2, base_epochs=1)
+    figures = training_step.measure_losses(tmp_path / "losses", image_count=20, seeds=1, epochs=2, base_epochs=1)
     together, shuffled = seen
     assert sorted(together) == sorted(shuffled) and len(together) == 2 * 8 * 5
 
