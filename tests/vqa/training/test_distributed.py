@@ -129,7 +129,9 @@ def test_failure_in_one_process_ends_the_other_too(material: Material, tmp_path:
     assert codes == [1, 1], said
     words = "An image of the curated dataset can no longer be used"
     assert f"error: {words}" in said
-    assert f"Another process of this training failed while answering the validation questions: UserError: {words}" in said
+    assert (
+        f"Another process of this training failed while answering the validation questions: UserError: {words}" in said
+    )
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from tests.vqa.training_data import Material, checkpoint_steps, log, make_materi
 from vqa import distributed
 from vqa.dataset import ImageOrder, VQADataset
 from vqa.inference.answerer import precision_of
+from vqa.inference.samples import evaluate_on_samples
 from vqa.models.base import model_class
 from vqa.models.blip import ImageOnceBlip
 from vqa.models.lora import load_adapter
@@ -29,7 +30,6 @@ from vqa.models.tiny import make_tiny_model, pretrain
 from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings, TrainSettings
 from vqa.training import checkpoints
 from vqa.training import train as training
-from vqa.inference.samples import evaluate_on_samples
 from vqa.training.train import divided
 
 
