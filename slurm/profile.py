@@ -1,4 +1,4 @@
-"""A cluster profile: what a site's SLURM wants to hear, and what each stage needs there. One YAML file a site.
+"""A cluster profile: what a site's SLURM requires, and the resources of each stage there. One YAML file per site.
 
 ::
 
@@ -8,12 +8,11 @@
       train: {partition: gpu, gpus: 4, nodes: 2, memory: 64G, time: 1-00:00:00}
     setup: ["module load cuda/12.4"]
 
-A stage's values replace the defaults. `gate` is the small job that looks at a stage's results when it has ended.
+A stage's values override the defaults. `gate` is the small job that checks a stage's results once its tasks have ended.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,24 +20,27 @@ from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from data_prep.outcomes import UserError, unknown_name
 
 PROFILES = Path(__file__).resolve().parent / "profiles"
 GATE = "gate"
 
-# What this code sets itself: a profile that sets it too would break arrays, chains or requeueing.
+# Options that this package sets: a profile that set them too would break arrays, chains or requeueing.
 RESERVED = {"array", "dependency", "kill-on-invalid-dep", "job-name", "output", "error", "open-mode", "signal", "requeue",
             "no-requeue", "wrap", "wait", "parsable", "chdir"}  # fmt: skip
 
 
-class SlurmError(ValueError):
-    """What the user or the site can mend; the message says what to do."""
+class SlurmError(UserError):
+    """SLURM, or a cluster profile, does not do what was asked; the message says what to do."""
 
 
 def minutes(value: object) -> int:
-    """SLURM's ways of writing a duration, as whole minutes.
+    """Parse a duration as SLURM writes it; whole minutes, rounded up, since that is how SLURM keeps time limits.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: it is not one.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(value).strip())
     if not match:
@@ -55,7 +57,7 @@ def minutes(value: object) -> int:
 
 
 class Strict(BaseModel):
-    """Refuses keys that it does not know."""
+    """Rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,51 +66,51 @@ Word = Annotated[str, Field(pattern=r"^[^\s'\"]+$")]
 
 
 class Resources(Strict):
-    """What one task asks SLURM for."""
+    """The resources of one task."""
 
     cpus: int = Field(default=2, ge=1)
-    # CPUs a task
+    # CPUs per task
     memory: str = Field(default="8G", pattern=r"^\d+[MGT]$")
-    # memory a node, such as 16G
+    # memory per node, such as 16G
     time: Annotated[int, BeforeValidator(minutes), Field(ge=1)] = 240
-    # time limit; a task that reaches it writes what it has and is requeued
+    # time limit; a task that reaches it saves its work and is requeued
     gpus: int = Field(default=0, ge=0)
-    # GPUs a node; training runs one task a GPU
+    # GPUs per node; training runs one task per GPU
     gpu_type: Word | None = None
     # as in --gpus-per-node=TYPE:N
     nodes: int = Field(default=1, ge=1)
-    # more than one only for training
+    # more than one for training only
     partition: Word | None = None
     account: Word | None = None
     qos: Word | None = None
     constraint: str | None = None
     nice: int | None = None
     parallel: int = Field(default=256, ge=1)
-    # tasks of one array at once
+    # maximum running tasks of one array
     flags: dict[str, str | int | bool] = {}
-    # further sbatch options, by their long names: {exclude: "n[7-9]", exclusive: true}
+    # other sbatch options, by their long names: {exclude: "n[7-9]", exclusive: true}
     setup: tuple[str, ...] = ()
-    # shell lines before the task, after the profile's own
+    # shell lines that run before the task, after the profile's own
 
 
 class Profile(Strict):
-    """A site: resources by stage, and how often work is started again."""
+    """A site: the resources of each stage, and how often work is restarted."""
 
     defaults: Resources = Resources()
     stages: dict[str, Resources] = {}
     setup: tuple[str, ...] = ()
-    # shell lines before every task: modules, conda activate
+    # shell lines that run before every task: module load, conda activate
     python: str | None = None
-    # command that starts Python on the nodes, such as "apptainer exec --nv image.sif python"; without it this one
+    # command that starts Python on the nodes, such as "apptainer exec --nv image.sif python" (default: this interpreter)
     grace_seconds: int = Field(default=90, ge=5)
-    # how long before its time limit a task is asked to stop; it needs to finish and write the batch in hand
+    # seconds before the time limit at which a task is asked to stop: long enough to finish and save the current batch
     requeues: int = Field(default=50, ge=0)
     # how often a task may reach its time limit before it counts as failed
     retries: int = Field(default=2, ge=0)
-    # how often the tasks of a stage that were killed are submitted again
+    # how often killed tasks of a stage are submitted again
 
     def resources(self, stage: str) -> Resources:
-        """What a stage's tasks get."""
+        """The resources of a stage's tasks."""
         return self.stages.get(stage, self.defaults)
 
 
@@ -116,7 +118,7 @@ GATE_RESOURCES = {"cpus": 1, "memory": "2G", "time": 60, "gpus": 0, "gpu_type": 
 
 
 class _Loader(yaml.SafeLoader):
-    """Leaves 4:00:00 as it is written: YAML 1.1 would make the number 14400 of it, base 60."""
+    """Keeps 4:00:00 a string: YAML 1.1 reads it as the base-60 number 14400."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -131,38 +133,39 @@ def load_profile(name: str | Path, stages: Collection[str]) -> Profile:
 
     Args:
         name: ``generic``, or the path of a YAML file.
-        stages: the stages that a profile may speak of.
+        stages: the stages that a profile may name.
 
     Raises:
-        SlurmError: one line a mistake, each naming the key, the value and what would be right.
+        SlurmError: one line per mistake, with the key, the value and what is allowed.
     """
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
-        raise SlurmError(f"No cluster profile {path}. {nearest(str(name), shipped())} Or give a YAML file's path.")
+        unknown = unknown_name(str(name), shipped(), "cluster profile")
+        raise SlurmError(f"--profile: {unknown} The path of a YAML file works, too.")
     try:
         tree = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SlurmError(f"Cannot read the cluster profile {path}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise SlurmError(f"{path} must hold sections (defaults:, stages:), not {type(tree).__name__}.")
+        raise SlurmError(f"{path} must have sections (defaults:, stages:), not {type(tree).__name__}.")
     return build_profile(tree, stages, source=str(path))
 
 
 def build_profile(tree: Mapping[str, Any], stages: Collection[str], source: str) -> Profile:
-    """Validate a parsed profile; each stage gets the defaults for what it does not say.
+    """Validate a parsed profile; each stage inherits the defaults that it does not override.
 
     Raises:
-        SlurmError: as `load_profile`.
+        SlurmError: see `load_profile`.
     """
     tree = dict(tree)
     sections, defaults = tree.get("stages") or {}, tree.get("defaults") or {}
     known = [*stages, GATE]
-    tree |= {"stages": sections, "defaults": defaults}  # a section with nothing in it is None in YAML
+    tree |= {"stages": sections, "defaults": defaults}  # YAML reads an empty section as None
     problems = []
     if isinstance(sections, dict) and isinstance(defaults, dict):
-        problems += [f"stages.{name} is no stage. {nearest(name, known)}" for name in sections if name not in known]
+        problems += [f"stages.{n}: {unknown_name(n, known, 'stage')}" for n in sections if n not in known]
         merged = {name: {**defaults, **section} for name, section in sections.items() if isinstance(section, dict)}
-        # The gate needs little whatever the stages need, and runs where the tasks do.
+        # The gate runs where the tasks run, but needs little, whatever the defaults are.
         merged[GATE] = {**defaults, **GATE_RESOURCES, **(sections.get(GATE) or {})}
         tree["stages"] = {**sections, **merged}
         for name, section in {"defaults": defaults, **sections}.items():
@@ -178,14 +181,8 @@ def build_profile(tree: Mapping[str, Any], stages: Collection[str], source: str)
 
 
 def shipped() -> list[str]:
-    """The names of the profiles that come with the project."""
+    """The names of the profiles that ship with the project."""
     return sorted(file.stem for file in PROFILES.glob("*.yaml"))
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """What is known, and what was probably meant."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(known)}."
 
 
 def _reserved(name: str, section: object) -> list[str]:
@@ -197,25 +194,25 @@ def _reserved(name: str, section: object) -> list[str]:
     for flag in flags:
         long = str(flag).replace("_", "-").lstrip("-")
         if long in RESERVED:
-            lines.append(f"{where}.flags.{flag}: --{long} is set by this program; leave it out")
+            lines.append(f"{where}.flags.{flag}: --{long} is set by this program; remove it")
         elif not re.fullmatch(r"[a-z][a-z0-9-]+", long) or long != flag:
-            lines.append(f"{where}.flags.{flag}: write the long option without its dashes, such as exclude")
+            lines.append(f"{where}.flags.{flag}: write the long option without dashes, such as exclude")
     return lines
 
 
 def _inherited(location: tuple[int | str, ...], sections: object) -> bool:
-    """Whether a mistake in a stage is the defaults' mistake, which is told once."""
+    """Whether a stage's mistake was inherited from the defaults, where it is reported once."""
     if len(location) < 3 or location[0] != "stages" or not isinstance(sections, dict):
         return False
     return location[2] not in (sections.get(location[1]) or {})
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: ErrorDetails) -> str:
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         model = Resources if location[0] in ("defaults", "stages") else Profile
-        return f"unknown key {key}. {nearest(location[-1], list(model.model_fields))}"
+        return f"{key}: {unknown_name(location[-1], list(model.model_fields), 'key')}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if location[-1] == "memory":
         message = "write memory as a whole number with M, G or T, such as 16G"

@@ -1,7 +1,7 @@
-"""What SLURM knows of a run's jobs: squeue for those that live, sacct, where the site has it, for how they ended.
+"""What SLURM knows of a run's jobs: squeue for live ones and, where the site has it, sacct for how they ended.
 
-A run's jobs are known by their names: every one ends in the run's token, ``validate.3f2a9c1b``. Ids alone would not do: SLURM
-uses them again.
+A run's jobs are recognized by name: each name ends in the run's token, ``validate.3f2a9c1b``. Ids alone would not do, because
+SLURM reuses them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GATE_PREFIX = "gate-"
 class QueuedJob:
     """A job, or one element of an array, that waits or runs."""
 
-    id: str  # as squeue writes it: 123, or 123_7 for an array's element
+    id: str  # as squeue writes it: 123, or 123_7 for an array element
     state: str  # PENDING, RUNNING, COMPLETING, ...
     name: str  # with the run's token
     reason: str  # why it waits: Dependency, Resources, Priority, ...
@@ -29,12 +29,12 @@ class QueuedJob:
 
     @property
     def step(self) -> str:
-        """What the job is about, such as validate or train:blip; the gate after it has the same step."""
+        """The step, such as validate or train:blip; also that of a gate."""
         return self.name.rpartition(".")[0].removeprefix(GATE_PREFIX)
 
     @property
     def is_gate(self) -> bool:
-        """Whether it is the small job that looks at a stage's results."""
+        """Whether it is the small job that checks a step's results."""
         return self.name.startswith(GATE_PREFIX)
 
     @property
@@ -44,28 +44,34 @@ class QueuedJob:
 
 
 def run_command(command: Sequence[str], timeout: float = 60.0) -> str:
-    """Run one of SLURM's commands; what it prints.
+    """Run one of SLURM's commands; its output.
 
     Raises:
-        SlurmError: it is not there, does not answer, or refuses; with its own words.
+        SlurmError: it does not exist, does not answer, or fails; with its own message.
     """
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=timeout, env=outside_of_jobs()
+            command, capture_output=True, text=True, check=False, timeout=timeout, env=env_without_slurm()
         )
     except FileNotFoundError:
-        raise SlurmError(f"There is no command {command[0]} here: log in to a machine of the SLURM cluster.") from None
+        raise SlurmError(
+            f"The command {command[0]} is not installed here: log in to a machine of the SLURM cluster."
+        ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} did not answer within {timeout:.0f} s: SLURM is busy or down.") from None
+        raise SlurmError(
+            f"{command[0]} did not answer within {timeout:.0f} s: SLURM is busy or down; try again later."
+        ) from None
     if done.returncode:
-        words = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
-        raise SlurmError(f"{command[0]} says: {words}")
+        message = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+        raise SlurmError(f"{command[0]} failed: {message}")
     return done.stdout
 
 
-def outside_of_jobs() -> dict[str, str]:
-    """The environment without what SLURM sets inside a job: a job that is submitted from a job would inherit its limits; and
-    without the user's own choice of what squeue and sacct show."""
+def env_without_slurm() -> dict[str, str]:
+    """This process's environment without the variables that SLURM sets inside a job and those that change its output.
+
+    A job that is submitted from inside a job would otherwise inherit the outer one's limits.
+    """
     kept = ("SLURM_CONF", "SLURM_CLUSTERS")
     return {
         name: value
@@ -75,18 +81,18 @@ def outside_of_jobs() -> dict[str, str]:
 
 
 def live_jobs(token: str) -> list[QueuedJob]:
-    """The run's jobs that wait or run, an array's elements one by one.
+    """The run's waiting and running jobs, each array element on its own.
 
     Raises:
-        SlurmError: squeue is not there or does not answer.
+        SlurmError: squeue does not exist or does not answer.
     """
     output = run_command(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%j|%r|%N|%M"])
     jobs = [QueuedJob(*line.split("|", 5)) for line in output.splitlines() if line.count("|") >= 5]
     return [job for job in jobs if job.name.endswith(f".{token}")]
 
 
-def ended_states(ids: Iterable[str]) -> dict[str, str] | None:
-    """How jobs ended, by id (123, 123_7), as sacct says it; None where the site has no accounting.
+def sacct_states(ids: Iterable[str]) -> dict[str, str] | None:
+    """How jobs ended, by id (123, 123_7); None where the site has no accounting.
 
     States are such as COMPLETED, FAILED, OUT_OF_MEMORY, NODE_FAIL, TIMEOUT, CANCELLED.
     """
@@ -99,17 +105,18 @@ def ended_states(ids: Iterable[str]) -> dict[str, str] | None:
     except SlurmError:
         return None
     rows = [line.split("|", 1) for line in output.splitlines() if "|" in line]
+    # The first word: sacct writes "CANCELLED by 1000".
     return {row[0]: row[1].split()[0] for row in rows if row[1].strip()}
 
 
 def cancel(token: str) -> list[QueuedJob]:
-    """Cancel the run's jobs and no others; those that were cancelled.
+    """Cancel the run's jobs and no others; the cancelled jobs.
 
     Raises:
         SlurmError: SLURM does not answer, or refuses.
     """
     jobs = live_jobs(token)
     if jobs:
-        # All in one call, or a stage whose gate is cancelled first could start.
+        # In one call: if a step's tasks were cancelled first, its gate would start, and could submit them again.
         run_command(["scancel", *sorted({job.base for job in jobs}, key=int, reverse=True)])
     return jobs

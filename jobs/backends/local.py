@@ -25,13 +25,14 @@ from rich.progress import (
 
 from data_prep.files import read_json
 from jobs.backends.pool import Task, TaskResult, run_tasks
-from jobs.backends.stop import REQUEUE, StopFlag
+from jobs.backends.stop import StopFlag
 from jobs.config import Config
 from jobs.pipeline import make_stage, task_command
 from jobs.run.claim import announced
 from jobs.run.layout import RunDir, Step
 from jobs.run.logs import error_in_log, new_log
 from jobs.run.run import PROJECT
+from slurm.process import REQUEUE
 from jobs.stages.base import Stage
 from jobs.stages.status import StepStatus
 

@@ -1,12 +1,12 @@
-"""One command in several processes of this machine that find each other: what srun is to a training on a cluster.
+"""Runs one command in several processes of this machine that form one torch.distributed group, as srun does on a cluster.
 
 ::
 
     python -m jobs.backends.ranks 2 python -m jobs.backends.task runs/demo train:blip
 
-Each process is told who it is by the variables that torch.distributed reads, as in the SLURM jobs. Not torchrun: that answers a
-request to stop by ending its workers as failed, and here each of them saves first and ends with 75. The exit code is that of
-the process which failed first, else 75 if one was asked to stop, else 0.
+Each process learns its rank from the variables that torch.distributed reads, as in the SLURM jobs. Not torchrun: asked to stop, it
+reports its workers as failed, while here each rank saves first and exits with `REQUEUE`. The exit code is that of the rank that
+failed first, else `REQUEUE` if one was interrupted, else 0.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 
-from jobs.backends.pool import POLL_SECONDS, REQUEUE, dying_with_parent
+from jobs.backends.pool import POLL_SECONDS
+from slurm.process import REQUEUE, die_with_parent
 
-GRACE = 20.0  # seconds for the others after one has failed: they wait for it in a collective operation
+GRACE_SECONDS = 20.0  # for the other ranks once one has failed: they may hang in a collective operation, waiting for it
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 class Rank:
-    """One of the processes; what it prints is passed on line by line, with its number where that is not 0."""
+    """One of the processes. Its output is passed on line by line, prefixed with its number unless that is 0."""
 
     def __init__(self, number: int, command: Sequence[str], environment: dict[str, str]) -> None:
         self.prefix = f"[{number}] " if number else ""
-        self.error = ""  # the last line in which it said why it failed
+        self.error = ""  # its last line that starts with "error: "
         self.process = subprocess.Popen(
-            dying_with_parent(command),
+            die_with_parent(command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -43,6 +44,7 @@ class Rank:
             errors="replace",
             env={**os.environ, **environment, "RANK": str(number), "LOCAL_RANK": str(number)},
         )
+        # A thread per rank: a rank whose pipe is full would block, and the others would wait for it.
         self.reader = threading.Thread(target=self._pass_on)
         self.reader.start()
 
@@ -55,8 +57,8 @@ class Rank:
             sys.stdout.flush()
 
 
-def run_ranks(count: int, command: Sequence[str], grace: float = GRACE) -> int:
-    """Run a command in ``count`` processes and wait for all, for ``grace`` seconds at most once one has failed.
+def run_ranks(count: int, command: Sequence[str]) -> int:
+    """Run a command in ``count`` processes and wait for all; `GRACE_SECONDS` after one has failed, kill the others.
 
     Returns:
         The exit code; negative for a signal, as in subprocess.
@@ -76,28 +78,29 @@ def run_ranks(count: int, command: Sequence[str], grace: float = GRACE) -> int:
 
     for number in SIGNALS:
         signal.signal(number, pass_on)
-    ended: list[Rank] = []
-    failed_at: float | None = None
-    while len(ended) < count:
-        time.sleep(POLL_SECONDS)
-        for rank in ranks:
-            if rank in ended or (code := rank.process.poll()) is None:
-                continue
-            ended.append(rank)
-            if code not in (0, REQUEUE) and failed_at is None:
-                failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > grace:
+    failed: Rank | None = None  # the first one
+    deadline = float("inf")
+    while True:
+        codes = [rank.process.poll() for rank in ranks]
+        if failed is None:
+            failed = next(
+                (rank for rank, code in zip(ranks, codes, strict=True) if code not in (None, 0, REQUEUE)), None
+            )
+            deadline = time.monotonic() + GRACE_SECONDS if failed else deadline
+        if None not in codes:
+            break
+        if time.monotonic() > deadline:
             for rank in ranks:
                 rank.process.kill()
+        time.sleep(POLL_SECONDS)
     for rank in ranks:
         rank.reader.join()
-    codes = [rank.process.returncode for rank in ended]
-    first = next((rank for rank in ended if rank.process.returncode not in (0, REQUEUE)), None)
-    if first is None:
+    if failed is None:
         return REQUEUE if REQUEUE in codes else 0
-    if first.error:
-        print(first.error, end="", flush=True)  # last, where readers of logs look: the others only miss that process
-    return int(first.process.returncode)
+    if failed.error:
+        # Repeated as the last line, which log readers look at: the other ranks only report a lost connection.
+        print(failed.error, end="", flush=True)
+    return int(failed.process.returncode)
 
 
 def _free_port() -> int:
@@ -107,9 +110,10 @@ def _free_port() -> int:
 
 
 def main() -> int:
-    """Run the command of the command line; die of the signal that one of its processes died of."""
+    """Run the command of the command line; die of the signal that the failed rank died of."""
     code = run_ranks(int(sys.argv[1]), sys.argv[2:])
     if code < 0:
+        # The local back end restarts tasks that a signal killed, and tells them by their exit code.
         if -code in SIGNALS:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)

@@ -19,7 +19,7 @@ from jobs.config import Config
 from jobs.pipeline import make_stage, steps_before, task_command
 from jobs.run.layout import STAGES, RunDir, Step
 from slurm import queue
-from slurm.chain import STOPPED, ChainFolder, after_gates, submit_chain
+from slurm.chain import ChainFolder, StepPhase, after_gates, submit_chain
 from slurm.profile import Profile, SlurmError, load_profile
 from slurm.submit import Cluster, StepWork
 
@@ -139,8 +139,10 @@ def stopped_steps(run: RunDir) -> dict[str, str]:
     """Steps at which the last chain stopped, and what their gates said of it."""
     folder = chain_folder(run)
     chain = folder.chain()
-    states = [folder.step(name) for name in chain["steps"]] if chain else []
-    return {state.work.name: state.message for state in states if state is not None and state.state == STOPPED}
+    states = [folder.step(name) for name in chain.steps] if chain else []
+    return {
+        state.work.name: state.message for state in states if state is not None and state.phase is StepPhase.STOPPED
+    }
 
 
 def cancel(run: RunDir, console: Console) -> int:

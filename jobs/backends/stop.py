@@ -8,8 +8,6 @@ import signal
 import sys
 from types import FrameType
 
-REQUEUE = 75  # EX_TEMPFAIL: "asked to stop before the end; start me again"
-
 # USR2 is what submitit and our sbatch scripts ask for (USR1 collides with NCCL); TERM is preemption; INT is Ctrl-C.
 # HUP is a terminal that was closed or a connection that was lost.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)

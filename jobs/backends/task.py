@@ -17,10 +17,11 @@ import traceback
 from pathlib import Path
 
 from data_prep.outcomes import Interrupted, UserError
-from jobs.backends.stop import REQUEUE, StopFlag
+from jobs.backends.stop import StopFlag
 from jobs.pipeline import make_stage
 from jobs.run.layout import Step
 from jobs.run.run import load_run
+from slurm.process import REQUEUE
 
 
 def run_task(run_dir: Path, step: Step, shard: int | None, stop: StopFlag) -> int:

@@ -28,7 +28,7 @@ from jobs.options import Cluster, DoctorRequest
 from jobs.pipeline import steps_of
 from jobs.run.layout import RunDir, Step
 from jobs.verbs.launch import resolve
-from slurm.doctor import Check, node_checks, site_checks
+from slurm.site_check import Check, node_checks, site_checks
 from slurm.profile import Profile, SlurmError
 from slurm.submit import Cluster as SlurmCluster
 from vqa.settings import TINY
@@ -94,7 +94,7 @@ def show(checks: Sequence[Check], console: Console) -> int:
     """Print the answers; the exit code is 1 where something would not work."""
     for check in checks:
         sign = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]?[/]"}[check.ok]
-        advice = f"\n    → {escape(check.what_to_do)}" if check.what_to_do and check.ok is not True else ""
+        advice = f"\n    → {escape(check.advice)}" if check.advice and check.ok is not True else ""
         console.print(f"{sign} {escape(check.name)}: {escape(check.detail)}{advice}")
     bad = sum(check.ok is False for check in checks)
     console.print(f"{bad} of {len(checks)} checks say that it would not work." if bad else "All checks passed.")

@@ -1,4 +1,4 @@
-"""A real SLURM cluster for the tests in this folder, started once; a small pipeline to run on it."""
+"""A real SLURM cluster for the tests in this folder, started once, and a small pipeline to run on it."""
 
 import shutil
 import tempfile
@@ -41,13 +41,13 @@ def started(cluster: SlurmCluster) -> Iterator[SlurmCluster]:
 
 @pytest.fixture
 def slurm_cluster(running_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
-    """SLURM with accounting; sbatch and squeue of this process use it. It is empty at the start of every test."""
+    """SLURM with accounting, which sbatch and squeue use in this process. No jobs are left when a test starts."""
     yield from lent(running_cluster, monkeypatch)
 
 
 @pytest.fixture
 def plain_cluster(running_plain_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
-    """SLURM without sacct, and with arrays of at most 8 elements."""
+    """SLURM without sacct and with arrays of at most 8 elements."""
     yield from lent(running_plain_cluster, monkeypatch)
 
 
@@ -77,11 +77,11 @@ class SmallRun:
         self.steps.append(standin.work(self.folder, name, shards, after, distributed))
 
     def fault(self, step: str, shard: int | None, statement: str) -> None:
-        """Have a task do something, once, after its second item."""
+        """Make a task run a Python statement, once, after its second item."""
         (self.folder / "faults" / f"{step}-{shard}").write_text(statement)
 
     def submit(self) -> list[StepState]:
-        """Submit what is left, as the same command again does."""
+        """Submit what is left, as running the same command again does."""
         left = []
         for step in self.steps:
             shards = standin.pending(self.folder, step.name, step.shards)
@@ -107,11 +107,11 @@ class SmallRun:
     def wait_for(self, condition: Callable[[], object], seconds: float = 120.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"waited in vain; queue: {self.jobs()}\n{self.logs()}"
+            assert time.monotonic() < deadline, f"timed out waiting; queue: {self.jobs()}\n{self.logs()}"
             time.sleep(0.2)
 
     def wait(self, seconds: float = 200.0) -> None:
-        """Until nothing of this run is in the queue."""
+        """Wait until none of this run's jobs is in the queue."""
         self.wait_for(lambda: not self.jobs(), seconds)
 
     def logs(self) -> str:
@@ -119,12 +119,12 @@ class SmallRun:
         return "\n".join(f"{file}:\n{file.read_text()[-800:]}" for file in files)
 
     def records(self) -> dict[tuple[str, int | None], list[str]]:
-        """Items recorded, by step and shard, repetitions included."""
+        """Recorded items by step and shard, duplicates included."""
         shards = [(step.name, shard) for step in self.steps for shard in (step.shards or [None])]
         return {key: standin.records(self.folder, *key) for key in shards}
 
     def undisturbed(self) -> dict[tuple[str, int | None], list[str]]:
-        """What the records of a run are in which nothing happened: every item, once."""
+        """The records of a run without faults: every item once."""
         return {key: [str(item) for item in range(standin.ITEMS)] for key in self.records()}
 
     def attempts(self, step: str, shard: int | None) -> list[Path]:

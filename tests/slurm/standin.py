@@ -1,8 +1,8 @@
-"""A small pipeline with the manners of the real one, for tests of what SLURM does to jobs.
+"""A small pipeline that behaves like the real one, for tests of what SLURM does to jobs.
 
-Every shard has ITEMS items, each is one line ``item attempt`` in a file of the attempt; what is there already is skipped. On
-TERM or USR2 the item in hand is finished, and the task exits with 75. A file ``faults/<step>-<shard>`` makes the task do what
-it says, once: a Python statement.
+Every shard has ITEMS items. A task writes one line ``item attempt`` per item into its attempt's own file and skips recorded
+items. On TERM or USR2 it finishes the current item and exits with `REQUEUE`. A file ``faults/<step>-<shard>`` holds a Python
+statement that the task runs once.
 
 ::
 
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from slurm.chain import ChainFolder
 from slurm.gate import run_gate
+from slurm.process import REQUEUE
 from slurm.submit import StepWork
 
 ITEMS = 5
@@ -55,7 +56,7 @@ def record_folder(folder: Path, step: str, shard: int | None) -> Path:
 
 
 def records(folder: Path, step: str, shard: int | None) -> list[str]:
-    """The items that have a whole line in any attempt's file, in order, with repetitions."""
+    """The items with a complete line in any attempt's file, sorted, duplicates included."""
     found = []
     for file in record_folder(folder, step, shard).glob("*.txt"):
         found += [line.split()[0] for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -85,7 +86,7 @@ def task(folder: Path, step: str, shard: int | None) -> int:
     with (out / f"{attempt}.txt").open("a") as file:
         for item in range(ITEMS):
             if asked:
-                return 75
+                return REQUEUE
             if str(item) in done:
                 continue
             time.sleep(seconds)

@@ -1,7 +1,8 @@
-"""slurm/*.sbatch do what launch.py's tasks do, and go back into the queue in the same way."""
+"""slurm/*.sbatch run the same tasks as launch.py and requeue themselves in the same way."""
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.slurm_cluster.cluster import SlurmCluster
 
 SCRIPTS = sorted((standin.ROOT / "slurm").glob("*.sbatch"))
 
-# In place of the real tasks: the same command line, the small pipeline's work.
+# Replaces the real tasks: same command line, but the work of the small pipeline.
 TASK = f"""
 import sys
 sys.path.insert(0, {str(standin.ROOT)!r})
@@ -26,10 +27,10 @@ sys.exit(standin.main())
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "project"
-    (folder / "jobs").mkdir(parents=True)
-    (folder / "jobs" / "task.py").write_text(TASK)
+    (folder / "jobs" / "backends").mkdir(parents=True)
+    (folder / "jobs" / "backends" / "task.py").write_text(TASK)
     (folder / "slurm").symlink_to(standin.ROOT / "slurm")
-    (folder / ".venv").symlink_to(standin.ROOT / ".venv")
+    monkeypatch.setenv("PRODUCT_VQA_PYTHON", sys.executable)
     monkeypatch.chdir(folder)
     return folder
 
@@ -49,7 +50,7 @@ def wait_for_job(run: SmallRun, cluster: SlurmCluster, job: str, project: Path) 
 
 @pytest.mark.slurm
 @pytest.mark.xdist_group("slurm")
-def test_an_array_by_hand_does_all_shards_and_goes_on_after_it_was_asked_to_stop(
+def test_an_array_by_hand_does_all_shards_and_resumes_after_a_stop(
     slurm_cluster: SlurmCluster, project: Path, tmp_path: Path
 ) -> None:
     run = SmallRun(tmp_path / "a run's folder", seconds=0.5)
@@ -65,7 +66,7 @@ def test_an_array_by_hand_does_all_shards_and_goes_on_after_it_was_asked_to_stop
 
 @pytest.mark.slurm
 @pytest.mark.xdist_group("slurm")
-def test_training_by_hand_over_two_nodes_sets_up_the_rendezvous_and_the_job_ends_with_its_tasks_code(
+def test_training_by_hand_on_two_nodes_sets_up_torch_distributed(
     slurm_cluster: SlurmCluster, project: Path, tmp_path: Path
 ) -> None:
     run = SmallRun(tmp_path / "run")
@@ -83,7 +84,7 @@ def test_training_by_hand_over_two_nodes_sets_up_the_rendezvous_and_the_job_ends
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_the_usage_in_a_scripts_head_is_the_one_that_it_prints(script: Path) -> None:
+def test_a_script_prints_the_usage_that_its_head_states(script: Path) -> None:
     text = script.read_text()
     assert re.findall(r"#   (sbatch .*)", text) == re.findall(r'echo "usage: (sbatch .*?)"', text)
     assert f"slurm/{script.name}" in text

@@ -1,18 +1,18 @@
-"""What clusters do to jobs. However a run is disturbed, it ends with the records of an undisturbed one."""
+"""Preemption, time limits, dead nodes: a disturbed run ends with the records of an undisturbed one."""
 
 import time
 from pathlib import Path
 
 import pytest
 
-from slurm.chain import COMPLETE
+from slurm.chain import StepPhase
 from tests.slurm.conftest import SmallRun
 from tests.slurm_cluster.cluster import SlurmCluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 
-def test_preemption_by_a_higher_partition_ends_the_item_in_hand_and_goes_on_later(
+def test_a_preempted_task_finishes_its_current_item_and_resumes_later(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     run = SmallRun(tmp_path, seconds=1.5, stages={"validate": {"partition": "preempt"}})
@@ -25,23 +25,23 @@ def test_preemption_by_a_higher_partition_ends_the_item_in_hand_and_goes_on_late
     run.wait()
     assert run.records() == run.undisturbed()
     assert sum(len(run.attempts("validate", shard)) for shard in range(4)) == 8
-    assert run.state("validate").retries == 0, "SLURM started them again, not the gate"
+    assert run.state("validate").retries == 0, "SLURM restarted them, not the gate"
 
 
-def test_a_time_limit_shorter_than_the_work_is_met_with_as_many_attempts_as_it_takes(
+def test_work_longer_than_the_time_limit_gets_as_many_attempts_as_it_takes(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    # A limit of one minute, told 30 s before: 5 items of 15 s do not fit in.
+    # A limit of one minute with a signal 30 s before: 5 items of 15 s do not fit.
     run = SmallRun(tmp_path, seconds=15, grace_seconds=30, stages={"validate": {"time": 1}})
     run.step("validate", 2, [])
     run.step("generate", None, ["validate"])
     run.submit()
-    run.wait_for(lambda: run.state("validate").state == COMPLETE, 290)
+    run.wait_for(lambda: run.state("validate").phase == StepPhase.COMPLETE, 290)
     assert run.records() | {("generate", None): []} == run.undisturbed() | {("generate", None): []}
     assert len(run.attempts("validate", 0)) >= 2
 
 
-def test_a_node_that_dies_has_its_tasks_done_elsewhere_though_the_old_ones_go_on_running(
+def test_tasks_of_a_dead_node_are_done_elsewhere_while_the_old_ones_run_on(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     run = SmallRun(tmp_path, seconds=12)  # longer than SLURM takes to notice
@@ -55,13 +55,13 @@ def test_a_node_that_dies_has_its_tasks_done_elsewhere_though_the_old_ones_go_on
     finally:
         slurm_cluster.start_node(node)
         slurm_cluster.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-    assert run.state("validate").state == COMPLETE
-    # The attempts that were thought dead may have done the same items again; none is missing, and none is half.
+    assert run.state("validate").phase == StepPhase.COMPLETE
+    # The attempts that SLURM believed dead may have done the same items; none is missing, and none is cut off.
     assert {key: sorted(set(items)) for key, items in run.records().items()} == run.undisturbed()
     assert sum(len(run.attempts("validate", shard)) for shard in range(4)) > 4
 
 
-def test_a_gate_that_slurm_starts_again_decides_once(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_gate_that_slurm_restarts_decides_once(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     run = SmallRun(tmp_path)
     run.step("validate", 3, [])
     run.step("generate", 1, ["validate"])
@@ -72,4 +72,4 @@ def test_a_gate_that_slurm_starts_again_decides_once(slurm_cluster: SlurmCluster
     slurm_cluster.run("scontrol", "requeue", next((tmp_path / "gates").iterdir()).name.rpartition("-")[2], check=False)
     run.wait()
     assert run.records() == run.undisturbed()
-    assert run.state("generate").state == COMPLETE
+    assert run.state("generate").phase == StepPhase.COMPLETE

@@ -1,4 +1,4 @@
-"""A run on a real SLURM leaves no key in submitit's pickles and scripts, in the logs, or in what the queue shows of its jobs."""
+"""A run on a real SLURM leaves no key in submitit's pickles and scripts, in the logs, or in what the queue shows."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep.demo.catalogue import render
+from data_prep.demo import catalogue
 from jobs.backends import slurm
 from jobs.config import validate_config
 from jobs.pipeline import steps_of
@@ -21,17 +21,17 @@ from tests.slurm_cluster.cluster import SlurmCluster
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
 
-def test_a_key_is_in_no_file_of_a_run_on_slurm_and_in_nothing_that_the_queue_shows(
+def test_no_key_is_in_a_file_of_a_slurm_run_or_in_what_the_queue_shows(
     slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name, key in KEYS.items():
         monkeypatch.setenv(name, key)
-    catalogue = tmp_path / "catalogue"
-    render(catalogue, products=12, seed=3)
+    data = tmp_path / "catalogue"
+    catalogue.render(data, products=12, seed=3)
     shown: list[str] = []
-    with Watch(KEYS.values()) as watch, stand_in(catalogue / "facts.jsonl", tmp_path / "log.jsonl", GOOD) as url:
+    with Watch(KEYS.values()) as watch, stand_in(data / "facts.jsonl", tmp_path / "log.jsonl", GOOD) as url:
         tree = {
-            "data": {"root": str(catalogue)},
+            "data": {"root": str(data)},
             "validate": {"shards": 2},
             "generate": {
                 "shards": 2,
@@ -48,7 +48,7 @@ def test_a_key_is_in_no_file_of_a_run_on_slurm_and_in_nothing_that_the_queue_sho
         token = slurm.chain_folder(run).token()
         deadline = time.monotonic() + 150
         while jobs := live_jobs(token):
-            assert time.monotonic() < deadline, "waited in vain"
+            assert time.monotonic() < deadline, "timed out waiting"
             shown.append(slurm_cluster.run("scontrol", "show", "job", "--details", check=False))
             shown += [slurm_cluster.run("scontrol", "write", "batch_script", job.id, "-", check=False) for job in jobs]
             time.sleep(0.5)
@@ -56,7 +56,7 @@ def test_a_key_is_in_no_file_of_a_run_on_slurm_and_in_nothing_that_the_queue_sho
     logs = "".join(path.read_text() for path in (run.path / "logs").rglob("*.log"))
     assert f"The key ending in {REJECTED[-4:]} of project mine was rejected" in logs
     pickles = [path for path in run.path.rglob("*.pkl") if path.is_file()]
-    assert pickles, "submitit was to leave pickles"
+    assert pickles, "submitit should leave pickles"
     assert any("jobs.backends.task" in line and " generate" in line for line in watch.seen)
     assert any("#SBATCH" in text for text in shown)
     printed = capfd.readouterr()

@@ -1,4 +1,4 @@
-"""Chains of arrays on a real SLURM: submission, gates, retries, cancelling, sites of several kinds."""
+"""Chains of arrays on a real SLURM: submission, gates, retries, cancellation, different kinds of sites."""
 
 import os
 import socket
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.chain import COMPLETE, STOPPED
+from slurm.chain import StepPhase
 from slurm.profile import SlurmError
-from slurm.queue import cancel, ended_states
+from slurm.queue import cancel, sacct_states
 from slurm.submit import Cluster
 from tests.slurm.conftest import SmallRun
 from tests.slurm_cluster.cluster import SlurmCluster
@@ -18,7 +18,7 @@ from tests.slurm_cluster.cluster import SlurmCluster
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
 
-def test_a_chain_with_an_array_of_20_in_a_folder_with_an_awkward_name_goes_to_its_end_though_a_task_is_killed(
+def test_a_chain_completes_in_an_awkwardly_named_folder_though_a_task_is_killed(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     run = SmallRun(tmp_path / 'it\'s a "run" $(touch pwned); x')
@@ -31,8 +31,8 @@ def test_a_chain_with_an_array_of_20_in_a_folder_with_an_awkward_name_goes_to_it
     assert [len(state.jobs) for state in states] == [1, 1, 1, 1]
     run.wait()
     assert run.records() == run.undisturbed()
-    assert {step.name: run.state(step.name).state for step in run.steps} == dict.fromkeys(
-        ["prepare", "validate", "generate", "train:blip"], COMPLETE
+    assert {step.name: run.state(step.name).phase for step in run.steps} == dict.fromkeys(
+        ["prepare", "validate", "generate", "train:blip"], StepPhase.COMPLETE
     )
     assert run.state("validate").retries == 1
     assert len(run.attempts("validate", 3)) == 2
@@ -40,7 +40,7 @@ def test_a_chain_with_an_array_of_20_in_a_folder_with_an_awkward_name_goes_to_it
     assert not list(Path().glob("pwned"))
 
 
-def test_a_task_that_fails_by_itself_stops_the_chain_with_a_reason_and_the_same_command_goes_on_from_there(
+def test_a_failing_task_stops_the_chain_and_the_same_command_resumes_there(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     run = SmallRun(tmp_path)
@@ -51,33 +51,33 @@ def test_a_task_that_fails_by_itself_stops_the_chain_with_a_reason_and_the_same_
     run.submit()
     run.wait()
     state = run.state("validate")
-    assert (state.state, state.reasons, state.retries) == (STOPPED, {"failed": [1]}, 0)
+    assert (state.phase, state.reasons, state.retries) == (StepPhase.STOPPED, {"failed": [1]}, 0)
     assert "the same command again" in state.message
     assert str(tmp_path / "logs") in state.message
-    assert not run.attempts("generate", 0), "started though what it reads is not complete"
+    assert not run.attempts("generate", 0), "started although its input is not complete"
     states = run.submit()
     assert states[0].work.shards == [1]
     run.wait()
     assert run.records() == run.undisturbed()
 
 
-def test_a_task_that_is_killed_every_time_is_retried_as_often_as_the_profile_says_and_no_more(
+def test_a_task_that_is_always_killed_is_retried_only_as_often_as_the_profile_says(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     run = SmallRun(tmp_path, retries=1)
     run.step("validate", 2, [])
     run.step("generate", 2, ["validate"])
-    # It leaves no record of its first item either, so that no attempt gets further than the one before.
+    # It removes its record of the first item, too, so that no attempt gets further than the one before.
     run.fault("validate", 0, "#always\nfile.truncate(0); os.kill(os.getpid(), 9)")
     run.submit()
     run.wait()
     state = run.state("validate")
-    assert (state.state, state.retries, state.reasons) == (STOPPED, 1, {"killed": [0]})
+    assert (state.phase, state.retries, state.reasons) == (StepPhase.STOPPED, 1, {"killed": [0]})
     assert len(run.attempts("validate", 0)) == 2
     assert not run.attempts("generate", 0)
 
 
-# Moves the task and the process around it into a cgroup with little memory, as SLURM's cgroup plugin does, and asks for more.
+# Moves the task and its parent into a cgroup with little memory, as SLURM's cgroup plugin does, and allocates more.
 EXHAUST = """#always
 import subprocess
 limited = Path({group!r})
@@ -89,7 +89,7 @@ bytearray(1_000_000_000)
 
 
 def memory_cgroup(name: str) -> Path:
-    """A cgroup of this machine that allows 100 MB; skips where none can be made."""
+    """A cgroup of this machine with a limit of 100 MB; skips the test where none can be made."""
     for folder, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
         group = Path(folder) / name
         try:
@@ -105,7 +105,7 @@ def memory_cgroup(name: str) -> Path:
     pytest.skip("no memory cgroup can be made here")
 
 
-def test_a_task_that_the_kernel_kills_for_its_memory_is_told_apart_without_sacct_and_not_retried(
+def test_an_out_of_memory_kill_is_recognized_without_sacct_and_not_retried(
     plain_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     group = memory_cgroup(f"product-vqa-{os.getpid()}")
@@ -118,11 +118,11 @@ def test_a_task_that_the_kernel_kills_for_its_memory_is_told_apart_without_sacct
     finally:
         group.rmdir()
     state = run.state("validate")
-    assert (state.state, state.retries, state.reasons) == (STOPPED, 0, {"out of memory": [0]})
+    assert (state.phase, state.retries, state.reasons) == (StepPhase.STOPPED, 0, {"out of memory": [0]})
     assert len(run.attempts("validate", 0)) == 1
 
 
-def test_scontrol_requeue_of_running_elements_loses_and_repeats_nothing_that_was_written(
+def test_scontrol_requeue_of_running_tasks_loses_and_repeats_no_record(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     run = SmallRun(tmp_path, seconds=0.8)
@@ -136,9 +136,7 @@ def test_scontrol_requeue_of_running_elements_loses_and_repeats_nothing_that_was
     assert sum(len(run.attempts("validate", shard)) for shard in range(4)) == 6
 
 
-def test_a_task_that_is_asked_to_stop_with_usr2_writes_requeues_itself_and_goes_on(
-    slurm_cluster: SlurmCluster, tmp_path: Path
-) -> None:
+def test_a_task_that_gets_usr2_saves_is_requeued_and_resumes(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     run = SmallRun(tmp_path, seconds=0.8)
     run.step("validate", 2, [])
     run.submit()
@@ -148,10 +146,10 @@ def test_a_task_that_is_asked_to_stop_with_usr2_writes_requeues_itself_and_goes_
     run.wait()
     assert run.records() == run.undisturbed()
     assert sorted(len(run.attempts("validate", shard)) for shard in range(2)) == [1, 2]
-    assert run.state("validate").retries == 0, "SLURM started it again, not the gate"
+    assert run.state("validate").retries == 0, "SLURM restarted it, not the gate"
 
 
-def test_a_run_that_is_queued_is_not_submitted_twice_and_cancel_takes_its_jobs_and_no_others(
+def test_a_queued_run_is_not_submitted_twice_and_cancel_takes_only_its_own_jobs(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     other = SmallRun(tmp_path / "other", seconds=60)
@@ -162,7 +160,7 @@ def test_a_run_that_is_queued_is_not_submitted_twice_and_cancel_takes_its_jobs_a
     run.step("generate", 3, ["validate"])
     run.submit()
     run.wait_for(lambda: len(run.running("validate")) == 3)
-    with pytest.raises(SlurmError, match=r"in SLURM's queue already: validate \(4\), generate \(4\)"):
+    with pytest.raises(SlurmError, match=r"already in SLURM's queue: validate \(4\), generate \(4\)"):
         run.submit()
     assert len(run.jobs()) == 8
     assert len(cancel(run.chain.token())) == 8
@@ -172,9 +170,7 @@ def test_a_run_that_is_queued_is_not_submitted_twice_and_cancel_takes_its_jobs_a
     other.wait()
 
 
-def test_a_full_cluster_keeps_the_chain_waiting_and_it_runs_when_there_is_room(
-    slurm_cluster: SlurmCluster, tmp_path: Path
-) -> None:
+def test_on_a_full_cluster_the_chain_waits_and_then_runs(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     blocker = slurm_cluster.run(
         "sbatch", "--parsable", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 300"
     ).strip()
@@ -190,7 +186,7 @@ def test_a_full_cluster_keeps_the_chain_waiting_and_it_runs_when_there_is_room(
     assert run.records() == run.undisturbed()
 
 
-def test_an_array_above_the_sites_limit_is_split_and_a_site_without_sacct_runs_and_retries_the_same(
+def test_a_site_with_small_arrays_and_without_sacct_runs_and_retries_the_same(
     plain_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     run = SmallRun(tmp_path)
@@ -199,13 +195,13 @@ def test_an_array_above_the_sites_limit_is_split_and_a_site_without_sacct_runs_a
     run.fault("validate", 17, "os.kill(os.getpid(), 9)")
     states = run.submit()
     assert [len(job.shards) for job in states[0].jobs] == [8, 8, 3]
-    assert ended_states(["1"]) is None
+    assert sacct_states(["1"]) is None
     run.wait()
     assert run.records() == run.undisturbed()
     assert run.state("validate").retries == 1
 
 
-def test_where_compute_nodes_may_not_submit_the_gate_says_to_run_the_same_command_again(
+def test_where_nodes_may_not_submit_the_gate_says_to_run_the_command_again(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     (refusing := tmp_path / "bin" / "sbatch").parent.mkdir()
@@ -218,7 +214,7 @@ def test_where_compute_nodes_may_not_submit_the_gate_says_to_run_the_same_comman
     run.submit()
     run.wait()
     state = run.state("validate")
-    assert state.state == STOPPED
+    assert state.phase == StepPhase.STOPPED
     assert "not from here" in state.message
     assert "the same command again" in state.message
     run.submit()
@@ -237,7 +233,7 @@ def test_a_refused_submission_says_why_and_leaves_nothing_in_the_queue(
     run.wait(20)
 
 
-def test_training_gets_one_task_a_gpu_over_its_nodes_and_the_variables_of_the_rendezvous(
+def test_training_gets_one_task_per_gpu_and_the_variables_of_torch_distributed(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     run = SmallRun(tmp_path, stages={"train": {"gpus": 2, "nodes": 2, "memory": "200M", "cpus": 1}})
@@ -266,7 +262,7 @@ def test_seven_stages_of_1000_shards_are_seven_arrays_and_seven_gates(
     run.wait(30)
 
 
-def test_the_script_of_a_dry_run_is_one_that_sbatch_takes(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_the_script_of_a_dry_run_is_accepted_by_sbatch(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     run = SmallRun(
         tmp_path,
         stages={

@@ -1,4 +1,4 @@
-"""The real pipeline on a real SLURM, disturbed: it ends with the records of an undisturbed run, and nothing is paid twice."""
+"""The real pipeline on a real SLURM: a disturbed run ends with the records of an undisturbed one and pays nothing twice."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import orjson
 import pytest
 from rich.console import Console
 
-from data_prep.demo.catalogue import render
+from data_prep.demo import catalogue
 from data_prep.outcomes import Ok, UserError
 from jobs.backends import slurm
 from jobs.config import Config, validate_config
@@ -40,14 +40,14 @@ PROFILE: Profile = build_profile(
 )
 
 
-def configuration(catalogue: Path, shards: int, latency: float) -> Config:
+def configuration(data: Path, shards: int, latency: float) -> Config:
     tree: dict[str, Any] = {
-        "data": {"root": str(catalogue)},
+        "data": {"root": str(data)},
         "validate": {"shards": shards},
         "generate": {
             "shards": shards,
             "concurrency": CONCURRENCY,
-            "stand_in": {"answers": str(catalogue / "facts.jsonl"), "latency": latency},
+            "stand_in": {"answers": str(data / "facts.jsonl"), "latency": latency},
         },
         "models": {"tiny": {"kind": "blip", "weights": "not-used-here"}},
     }
@@ -55,7 +55,7 @@ def configuration(catalogue: Path, shards: int, latency: float) -> Config:
 
 
 def records(run: RunDir, stage: str) -> dict[str, str]:
-    """What counts of every item, without what differs from run to run."""
+    """The outcome of every item, without what differs between runs."""
     found = {}
     for key, outcome in latest_outcomes(run.store(stage), Damage()).items():
         if isinstance(outcome, Ok):
@@ -66,12 +66,12 @@ def records(run: RunDir, stage: str) -> dict[str, str]:
 
 
 def paid(run: RunDir) -> list[str]:
-    """The items of all replies on disk, repetitions included."""
+    """The items of all replies on disk, duplicates included."""
     return [record["key"] for record in store_records(run.store("generate"), Damage()) if record["ok"]]
 
 
-def reference(catalogue: Path, folder: Path) -> RunDir:
-    run, _ = open_run(folder, configuration(catalogue, 1, 0.0), ["test"])
+def reference(data: Path, folder: Path) -> RunDir:
+    run, _ = open_run(folder, configuration(data, 1, 0.0), ["test"])
     for step, shard in (("prepare", []), ("validate", ["--shard", "0"]), ("generate", ["--shard", "0"])):
         command = [sys.executable, "-m", "jobs.backends.task", str(run.path), step, *shard]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -81,23 +81,23 @@ def reference(catalogue: Path, folder: Path) -> RunDir:
 def wait_until(condition: Any, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out waiting"
         time.sleep(0.2)
 
 
-def test_requeued_and_killed_tasks_end_with_the_records_of_an_undisturbed_run_and_pay_only_what_was_in_flight_twice(
+def test_requeues_and_kills_lose_no_record_and_pay_twice_only_what_was_in_flight(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    catalogue = tmp_path / "catalogue"
-    render(catalogue, products=40, seed=3)
-    expected = reference(catalogue, tmp_path / "undisturbed")
+    data = tmp_path / "catalogue"
+    catalogue.render(data, products=40, seed=3)
+    expected = reference(data, tmp_path / "undisturbed")
 
-    config = configuration(catalogue, shards=3, latency=1.2)
+    config = configuration(data, shards=3, latency=1.2)
     run, _ = open_run(tmp_path / "a run's $(folder)", config, ["test"])
     steps = steps_of(config, STAGES)
     console = Console(quiet=True)
     assert slurm.submit(run, config, steps, PROFILE, console) == 0
-    with pytest.raises(UserError, match="in SLURM's queue already"):
+    with pytest.raises(UserError, match="already in SLURM's queue"):
         slurm.submit(run, config, steps, PROFILE, console)
     token = slurm.chain_folder(run).token()
 
@@ -125,17 +125,15 @@ def test_requeued_and_killed_tasks_end_with_the_records_of_an_undisturbed_run_an
     status = {step.step: step for step in run_status(run, config)}
     assert [status[stage].state for stage in STAGES] == ["done"] * 3
     assert status["generate"].items == status["generate"].done + status["generate"].failed
-    assert slurm.plan(run, config, steps, PROFILE) == [], "done, and yet something would be submitted"
+    assert slurm.plan(run, config, steps, PROFILE) == [], "done, and yet it would be submitted"
 
 
-def test_a_run_that_fails_says_so_in_its_state_and_cancels_the_rest(
-    slurm_cluster: SlurmCluster, tmp_path: Path
-) -> None:
-    catalogue = tmp_path / "catalogue"
-    render(catalogue, products=4, seed=3)
-    config = configuration(catalogue, shards=1, latency=0.0)
+def test_a_run_that_fails_records_why_and_cancels_the_rest(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+    data = tmp_path / "catalogue"
+    catalogue.render(data, products=4, seed=3)
+    config = configuration(data, shards=1, latency=0.0)
     run, _ = open_run(tmp_path / "run", config, ["test"])
-    (catalogue / "facts.jsonl").write_text("not an answer")
+    (data / "facts.jsonl").write_text("not an answer")
     slurm.submit(run, config, steps_of(config, STAGES), PROFILE, Console(quiet=True))
     wait_until(lambda: not live_jobs(slurm.chain_folder(run).token()))
     stopped = slurm.stopped_steps(run)
@@ -143,8 +141,8 @@ def test_a_run_that_fails_says_so_in_its_state_and_cancels_the_rest(
     assert str(run.path / "logs" / "generate") in stopped["generate"]
 
 
-def test_the_doctor_looks_at_the_nodes_and_leaves_nothing_behind(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
-    render(tmp_path / "catalogue", products=2, seed=3)
+def test_the_doctor_checks_the_nodes_and_leaves_nothing_behind(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+    catalogue.render(tmp_path / "catalogue", products=2, seed=3)
     config = configuration(tmp_path / "catalogue", shards=2, latency=0.0)
     run = RunDir(tmp_path / "not begun")
     checks = doctor.diagnose(run, config, steps_of(config, STAGES), PROFILE)
@@ -157,7 +155,7 @@ def test_the_doctor_looks_at_the_nodes_and_leaves_nothing_behind(slurm_cluster: 
 
 
 def test_the_newest_log_of_every_task_is_found(tmp_path: Path) -> None:
-    render(tmp_path / "catalogue", products=4, seed=3)
+    catalogue.render(tmp_path / "catalogue", products=4, seed=3)
     config = configuration(tmp_path / "catalogue", shards=2, latency=0.0)
     run, _ = open_run(tmp_path / "run", config, ["test"])
     steps = steps_of(config, STAGES[:2])
@@ -172,19 +170,19 @@ def test_the_newest_log_of_every_task_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_one_command_takes_all_seven_stages_to_a_report_though_training_on_two_nodes_is_requeued_on_the_way(
+def test_one_command_reaches_the_report_though_two_node_training_is_requeued(
     slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    catalogue = tmp_path / "catalogue"
-    render(catalogue, products=60, seed=3)
-    answers = [orjson.loads(line)["qas"] for line in (catalogue / "facts.jsonl").read_bytes().splitlines()]
+    data = tmp_path / "catalogue"
+    catalogue.render(data, products=60, seed=3)
+    answers = [orjson.loads(line)["qas"] for line in (data / "facts.jsonl").read_bytes().splitlines()]
     texts = [text for qas in answers for qa in qas for text in (qa["question"], qa["answer"])]
     weights = make_tiny_model("blip", tmp_path / "tiny-blip", texts)
     tree: dict[str, Any] = {
-        "data": {"root": str(catalogue)},
+        "data": {"root": str(data)},
         "validate": {"shards": 4},
-        "generate": {"shards": 3, "stand_in": {"answers": str(catalogue / "facts.jsonl")}},
+        "generate": {"shards": 3, "stand_in": {"answers": str(data / "facts.jsonl")}},
         "models": {"blip": {"kind": "blip", "weights": str(weights)}},
         "train": {"epochs": 6, "eval_steps": 20, "validation_questions": 8},
         "evaluate": {"shards": 2},
@@ -218,4 +216,4 @@ def test_one_command_takes_all_seven_stages_to_a_report_though_training_on_two_n
     logs = sorted(run.logs(Step("train", "blip")).glob("task.*.rank0.log"))
     assert len(logs) == 2
     assert "training from the beginning" in logs[0].read_text()
-    assert "training from the beginning" not in logs[1].read_text(), "the checkpoint was not taken up"
+    assert "training from the beginning" not in logs[1].read_text(), "it did not resume from the checkpoint"

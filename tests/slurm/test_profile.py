@@ -1,4 +1,4 @@
-"""Profiles say what they mean, and mistakes in them are told with the key, the value and the right form."""
+"""Profiles mean what they say, and a mistake is reported with its key, its value and what is allowed."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ STAGES = ("prepare", "validate", "generate", "curate", "train", "evaluate", "rep
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_every_shipped_profile_is_valid_and_its_stages_become_sbatch_parameters(name: str) -> None:
+def test_every_shipped_profile_is_valid_and_yields_sbatch_parameters(name: str) -> None:
     profile = load_profile(name, STAGES)
     for stage in (*STAGES, GATE):
         parameters = sbatch_parameters(profile, profile.resources(stage), distributed=stage == "train")
@@ -44,7 +44,7 @@ def test_times_in_a_file_need_no_quotation_marks(tmp_path: Path) -> None:
     assert profile.resources("evaluate").cpus == 8
 
 
-def test_a_stage_gets_the_defaults_for_what_it_does_not_say_and_the_gate_needs_little() -> None:
+def test_stages_inherit_the_defaults_and_the_gate_needs_little() -> None:
     tree = {"defaults": {"partition": "cpu", "memory": "4G"}, "stages": {"train": {"partition": "gpu", "gpus": 4}}}
     profile = build_profile(tree, STAGES, "x")
     assert (profile.resources("train").partition, profile.resources("train").memory) == ("gpu", "4G")
@@ -62,23 +62,23 @@ def test_a_stage_gets_the_defaults_for_what_it_does_not_say_and_the_gate_needs_l
         ({"defaults": {"memory": "lots"}}, ["defaults.memory = 'lots'", "such as 16G"]),
         ({"defaults": {"time": "soon"}}, ["defaults.time = 'soon'", "4:00:00"]),
         ({"defaults": {"cpus": 0}}, ["defaults.cpus = 0", "greater than or equal to 1"]),
-        ({"stages": {"trian": {}}}, ["stages.trian", "Did you mean 'train'?"]),
-        ({"stages": {"train": {"gpu": 1}}}, ["unknown key stages.train.gpu", "Did you mean 'gpus'?"]),
-        ({"stages": {"train": {"flags": {"array": "0-3"}}}}, ["stages.train.flags.array", "leave it out"]),
-        ({"defaults": {"flags": {"--exclude": "n1"}}}, ["defaults.flags.--exclude", "without its dashes"]),
+        ({"stages": {"trian": {}}}, ["stages.trian: there is no stage", "Did you mean 'train'?"]),
+        ({"stages": {"train": {"gpu": 1}}}, ["stages.train.gpu: there is no key", "Did you mean 'gpus'?"]),
+        ({"stages": {"train": {"flags": {"array": "0-3"}}}}, ["stages.train.flags.array", "remove it"]),
+        ({"defaults": {"flags": {"--exclude": "n1"}}}, ["defaults.flags.--exclude", "without dashes"]),
         ({"defaults": {"partition": "a b"}}, ["defaults.partition = 'a b'"]),
-        ({"retry": 3}, ["unknown key retry", "Did you mean 'retries'?"]),
+        ({"retry": 3}, ["retry: there is no key", "Did you mean 'retries'?"]),
         ({"stages": {"train": 4}}, ["stages.train"]),
         ({"defaults": None, "stages": None, "setup": "module load x"}, ["setup = 'module load x'"]),
     ],
 )
-def test_a_mistake_is_told_once_with_the_key_the_value_and_what_would_be_right(
+def test_a_mistake_is_reported_once_with_its_key_value_and_what_is_allowed(
     tree: dict[str, object], words: list[str]
 ) -> None:
     with pytest.raises(SlurmError) as error:
         build_profile(tree, STAGES, "site.yaml")
     assert "site.yaml" in str(error.value)
-    assert len(str(error.value).splitlines()) == 1, "told more than once"
+    assert len(str(error.value).splitlines()) == 1, "reported more than once"
     for word in words:
         assert word in str(error.value)
 
@@ -91,11 +91,11 @@ def test_an_unknown_profile_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(SlurmError, match=r"site\.yaml"):
         load_profile(broken, STAGES)
     broken.write_text("- a list")
-    with pytest.raises(SlurmError, match="must hold sections"):
+    with pytest.raises(SlurmError, match="must have sections"):
         load_profile(broken, STAGES)
 
 
-def test_a_gpu_type_and_a_gpu_number_become_one_option() -> None:
+def test_gpu_type_and_gpu_count_become_one_option() -> None:
     tree = {"stages": {"train": {"gpus": 4, "gpu_type": "a100", "nodes": 2, "flags": {"exclusive": True}}}}
     profile = build_profile(tree, STAGES, "x")
     parameters = sbatch_parameters(profile, profile.resources("train"), distributed=True)

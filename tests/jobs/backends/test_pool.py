@@ -1,6 +1,5 @@
-"""The local pool keeps its bounds, and what it starts ends when it should."""
+"""The local pool runs at most as many tasks as it may, and every task that it starts ends when it should."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,7 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.backends.pool import REQUEUE, Task, TaskResult, run_tasks
+from jobs.backends.pool import Task, TaskResult, run_tasks
+from slurm.process import REQUEUE
+from tests.conftest import ROOT
 
 
 def python(program: str, *arguments: object) -> list[str]:
@@ -19,12 +20,12 @@ def python(program: str, *arguments: object) -> list[str]:
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out waiting"
         time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie that nobody reaped does not."""
+    """Whether a process runs; a zombie, which its parent has not reaped, does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -51,7 +52,7 @@ def test_never_more_than_workers_run_at_once_and_all_run(tmp_path: Path) -> None
     assert [result.task.name for result in results] == [task.name for task in tasks]
 
 
-def test_what_a_task_prints_is_in_its_own_log_and_its_exit_code_is_reported(tmp_path: Path) -> None:
+def test_a_tasks_output_is_in_its_own_log_and_its_exit_code_is_reported(tmp_path: Path) -> None:
     program = "import sys; print('out', flush=True); print('err', file=sys.stderr); sys.exit(3)"
     (result,) = run_tasks([Task("t", python(program), tmp_path / "deep" / "t.log")], workers=1)
     assert result.returncode == 3
@@ -71,7 +72,7 @@ def test_arguments_and_environment_reach_a_task_unchanged(tmp_path: Path) -> Non
     assert result.returncode == 0
 
 
-def test_each_of_the_tasks_at_work_has_a_gpu_for_itself(tmp_path: Path) -> None:
+def test_each_running_task_has_a_gpu_to_itself(tmp_path: Path) -> None:
     program = NOTE_START_AND_END + "    print(os.environ['CUDA_VISIBLE_DEVICES'])\n"
     tasks = [Task(str(i), python(program, tmp_path, i), tmp_path / f"{i}.log") for i in range(4)]
     run_tasks(tasks, workers=8, gpus=["0", "3"])
@@ -79,12 +80,11 @@ def test_each_of_the_tasks_at_work_has_a_gpu_for_itself(tmp_path: Path) -> None:
     assert {(tmp_path / f"{i}.log").read_text().strip() for i in range(4)} == {"0", "3"}
 
 
-ENDS_WHEN_ASKED = """
+EXITS_WHEN_ASKED = """
     import signal, sys, time
     marker, asked = sys.argv[1], []
-    for name in ("SIGTERM", "SIGUSR2"):
-        signal.signal(getattr(signal, name), lambda number, frame: asked.append(signal.Signals(number).name))
-    open(marker, "a").write("started\\n")
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(signal.Signals(number).name))
+    open(marker, "w").close()
     while not asked:
         time.sleep(0.02)
     print(asked[0], flush=True)
@@ -92,15 +92,15 @@ ENDS_WHEN_ASKED = """
 """
 
 
-def test_a_stop_ends_what_runs_gently_and_starts_nothing_more(tmp_path: Path) -> None:
+def test_a_stop_ends_running_tasks_gently_and_starts_no_more(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    tasks = [Task(str(i), python(ENDS_WHEN_ASKED, marker), tmp_path / f"{i}.log") for i in range(3)]
+    tasks = [Task(str(i), python(EXITS_WHEN_ASKED, marker), tmp_path / f"{i}.log") for i in range(3)]
     results = run_tasks(tasks, workers=1, stop=marker.exists)
-    assert [(result.returncode, result.attempts) for result in results] == [(REQUEUE, 1), (REQUEUE, 0), (REQUEUE, 0)]
-    assert (tmp_path / "0.log").read_text().strip() == "SIGTERM"
+    assert results == [TaskResult(task, REQUEUE) for task in tasks]
+    assert [log.read_text() for log in tmp_path.glob("*.log")] == ["SIGTERM\n"], "only the first task was started"
 
 
-def test_a_task_that_ignores_the_request_to_stop_is_killed_after_the_grace_time(tmp_path: Path) -> None:
+def test_a_task_that_ignores_a_stop_is_killed_after_the_grace_time(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     program = """
         import signal, sys, time
@@ -112,23 +112,12 @@ def test_a_task_that_ignores_the_request_to_stop_is_killed_after_the_grace_time(
     assert result.returncode == -signal.SIGKILL
 
 
-def test_a_time_limit_asks_as_slurm_does_and_the_task_is_started_again_a_limited_number_of_times(
-    tmp_path: Path,
-) -> None:
-    marker = tmp_path / "marker"
-    task = Task("t", python(ENDS_WHEN_ASKED, marker), tmp_path / "log", time_limit=1.0)
-    (result,) = run_tasks([task], workers=1, requeues=1)
-    assert (result.returncode, result.attempts, result.timed_out) == (REQUEUE, 2, True)
-    assert (tmp_path / "log").read_text().split() == ["SIGUSR2"] * 2
-    assert marker.read_text().split() == ["started"] * 2
-
-
-def test_a_task_that_asks_to_be_requeued_without_a_time_limit_is_reported_as_interrupted(tmp_path: Path) -> None:
+def test_a_task_that_exits_with_requeue_is_reported_as_interrupted(tmp_path: Path) -> None:
     (result,) = run_tasks([Task("t", python("raise SystemExit(75)"), tmp_path / "log")], workers=1)
-    assert result == TaskResult(result.task, REQUEUE, 1, result.seconds)
+    assert result.returncode == REQUEUE
 
 
-def test_a_task_that_was_asked_before_it_listened_counts_as_interrupted_not_as_failed(tmp_path: Path) -> None:
+def test_a_task_stopped_before_it_handles_signals_counts_as_interrupted(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     program = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(60)"
     (result,) = run_tasks([Task("t", python(program, marker), tmp_path / "log")], 1, marker.exists)
@@ -154,10 +143,7 @@ def test_kill_9_of_the_launcher_leaves_no_task_behind(tmp_path: Path) -> None:
         program = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
         run_tasks([Task(str(i), [sys.executable, "-c", program, f"{folder}/{i}.pid"], folder / "log") for i in (0, 1)], 2)
     """
-    root = Path(__file__).resolve().parents[3]
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(launcher), str(tmp_path)], cwd=root, env={**os.environ}
-    )
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(launcher), str(tmp_path)], cwd=ROOT)
     files = [tmp_path / "0.pid", tmp_path / "1.pid"]
     wait_until(lambda: all(file.exists() and file.read_text() for file in files))
     pids = [int(file.read_text()) for file in files]

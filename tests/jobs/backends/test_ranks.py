@@ -1,4 +1,4 @@
-"""The processes of a training on one machine know each other and end together."""
+"""The processes of a training on one machine find each other and end together."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.backends.pool import REQUEUE
+from slurm.process import REQUEUE
 from tests.conftest import ROOT
 from tests.jobs.backends.test_pool import alive, python, wait_until
 
@@ -29,7 +29,7 @@ LISTEN = """
 
 
 def start(count: int, command: list[str], grace: float = 20) -> "subprocess.Popen[str]":
-    program = "import sys; from jobs.backends import ranks; ranks.run_ranks.__defaults__ = (float(sys.argv.pop(1)),); sys.exit(ranks.main())"
+    program = "import sys; from jobs.backends import ranks; ranks.GRACE_SECONDS = float(sys.argv.pop(1)); sys.exit(ranks.main())"
     return subprocess.Popen(
         [sys.executable, "-c", program, str(grace), str(count), *command],
         stdout=subprocess.PIPE,
@@ -39,7 +39,7 @@ def start(count: int, command: list[str], grace: float = 20) -> "subprocess.Pope
     )
 
 
-def test_each_process_knows_who_it_is_and_where_the_first_one_listens() -> None:
+def test_each_process_knows_its_rank_and_where_rank_0_listens() -> None:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     process = start(3, python(f"import json, os; print(json.dumps([os.environ[n] for n in {names}]))"))
     said, _ = process.communicate(timeout=60)
@@ -54,9 +54,7 @@ def test_each_process_knows_who_it_is_and_where_the_first_one_listens() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_request_to_stop_reaches_every_process_and_the_end_says_start_me_again(
-    number: signal.Signals, tmp_path: Path
-) -> None:
+def test_a_stop_reaches_every_rank_and_the_exit_code_asks_for_a_restart(number: signal.Signals, tmp_path: Path) -> None:
     process = start(2, python(LISTEN, tmp_path))
     wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
     process.send_signal(number)
@@ -64,7 +62,7 @@ def test_request_to_stop_reaches_every_process_and_the_end_says_start_me_again(
     assert len(list(tmp_path.glob("*.saved"))) == 2
 
 
-def test_end_is_that_of_the_process_which_failed_first_and_its_reason_comes_last() -> None:
+def test_exit_code_and_last_line_are_those_of_the_rank_that_failed_first() -> None:
     program = """
         import os, sys, time
         if os.environ["RANK"] == "0":
@@ -81,7 +79,7 @@ def test_end_is_that_of_the_process_which_failed_first_and_its_reason_comes_last
     assert said.endswith("\nerror: the image is broken\n")
 
 
-def test_process_that_waits_for_a_dead_one_is_ended() -> None:
+def test_a_rank_that_waits_for_a_dead_one_is_killed() -> None:
     program = "import os, sys, time; os.environ['RANK'] == '1' and sys.exit(4); time.sleep(60)"
     process = start(2, python(program), grace=0.5)
     started = time.monotonic()
@@ -89,15 +87,15 @@ def test_process_that_waits_for_a_dead_one_is_ended() -> None:
     assert time.monotonic() - started < 20
 
 
-def test_kill_of_one_process_looks_like_a_kill_of_all(tmp_path: Path) -> None:
-    """So that the pool starts them again, as it does with a task that the kernel killed for its memory."""
+def test_a_kill_of_one_rank_looks_like_a_kill_of_all(tmp_path: Path) -> None:
+    """So that the local back end restarts the training, as it does with a task that the kernel killed for lack of memory."""
     process = start(2, python(LISTEN, tmp_path), grace=0.5)
     wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
     os.kill(int((tmp_path / "1.pid").read_text()), signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL
 
 
-def test_killed_launcher_leaves_no_process_behind(tmp_path: Path) -> None:
+def test_kill_9_of_the_launcher_leaves_no_rank_behind(tmp_path: Path) -> None:
     process = start(2, python(LISTEN, tmp_path))
     wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
     process.kill()

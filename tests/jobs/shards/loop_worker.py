@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from data_prep.outcomes import Emit, Failed, Ok
-from jobs.backends.stop import REQUEUE, StopFlag
-from jobs.run.layout import ShardStore
+from jobs.backends.stop import StopFlag
+from jobs.run.layout import Store
 from jobs.shards.loop import Previous, Work, freeze_shards, run_shard
+from slurm.process import REQUEUE
 
 
 def make_work(folder: Path, items: int, seconds: float = 0.0, setting: int = 1) -> Work[str]:
     """Items item-0 … item-n; every seventh fails for good, every eleventh fails twice and then passes."""
-    store = ShardStore(folder / "stage")
+    store = Store(folder / "stage")
     tried = folder / "tried"
     tried.mkdir(parents=True, exist_ok=True)
 

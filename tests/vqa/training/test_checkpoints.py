@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from data_prep.outcomes import Interrupted, UserError
-from jobs.backends.stop import REQUEUE
+from slurm.process import REQUEUE
 from tests.vqa.training_data import (
     Material,
     checkpoint_steps,

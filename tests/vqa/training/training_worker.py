@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from data_prep.outcomes import Interrupted, UserError
-from jobs.backends.stop import REQUEUE, StopFlag
+from jobs.backends.stop import StopFlag
+from slurm.process import REQUEUE
 
 
 def main() -> int:

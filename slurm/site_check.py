@@ -1,0 +1,174 @@
+"""Checks, before anything is queued, whether a run would work on this cluster. Every failed check says what to do.
+
+::
+
+    for check in site_checks(cluster, works) + node_checks(cluster, works, modules=["torch"]):
+        print(check.ok, check.name, check.detail, check.advice)
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from slurm.probe import NodeFacts
+from slurm.profile import Profile, Resources, SlurmError
+from slurm.queue import env_without_slurm, run_command
+from slurm.submit import Cluster, StepWork, python_path_line
+
+COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
+NODE_WAIT_SECONDS = 60  # for a free node
+PROBE_SECONDS = 300  # for setup lines and imports there; torch from a cold network file system takes minutes
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The result of one check."""
+
+    name: str
+    ok: bool | None  # None: unknown, or only a remark
+    detail: str
+    advice: str = ""
+
+
+def site_checks(cluster: Cluster, works: Sequence[StepWork]) -> list[Check]:
+    """What the submitting machine can find out: commands, controller, each stage's resources, limits."""
+    absent = [name for name in COMMANDS if shutil.which(name) is None]
+    if absent:
+        detail = f"not installed here: {', '.join(absent)}"
+        return [Check("SLURM commands", False, detail, "Log in to a machine of the SLURM cluster.")]
+    checks = [Check("SLURM commands", True, run_command(["sbatch", "--version"]).strip())]
+    try:
+        run_command(["sinfo", "--noheader"])
+    except SlurmError as error:
+        advice = "Try again later, or ask the site's administrators."
+        return [*checks, Check("SLURM controller", False, str(error), advice)]
+    checks.append(Check("SLURM controller", True, "answers"))
+    checks += [resources_check(cluster, work) for work in works]
+    checks.append(array_check(cluster, works))
+    checks.append(accounting_check())
+    return checks
+
+
+def resources_check(cluster: Cluster, work: StepWork) -> Check:
+    """Whether sbatch would accept a stage's partition, account, QOS, GPUs, memory and time."""
+    name = f"resources of {work.name}"
+    resources = cluster.profile.resources(work.stage)
+    asked = (
+        f"{resources.partition or 'default partition'}, {resources.cpus} CPUs, {resources.memory}, {resources.time} min"
+    )
+    if resources.gpus:
+        asked += f", {resources.gpus} GPUs per node"
+    done = subprocess.run(
+        ["sbatch", "--test-only"],
+        input=cluster.script(work),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=env_without_slurm(),
+    )
+    if done.returncode == 0:
+        return Check(name, True, f"{asked}: accepted")
+    message = done.stderr.strip().removeprefix("allocation failure: ").removeprefix("sbatch: error: ")
+    advice = f"Change stages.{work.stage} (or defaults) in the cluster profile; `sinfo` lists partitions and GPUs."
+    return Check(name, False, f"{asked}: {message}", advice)
+
+
+def array_check(cluster: Cluster, works: Sequence[StepWork]) -> Check:
+    """Whether arrays must be split. They are split automatically."""
+    largest = max((len(work.shards or []) for work in works), default=0)
+    limit = cluster.max_array_size
+    split = ": it will be split" if largest > limit else ""
+    return Check("array limit", True, f"{limit:,} elements per array; the largest stage has {largest:,}{split}")
+
+
+def accounting_check() -> Check:
+    """Whether sacct works; nothing depends on it."""
+    try:
+        run_command(["sacct", "--noheader", "--starttime=now"])
+    except SlurmError:
+        return Check("accounting", None, "sacct does not work here: only a task's log can say why it was killed")
+    return Check("accounting", True, "sacct works")
+
+
+def node_checks(cluster: Cluster, works: Sequence[StepWork], modules: Sequence[str]) -> list[Check]:
+    """What only a compute node can find out: one short job per partition, which waits for a free node."""
+    folder, word = cluster.folder, uuid.uuid4().hex
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "probe").write_text(word)
+    except OSError as error:
+        return [Check("run directory", False, f"{folder}: {error.strerror}", "Choose another --run-dir.")]
+    by_partition: dict[str | None, Resources] = {}
+    for work in works:
+        resources = cluster.profile.resources(work.stage)
+        by_partition.setdefault(resources.partition, resources)
+    try:
+        checks = []
+        for resources in by_partition.values():
+            found = _probe(cluster.profile, resources, folder, word, modules)
+            checks += [found] if isinstance(found, Check) else _judge(found, folder.parent, modules)
+        return checks
+    finally:
+        (folder / "probe").unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()  # leave no trace of a run that has not started
+
+
+def _probe(
+    profile: Profile, resources: Resources, folder: Path, word: str, modules: Sequence[str]
+) -> NodeFacts | Check:
+    """What a node of a partition finds, or why none could be asked."""
+    where = f"a node of {resources.partition or 'the default partition'}"
+    python = profile.python or shlex.quote(sys.executable)
+    probe = f"{python} -m slurm.probe {shlex.join([str(folder), word, *modules])}"
+    script = "\n".join([*profile.setup, *resources.setup, python_path_line(), probe])
+    options = {"partition": resources.partition, "account": resources.account, "qos": resources.qos}
+    command = ["srun", "--ntasks=1", "--cpus-per-task=1", "--mem=1G", "--time=5", f"--immediate={NODE_WAIT_SECONDS}"]
+    command += [f"--{name}={value}" for name, value in options.items() if value]
+    try:
+        done = subprocess.run(
+            [*command, "bash", "-c", script],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=NODE_WAIT_SECONDS + PROBE_SECONDS,
+            env=env_without_slurm(),
+        )
+    except subprocess.TimeoutExpired:
+        return Check(where, None, "did not answer in time", "Try again when the cluster is less busy.")
+    line = next((line for line in done.stdout.splitlines() if line.startswith("PROBE ")), None)
+    if line is not None:
+        return NodeFacts(**json.loads(line.removeprefix("PROBE ")))
+    message = " ".join((done.stderr or done.stdout).split())[-400:]
+    if "Unable to allocate resources" in message or "immediate" in message.lower():
+        return Check(where, None, f"no free node to check: {message}", "Try again later, or launch without this check.")
+    return Check(where, False, f"the check could not start: {message}", "See setup and python in the cluster profile.")
+
+
+def _judge(node: NodeFacts, run_dir: Path, modules: Sequence[str]) -> list[Check]:
+    where = f"node {node.node}"
+    share = "Choose a --run-dir on a file system that the compute nodes share with this machine."
+    checks = [
+        Check(f"{where}: run directory visible", node.sees_run, str(run_dir), share),
+        Check(f"{where}: run directory writable", not node.write_error, node.write_error or str(run_dir), share),
+    ]
+    for name in modules:
+        error = node.import_errors.get(name, "")
+        advice = "Use the same environment there: see setup and python in the cluster profile."
+        checks.append(Check(f"{where}: import {name}", not error, error or "works", advice))
+    if node.has_sbatch:
+        checks.append(Check(f"{where}: sbatch", True, "killed tasks are resubmitted automatically"))
+    else:
+        detail = "not on compute nodes: to resubmit killed tasks, run the same command again"
+        checks.append(Check(f"{where}: sbatch", None, detail))
+    return checks
