@@ -55,7 +55,6 @@ class Chain:
 
     submission: str  # random; a step state with another one is left over from an earlier submission
     token: str  # the suffix of the run's job names, the same in all submissions
-    submitted_at: float  # Unix time
     steps: list[str]  # in order
     profile: Profile  # the site; gates submit retries with it
 
@@ -167,7 +166,7 @@ def submit_chain(folder: ChainFolder, profile: Profile, works: Sequence[StepWork
             raise SlurmError(
                 f"This run is already in SLURM's queue: {listed}. Wait for it, or cancel it: launch.py cancel RUN_DIR"
             )
-        chain = Chain(uuid.uuid4().hex[:8], token, time.time(), [work.name for work in works], profile)
+        chain = Chain(uuid.uuid4().hex[:8], token, [work.name for work in works], profile)
         folder.write_chain(chain)
         try:
             return _submit_steps(folder, chain, works)

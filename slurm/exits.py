@@ -2,7 +2,7 @@
 
 ``slurm/exits/validate/00007.json`` of a run::
 
-    {"code": -9, "job_id": "1234", "at": 1764000000.0, "out_of_memory": false}
+    {"code": -9, "at": 1764000000.0, "out_of_memory": false}
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ class TaskExit:
     """The exit of a task's last attempt that could still record it. A killed node records nothing."""
 
     code: int  # as in subprocess: negative for a signal
-    job_id: str
     at: float  # Unix time
     out_of_memory: bool = False  # the kernel killed a process of its cgroup for lack of memory
 

@@ -117,8 +117,7 @@ class CommandJob:
             out_of_memory = code == -signal.SIGKILL and any(
                 count > self._oom_kills.get(counter, 0) for counter, count in oom_kills().items()
             )
-            job_id = os.environ.get("SLURM_JOB_ID", "")
-            write_json(Path(self.exit_file), TaskExit(code, job_id, time.time(), out_of_memory))
+            write_json(Path(self.exit_file), TaskExit(code, time.time(), out_of_memory))
 
 
 def job_state(job_id: str) -> str:

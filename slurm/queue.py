@@ -25,7 +25,6 @@ class QueuedJob:
     name: str  # with the run's token
     reason: str  # why it waits: Dependency, Resources, Priority, ...
     node: str
-    elapsed: str
 
     @property
     def step(self) -> str:
@@ -43,7 +42,7 @@ class QueuedJob:
         return self.id.partition("_")[0]
 
 
-def run_command(command: Sequence[str], timeout: float = 60.0) -> str:
+def run_command(command: Sequence[str], stdin: str = "", timeout: float = 60.0) -> str:
     """Run one of SLURM's commands; its output.
 
     Raises:
@@ -51,16 +50,12 @@ def run_command(command: Sequence[str], timeout: float = 60.0) -> str:
     """
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=timeout, env=env_without_slurm()
+            command, input=stdin, capture_output=True, text=True, check=False, timeout=timeout, env=env_without_slurm()
         )
     except FileNotFoundError:
-        raise SlurmError(
-            f"The command {command[0]} is not installed here: log in to a machine of the SLURM cluster."
-        ) from None
+        raise SlurmError(f"{command[0]} is not installed here: log in to a machine of the SLURM cluster.") from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(
-            f"{command[0]} did not answer within {timeout:.0f} s: SLURM is busy or down; try again later."
-        ) from None
+        raise SlurmError(f"{command[0]} did not answer within {timeout:.0f} s: try again when SLURM is up.") from None
     if done.returncode:
         message = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
         raise SlurmError(f"{command[0]} failed: {message}")
@@ -86,8 +81,8 @@ def live_jobs(token: str) -> list[QueuedJob]:
     Raises:
         SlurmError: squeue does not exist or does not answer.
     """
-    output = run_command(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%j|%r|%N|%M"])
-    jobs = [QueuedJob(*line.split("|", 5)) for line in output.splitlines() if line.count("|") >= 5]
+    output = run_command(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%j|%r|%N"])
+    jobs = [QueuedJob(*line.split("|", 4)) for line in output.splitlines() if line.count("|") >= 4]
     return [job for job in jobs if job.name.endswith(f".{token}")]
 
 

@@ -9,9 +9,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
-import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
@@ -21,12 +21,13 @@ from pathlib import Path
 
 from slurm.probe import NodeFacts
 from slurm.profile import Profile, Resources, SlurmError
-from slurm.queue import env_without_slurm, run_command
+from slurm.queue import run_command
 from slurm.submit import Cluster, StepWork, python_path_line
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 NODE_WAIT_SECONDS = 60  # for a free node
 PROBE_SECONDS = 300  # for setup lines and imports there; torch from a cold network file system takes minutes
+SEE_PROFILE = "See setup and python in the cluster profile."
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +68,12 @@ def resources_check(cluster: Cluster, work: StepWork) -> Check:
     )
     if resources.gpus:
         asked += f", {resources.gpus} GPUs per node"
-    done = subprocess.run(
-        ["sbatch", "--test-only"],
-        input=cluster.script(work),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env=env_without_slurm(),
-    )
-    if done.returncode == 0:
-        return Check(name, True, f"{asked}: accepted")
-    message = done.stderr.strip().removeprefix("allocation failure: ").removeprefix("sbatch: error: ")
-    advice = f"Change stages.{work.stage} (or defaults) in the cluster profile; `sinfo` lists partitions and GPUs."
-    return Check(name, False, f"{asked}: {message}", advice)
+    try:
+        run_command(["sbatch", "--test-only"], stdin=cluster.script(work))
+    except SlurmError as error:
+        advice = f"Change stages.{work.stage} (or defaults) in the cluster profile; `sinfo` lists partitions and GPUs."
+        return Check(name, False, f"{asked}: {error}", advice)
+    return Check(name, True, f"{asked}: accepted")
 
 
 def array_check(cluster: Cluster, works: Sequence[StepWork]) -> Check:
@@ -136,23 +129,17 @@ def _probe(
     command = ["srun", "--ntasks=1", "--cpus-per-task=1", "--mem=1G", "--time=5", f"--immediate={NODE_WAIT_SECONDS}"]
     command += [f"--{name}={value}" for name, value in options.items() if value]
     try:
-        done = subprocess.run(
-            [*command, "bash", "-c", script],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=NODE_WAIT_SECONDS + PROBE_SECONDS,
-            env=env_without_slurm(),
-        )
-    except subprocess.TimeoutExpired:
-        return Check(where, None, "did not answer in time", "Try again when the cluster is less busy.")
-    line = next((line for line in done.stdout.splitlines() if line.startswith("PROBE ")), None)
-    if line is not None:
-        return NodeFacts(**json.loads(line.removeprefix("PROBE ")))
-    message = " ".join((done.stderr or done.stdout).split())[-400:]
-    if "Unable to allocate resources" in message or "immediate" in message.lower():
-        return Check(where, None, f"no free node to check: {message}", "Try again later, or launch without this check.")
-    return Check(where, False, f"the check could not start: {message}", "See setup and python in the cluster profile.")
+        output = run_command([*command, "bash", "-c", script], timeout=NODE_WAIT_SECONDS + PROBE_SECONDS)
+    except SlurmError as error:
+        message = " ".join(str(error).split())[-400:]
+        if re.search("Unable to allocate resources|immediate|did not answer", message, re.IGNORECASE):
+            advice = "Try again when the cluster is less busy, or launch without this check."
+            return Check(where, None, f"could not be checked: {message}", advice)
+        return Check(where, False, f"the check could not start: {message}", SEE_PROFILE)
+    facts = [line.removeprefix("PROBE ") for line in output.splitlines() if line.startswith("PROBE ")]
+    if not facts:
+        return Check(where, False, "the check could not start: setup ended the shell", SEE_PROFILE)
+    return NodeFacts(**json.loads(facts[0]))
 
 
 def _judge(node: NodeFacts, run_dir: Path, modules: Sequence[str]) -> list[Check]:

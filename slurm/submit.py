@@ -124,9 +124,7 @@ class Cluster:
                 self.folder / "submitit", max_num_timeout=self.profile.requeues, python=self.profile.python
             )
         except RuntimeError as error:  # no srun
-            raise SlurmError(
-                "SLURM's commands (srun, sbatch) are not installed here: log in to a machine of the SLURM cluster."
-            ) from error
+            raise SlurmError("srun is not installed here: log in to a machine of the SLURM cluster.") from error
         executor.update_parameters(**sbatch_parameters(self.profile, resources, work.distributed and stage != GATE))
         executor.update_parameters(job_name=f"{name}.{self.token}")
         if dependency:

@@ -1,4 +1,4 @@
-"""FailureReason a task's work is not complete, from what it said itself and what sacct says."""
+"""Why a task's work is not complete: from its exit record and from sacct."""
 
 from pathlib import Path
 
@@ -16,16 +16,16 @@ BEFORE, SUBMITTED, AFTER = 100.0, 200.0, 300.0
 @pytest.mark.parametrize(
     ("task_exit", "sacct_state", "reason"),
     [
-        (TaskExit(1, "7", AFTER), None, FailureReason.failed),
-        (TaskExit(-9, "7", AFTER), None, FailureReason.killed),
-        (TaskExit(-9, "7", AFTER), "OUT_OF_MEMORY", FailureReason.out_of_memory),
-        (TaskExit(-9, "7", AFTER, out_of_memory=True), None, FailureReason.out_of_memory),
-        (TaskExit(75, "7", AFTER), "CANCELLED", FailureReason.interrupted),
-        (TaskExit(0, "7", AFTER), "COMPLETED", FailureReason.unfinished),
+        (TaskExit(1, AFTER), None, FailureReason.failed),
+        (TaskExit(-9, AFTER), None, FailureReason.killed),
+        (TaskExit(-9, AFTER), "OUT_OF_MEMORY", FailureReason.out_of_memory),
+        (TaskExit(-9, AFTER, out_of_memory=True), None, FailureReason.out_of_memory),
+        (TaskExit(75, AFTER), "CANCELLED", FailureReason.interrupted),
+        (TaskExit(0, AFTER), "COMPLETED", FailureReason.unfinished),
         (None, None, FailureReason.killed),
         (None, "NODE_FAIL", FailureReason.killed),
         (None, "TIMEOUT", FailureReason.interrupted),
-        (TaskExit(1, "3", BEFORE), None, FailureReason.killed),  # recorded by an earlier submission
+        (TaskExit(1, BEFORE), None, FailureReason.killed),  # recorded by an earlier submission
     ],
 )
 def test_the_reason_comes_from_this_submissions_exit_record_and_sacct(
@@ -44,8 +44,8 @@ def test_own_errors_and_lack_of_memory_are_not_retryable() -> None:
 def test_a_damaged_or_missing_exit_record_counts_as_none(tmp_path: Path) -> None:
     file = tmp_path / "exits" / "00001.json"
     assert read_exit(file) is None
-    write_json(file, TaskExit(-9, "12", AFTER))
-    assert read_exit(file) == TaskExit(-9, "12", AFTER)
+    write_json(file, TaskExit(-9, AFTER))
+    assert read_exit(file) == TaskExit(-9, AFTER)
     file.write_text('{"code": ')
     assert read_exit(file) is None
 
