@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep.demo import catalogue
+from data_prep.demo.catalogue import render
 from jobs.backends import slurm
 from jobs.config import validate_config
 from jobs.pipeline import steps_of
@@ -26,12 +26,12 @@ def test_no_key_is_in_a_file_of_a_slurm_run_or_in_what_the_queue_shows(
 ) -> None:
     for name, key in KEYS.items():
         monkeypatch.setenv(name, key)
-    data = tmp_path / "catalogue"
-    catalogue.render(data, products=12, seed=3)
+    catalogue = tmp_path / "catalogue"
+    render(catalogue, products=12, seed=3)
     shown: list[str] = []
-    with Watch(KEYS.values()) as watch, stand_in(data / "facts.jsonl", tmp_path / "log.jsonl", GOOD) as url:
+    with Watch(KEYS.values()) as watch, stand_in(catalogue / "facts.jsonl", tmp_path / "log.jsonl", GOOD) as url:
         tree = {
-            "data": {"root": str(data)},
+            "data": {"root": str(catalogue)},
             "validate": {"shards": 2},
             "generate": {
                 "shards": 2,

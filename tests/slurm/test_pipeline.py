@@ -12,7 +12,7 @@ import orjson
 import pytest
 from rich.console import Console
 
-from data_prep.demo import catalogue
+from data_prep.demo.catalogue import render
 from data_prep.outcomes import Ok, UserError
 from jobs.backends import slurm
 from jobs.config import Config, validate_config
@@ -40,14 +40,14 @@ PROFILE: Profile = build_profile(
 )
 
 
-def configuration(data: Path, shards: int, latency: float) -> Config:
+def configuration(catalogue: Path, shards: int, latency: float) -> Config:
     tree: dict[str, Any] = {
-        "data": {"root": str(data)},
+        "data": {"root": str(catalogue)},
         "validate": {"shards": shards},
         "generate": {
             "shards": shards,
             "concurrency": CONCURRENCY,
-            "stand_in": {"answers": str(data / "facts.jsonl"), "latency": latency},
+            "stand_in": {"answers": str(catalogue / "facts.jsonl"), "latency": latency},
         },
         "models": {"tiny": {"kind": "blip", "weights": "not-used-here"}},
     }
@@ -70,8 +70,8 @@ def paid(run: RunDir) -> list[str]:
     return [record["key"] for record in store_records(run.store("generate"), Damage()) if record["ok"]]
 
 
-def reference(data: Path, folder: Path) -> RunDir:
-    run, _ = open_run(folder, configuration(data, 1, 0.0), ["test"])
+def reference(catalogue: Path, folder: Path) -> RunDir:
+    run, _ = open_run(folder, configuration(catalogue, 1, 0.0), ["test"])
     for step, shard in (("prepare", []), ("validate", ["--shard", "0"]), ("generate", ["--shard", "0"])):
         command = [sys.executable, "-m", "jobs.backends.task", str(run.path), step, *shard]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -88,11 +88,11 @@ def wait_until(condition: Any, seconds: float = 120.0) -> None:
 def test_requeues_and_kills_lose_no_record_and_pay_twice_only_what_was_in_flight(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    data = tmp_path / "catalogue"
-    catalogue.render(data, products=40, seed=3)
-    expected = reference(data, tmp_path / "undisturbed")
+    catalogue = tmp_path / "catalogue"
+    render(catalogue, products=40, seed=3)
+    expected = reference(catalogue, tmp_path / "undisturbed")
 
-    config = configuration(data, shards=3, latency=1.2)
+    config = configuration(catalogue, shards=3, latency=1.2)
     run, _ = open_run(tmp_path / "a run's $(folder)", config, ["test"])
     steps = steps_of(config, STAGES)
     console = Console(quiet=True)
@@ -129,11 +129,11 @@ def test_requeues_and_kills_lose_no_record_and_pay_twice_only_what_was_in_flight
 
 
 def test_a_run_that_fails_records_why_and_cancels_the_rest(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
-    data = tmp_path / "catalogue"
-    catalogue.render(data, products=4, seed=3)
-    config = configuration(data, shards=1, latency=0.0)
+    catalogue = tmp_path / "catalogue"
+    render(catalogue, products=4, seed=3)
+    config = configuration(catalogue, shards=1, latency=0.0)
     run, _ = open_run(tmp_path / "run", config, ["test"])
-    (data / "facts.jsonl").write_text("not an answer")
+    (catalogue / "facts.jsonl").write_text("not an answer")
     slurm.submit(run, config, steps_of(config, STAGES), PROFILE, Console(quiet=True))
     wait_until(lambda: not live_jobs(slurm.chain_folder(run).token()))
     stopped = slurm.stopped_steps(run)
@@ -142,7 +142,7 @@ def test_a_run_that_fails_records_why_and_cancels_the_rest(slurm_cluster: SlurmC
 
 
 def test_the_doctor_checks_the_nodes_and_leaves_nothing_behind(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
-    catalogue.render(tmp_path / "catalogue", products=2, seed=3)
+    render(tmp_path / "catalogue", products=2, seed=3)
     config = configuration(tmp_path / "catalogue", shards=2, latency=0.0)
     run = RunDir(tmp_path / "not begun")
     checks = doctor.diagnose(run, config, steps_of(config, STAGES), PROFILE)
@@ -155,7 +155,7 @@ def test_the_doctor_checks_the_nodes_and_leaves_nothing_behind(slurm_cluster: Sl
 
 
 def test_the_newest_log_of_every_task_is_found(tmp_path: Path) -> None:
-    catalogue.render(tmp_path / "catalogue", products=4, seed=3)
+    render(tmp_path / "catalogue", products=4, seed=3)
     config = configuration(tmp_path / "catalogue", shards=2, latency=0.0)
     run, _ = open_run(tmp_path / "run", config, ["test"])
     steps = steps_of(config, STAGES[:2])
@@ -174,15 +174,15 @@ def test_one_command_reaches_the_report_though_two_node_training_is_requeued(
     slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    data = tmp_path / "catalogue"
-    catalogue.render(data, products=60, seed=3)
-    answers = [orjson.loads(line)["qas"] for line in (data / "facts.jsonl").read_bytes().splitlines()]
+    catalogue = tmp_path / "catalogue"
+    render(catalogue, products=60, seed=3)
+    answers = [orjson.loads(line)["qas"] for line in (catalogue / "facts.jsonl").read_bytes().splitlines()]
     texts = [text for qas in answers for qa in qas for text in (qa["question"], qa["answer"])]
     weights = make_tiny_model("blip", tmp_path / "tiny-blip", texts)
     tree: dict[str, Any] = {
-        "data": {"root": str(data)},
+        "data": {"root": str(catalogue)},
         "validate": {"shards": 4},
-        "generate": {"shards": 3, "stand_in": {"answers": str(data / "facts.jsonl")}},
+        "generate": {"shards": 3, "stand_in": {"answers": str(catalogue / "facts.jsonl")}},
         "models": {"blip": {"kind": "blip", "weights": str(weights)}},
         "train": {"epochs": 6, "eval_steps": 20, "validation_questions": 8},
         "evaluate": {"shards": 2},

@@ -1,4 +1,4 @@
-"""Start and stop the test cluster by hand.
+"""Starts and stops the test cluster by hand.
 
 ::
 

@@ -1,13 +1,13 @@
-"""Start and stop a real SLURM on one machine: four virtual nodes with two pretended GPUs each, three partitions.
+"""Starts and stops a real SLURM on one machine: four virtual nodes with two fake GPUs each, three partitions.
 
 ::
 
     with SlurmCluster(Path("/tmp/tc")) as cluster:
         subprocess.run(["sbatch", "--wrap", "hostname"], env=cluster.env)
 
-`cpu` is the default partition, jobs in `preempt` are requeued when `high` wants their CPUs, and everything waits less than on
-a real site. Needs root and the Debian packages that tests/install_system_packages.sh installs. All files, keys and sockets are
-in the cluster's folder, all ports are free ones, so that several clusters can run side by side.
+`cpu` is the default partition, jobs in `preempt` are requeued when `high` needs their CPUs, and all waiting times are shorter
+than on a real site. Needs root and the Debian packages that tests/install_system_packages.sh installs. All files, keys and
+sockets are in the cluster's folder and all ports are free ones, so that several clusters can run side by side.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from types import TracebackType
 DAEMONS = ("munged", "slurmctld", "slurmd")
 ACCOUNTING = ("slurmdbd", "mariadbd")
 NODES = ("n1", "n2", "n3", "n4")
-CPUS = 4  # a node; pretended, SLURM need not know how many there are
+CPUS = 4  # per node; fake: SLURM does not check how many there are
 SQL = Path("/usr/share/mysql")
 
 
@@ -44,9 +44,9 @@ class SlurmCluster:
     """The daemons of one cluster.
 
     Args:
-        folder: for all of its files; a short path, since sockets lie in it.
-        accounting: with slurmdbd and a database, so that sacct works.
-        max_array_size: SLURM's MaxArraySize: the largest array index, plus one.
+        folder: for all of its files; a short path, because the path of a socket may have at most 107 bytes.
+        accounting: start slurmdbd and a database, so that sacct works.
+        max_array_size: SLURM's MaxArraySize: the largest array index plus one.
     """
 
     def __init__(self, folder: Path, *, accounting: bool = True, max_array_size: int = 1001) -> None:
@@ -67,10 +67,10 @@ class SlurmCluster:
         self.stop()
 
     def start(self) -> None:
-        """Start all daemons; return when every node is idle.
+        """Start all daemons and wait until every node is idle.
 
         Raises:
-            RuntimeError: a daemon does not come up; with the end of its log.
+            RuntimeError: a daemon does not start; with the end of its log.
         """
         for name in ("state", "munge", "db", "log", "run", *(f"spool/{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,8 @@ class SlurmCluster:
             raise
 
     def stop(self) -> None:
-        """End everything that belongs to this cluster, jobs included."""
+        """Kill every process of this cluster, jobs included."""
+        # The daemons first: they would start jobs again.
         for pids in (self._pids("slurmctld"), self._pids("slurmd"), self._all_pids()):
             for pid in pids:
                 kill(pid, signal.SIGKILL)
@@ -109,13 +110,13 @@ class SlurmCluster:
         self._spawn(f"slurmd.{node}", ["slurmd", "-D", "-N", node, "-f", self.conf])
 
     def kill_node(self, node: str) -> None:
-        """The node's daemon dies; what ran on it goes on running, as on a node that only lost its network."""
+        """Kill the node's daemon. Its jobs keep running, as on a node that only lost its network."""
         for pid in self._pids("slurmd"):
             if node in cmdline(pid):
                 kill(pid, signal.SIGKILL)
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Run one of SLURM's commands against this cluster; what it prints."""
+        """Run one of SLURM's commands on this cluster; its output."""
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False, timeout=60)
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr or done.stdout}")
@@ -127,7 +128,7 @@ class SlurmCluster:
         return dict(line.split(maxsplit=1) for line in lines if line.strip())
 
     def cancel_all(self) -> None:
-        """Leave the cluster empty for the next test."""
+        """Cancel all jobs and wait until the cluster is empty."""
         self.run("scancel", "--user=root", check=False)
         self._wait("slurmctld", lambda: not self.run("squeue", "--noheader").strip())
         self._wait("slurmctld", lambda: self.node_states() == dict.fromkeys(NODES, "idle"))
@@ -150,7 +151,7 @@ class SlurmCluster:
     def _start_accounting(self) -> None:
         data, port = self.folder / "db", self._ports[1]
         if not (data / "mysql").is_dir():
-            # One statement a line is what --bootstrap reads.
+            # --bootstrap reads one statement per line.
             statements = ["create database mysql;", "use mysql;"]
             for name in ("mysql_system_tables.sql", "mysql_system_tables_data.sql"):
                 statements.append((SQL / name).read_text())
@@ -185,7 +186,7 @@ StorageLoc=slurm_acct_db
 """
         )
         conf.chmod(0o600)
-        # slurmdbd takes its configuration from beside SLURM_CONF
+        # slurmdbd reads the slurmdbd.conf that is beside SLURM_CONF.
         self._spawn("slurmdbd", ["slurmdbd", "-D"])
         self._wait("slurmdbd", lambda: "test" in self.run("sacctmgr", "-i", "add", "cluster", "test", check=False))
 
@@ -195,7 +196,7 @@ StorageLoc=slurm_acct_db
         lines = [
             "ClusterName=test", f"SlurmctldHost={host}(127.0.0.1)", f"SlurmctldPort={controller}", "SlurmUser=root",
             "AuthType=auth/munge", "CryptoType=crypto/munge",
-            # cred_expire is also the wait before a requeued job starts again; 5 is the least that is accepted
+            # cred_expire is also the delay before a requeued job starts again; 5 is the smallest accepted value
             f"AuthInfo=socket={self.folder}/munge/socket,cred_expire=5",
             f"StateSaveLocation={self.folder}/state", f"SlurmdSpoolDir={self.folder}/spool/%n",
             f"SlurmctldPidFile={self.folder}/run/slurmctld.pid", f"SlurmdPidFile={self.folder}/run/slurmd.%n.pid",
@@ -226,14 +227,14 @@ StorageLoc=slurm_acct_db
             f"PartitionName=high {everywhere} PriorityTier=100 PreemptMode=OFF",
         ]
         self.conf.write_text("\n".join(lines) + "\n")
-        # Two character devices that every machine has stand for GPUs.
+        # Two character devices that exist on every machine serve as GPUs.
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
 
     def _spawn(self, name: str, command: list[str | Path]) -> None:
         with (self.folder / "log" / f"{name}.out").open("ab") as out:
             self._daemons[name] = subprocess.Popen(
                 [str(part) for part in command],
-                env=self.env,  # SLURM_CONF in it is how `stop` knows what belongs to this cluster
+                env=self.env,  # `stop` recognizes this cluster's processes by SLURM_CONF in it
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -246,14 +247,14 @@ StorageLoc=slurm_acct_db
             if time.monotonic() > deadline or self._daemons[daemon].poll() is not None:
                 logs = sorted((self.folder / "log").glob(f"{daemon}*"))
                 tails = "\n".join(f"{log}:\n{log.read_text(errors='replace')[-1500:]}" for log in logs)
-                raise RuntimeError(f"{daemon}: does not answer\n{tails}")
+                raise RuntimeError(f"{daemon} does not answer\n{tails}")
             time.sleep(0.05)
 
     def _pids(self, program: str) -> list[int]:
         return [pid for pid in self._all_pids() if Path(cmdline(pid).split(" ")[0]).name == program]
 
     def _all_pids(self) -> list[int]:
-        """Living processes whose environment names this cluster, but for this one."""
+        """Living processes whose environment names this cluster, except this one."""
         mark = f"SLURM_CONF={self.conf}\0".encode()
         found = []
         for entry in Path("/proc").iterdir():
@@ -263,12 +264,12 @@ StorageLoc=slurm_acct_db
                 if mark in (entry / "environ").read_bytes() and not is_zombie(entry):
                     found.append(int(entry.name))
             except OSError:
-                continue  # it ended while we looked
+                continue  # it ended in the meantime
         return found
 
 
 def kill(pid: int, number: signal.Signals) -> None:
-    """Signal a process that may have ended."""
+    """Signal a process that may have ended already."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -276,7 +277,7 @@ def kill(pid: int, number: signal.Signals) -> None:
 
 
 def cmdline(pid: int) -> str:
-    """A process's command line, "" if it has ended."""
+    """A process's command line; "" if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
@@ -284,18 +285,18 @@ def cmdline(pid: int) -> str:
 
 
 def is_zombie(entry: Path) -> bool:
-    """Whether a process has ended and nobody has asked how yet."""
+    """Whether a process has ended and its parent has not reaped it."""
     return (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "Z"
 
 
 def listens(port: int) -> bool:
-    """Whether something on this machine takes connections at a port."""
+    """Whether a process on this machine accepts connections on a port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing uses at the moment."""
+    """Ports that no process uses at the moment."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
