@@ -2,8 +2,8 @@
 
 ::
 
-    $ python -m slurm.probe /shared/runs/a/slurm 3f2a9c1b torch transformers
-    PROBE {"node": "n3", "sees_run": true, "write_error": "", "import_errors": {"torch": "ImportError: ..."}, "has_sbatch": true}
+    $ python -m slurm.probe /shared/runs/a/slurm 3f2a9c1b torch peft
+    PROBE {"node": "n3", "sees_run": true, "write_error": "", "import_errors": {"peft": "..."}, "has_sbatch": true}
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
 
     python -m jobs.backends.ranks 2 python -m jobs.backends.task runs/demo train:blip
 
-Each process learns its rank from the variables that torch.distributed reads, as in the SLURM jobs. Not torchrun: asked to stop, it
-reports its workers as failed, while here each rank saves first and exits with `REQUEUE`. The exit code is that of the rank that
-failed first, else `REQUEUE` if one was interrupted, else 0.
+Each process learns its rank from the variables that torch.distributed reads, as in the SLURM jobs. Not torchrun: asked to
+stop, it reports its workers as failed, while here each rank saves first and exits with `REQUEUE`. The exit code is that of the
+rank that failed first, else `REQUEUE` if one was interrupted, else 0.
 """
 
 from __future__ import annotations
