@@ -32,9 +32,9 @@ from jobs.run.claim import announced
 from jobs.run.layout import RunDir, Step
 from jobs.run.logs import error_in_log, new_log
 from jobs.run.run import PROJECT
-from slurm.process import REQUEUE
 from jobs.stages.base import Stage
 from jobs.stages.status import StepStatus
+from slurm.process import REQUEUE
 
 KILLED_RETRIES = 2  # a task that something killed is started again; one that failed by itself would only fail again
 

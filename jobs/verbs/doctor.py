@@ -28,8 +28,8 @@ from jobs.options import Cluster, DoctorRequest
 from jobs.pipeline import steps_of
 from jobs.run.layout import RunDir, Step
 from jobs.verbs.launch import resolve
-from slurm.site_check import Check, node_checks, site_checks
 from slurm.profile import Profile, SlurmError
+from slurm.site_check import Check, node_checks, site_checks
 from slurm.submit import Cluster as SlurmCluster
 from vqa.settings import TINY
 

@@ -87,4 +87,6 @@ def _show(found: SelfConsistency, failed: int, config: Config, console: Console)
     for item, question, before, after in found.different_answers:
         console.print(f"  {item}: {question} {before} / {after}", markup=False)
     if config.generate.stand_in:
-        console.print("A stand-in answered. It always says the same, so this shows that the verb works, and nothing else.")
+        console.print(
+            "A stand-in answered. It always says the same, so this shows that the verb works, and nothing else."
+        )
