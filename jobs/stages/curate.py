@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.curate import curate
+from data_prep.curate.dataset import verify, write_dataset
 from data_prep.files import AtomicFile, dumps
 from data_prep.outcomes import Ok, UserError
 from data_prep.records import ImageFacts, Product, Rejected, Reply
@@ -48,31 +49,32 @@ class Curate(SingleStage):
 
             products = self.read(self.run_dir.products, Product)
             dataset = curate.curate(products, facts, failures, self._replies(), self.config.curate, reject)
-        if not dataset.train or not dataset.test:
-            dropped = _in_words(dataset.stats["pairs"]["dropped"]) or _in_words(dataset.stats["products"]["dropped"])
+        splits, stats = dataset.splits, dataset.stats
+        if not splits["train"] or not splits["test"]:
+            dropped = _in_words(stats.pairs.dropped) or _in_words(stats.products.dropped)
             raise UserError(
-                f"Curation left {len(dataset.train)} training and {len(dataset.test)} test questions, too few to go on "
+                f"Curation left {len(splits['train'])} training and {len(splits['test'])} test questions, too few to go on "
                 f"({dropped}). Each drop is in {self.run_dir.rejected('curate')}; ask about more products "
                 f"(prepare.max_items) or loosen the rules (curate.*)."
             )
-        curate.write_dataset(
+        write_dataset(
             dataset,
             folder,
             image_root=self.config.data.image_root,
             source=generate.model,
             stand_in=generate.stand_in is not None,
         )
-        if leaks := curate.verify(folder):
+        if leaks := verify(folder):
             raise UserError(f"Internal error: splits overlap; please report. {'; '.join(leaks[:3])}")
-        splits = dataset.splits()
         counts = {"questions": sum(map(len, splits.values())), **{name: len(rows) for name, rows in splits.items()}}
-        reasons = Counter(dataset.stats["products"]["dropped"]) + Counter(dataset.stats["pairs"]["dropped"])
+        reasons = Counter(stats.products.dropped) + Counter(stats.pairs.dropped)
         return Outcome(counts, dict(sorted(reasons.items())), [folder / f"{name}.jsonl" for name in splits])
 
     def _replies(self) -> Iterator[Reply]:
         for record in read_records(self.run_dir.store("generate"), ReadReport()):
-            if record.ok:
-                yield record.outcome(Reply).value
+            outcome = record.outcome(Reply)
+            if isinstance(outcome, Ok):
+                yield outcome.value
 
 
 def _in_words(counts: dict[str, int]) -> str:
