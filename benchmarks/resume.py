@@ -11,19 +11,17 @@ own, for its seconds and peak memory:
 - "other shards": what a task does after the number of shards was changed, so that answers lie anywhere and every record counts;
 - "floor": the questions and the answers read and parsed by orjson, line by line.
 
-The bar is 5 seconds and 500 MB for each. Seconds are those of the work, without starting Python.
+The bar is 5 seconds and 500 MB for each. Seconds are those of the answers, without starting Python.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,14 @@ import orjson
 
 from benchmarks.measure import Times, compare, report
 from data_prep.files import read_jsonl, write_jsonl
-from data_prep.outcomes import Emit, Ok
+from data_prep.outcomes import Ok, Todo
 from data_prep.records import Example, Prediction
 from jobs.run.layout import ShardStore
 from jobs.shards.digest import digest
-from jobs.shards.journal import Damage
-from jobs.shards.loop import Previous, Work, freeze_shards, load_progress, pending_shards, run_shard, shard_of
+from jobs.shards.journal import ReadReport
+from jobs.shards.loop import pending_shards, run_shard
+from jobs.shards.progress import ShardSource, load_progress
+from jobs.shards.store import freeze_shards, shard_of
 
 QUESTIONS_A_IMAGE = 5
 CASES = ("all done", "killed", "other shards", "floor")
@@ -61,37 +61,47 @@ def examples(count: int) -> Iterator[Example]:
         )
 
 
-def make_work(folder: Path) -> Work[Example]:
+class Answers(ShardSource[Example]):
     """An evaluation as the stage describes it, but for the model."""
 
-    def process(
-        items: Iterator[Example], emits: Mapping[str, Emit], wanted: Callable[[str, str], bool], previous: Previous
-    ) -> None:
-        for e in items:
-            answer = Prediction(e.id, e.item_id, e.image_id, e.question, e.answer, "red", 0.731234, 0.021345)
-            emits["base"](e.id, Ok(dataclasses.asdict(answer)))
+    value_type = Prediction
 
-    return Work(
-        stores={"base": ShardStore(folder / "blip-base")},
-        settings={"base": {"model": "blip"}},
-        items=partial(read_jsonl, folder / "test.jsonl", Example),
-        key=lambda example: example.id,
-        group=lambda example: example.image_id,
-        process=process,
-    )
+    def __init__(self, folder: Path, only: Sequence[Example] | None = None) -> None:
+        self._folder, self._only = folder, only
+        self.store = ShardStore(folder / "blip-base")
+
+    def stores(self) -> dict[str, ShardStore]:
+        return {"base": self.store}
+
+    def settings(self, variant: str) -> dict[str, str]:
+        return {"model": "blip"}
+
+    def items(self) -> Iterable[Example]:
+        return read_jsonl(self._folder / "test.jsonl", Example) if self._only is None else self._only
+
+    def key(self, item: Example) -> str:
+        return item.id
+
+    def group(self, item: Example) -> str:
+        return item.image_id
+
+    def process(self, todos: Iterator[Todo[Example]]) -> None:
+        for todo in todos:
+            e = todo.item
+            todo.record(Ok(Prediction(e.id, e.item_id, e.image_id, e.question, e.answer, "red", 0.731234, 0.021345)))
 
 
 def make_answers(folder: Path, records: int, shards: int) -> None:
     """All questions, all of them answered."""
     write_jsonl(folder / "test.jsonl", examples(records))
-    work = make_work(folder)
+    answers = Answers(folder)
     # One pass over the questions a shard would be shards passes: each shard gets its own.
     parts: dict[int, list[Example]] = {shard: [] for shard in range(shards)}
-    for example in work.items():
+    for example in answers.items():
         parts[shard_of(example.image_id, shards)].append(example)
-    freeze_shards(work.stores["base"], shards)
+    freeze_shards(answers.store, shards)
     for shard, part in parts.items():
-        run_shard(dataclasses.replace(work, items=lambda part=part: part), shard, shards, lambda: False)
+        run_shard(Answers(folder, part), shard, shards, lambda: False)
 
 
 def do(case: str, folder: Path, shards: int) -> None:
@@ -102,17 +112,16 @@ def do(case: str, folder: Path, shards: int) -> None:
                 for line in lines:
                     orjson.loads(line)
         return
-    work = make_work(folder)
+    answers = Answers(folder)
     if case == "all done":
-        assert pending_shards(work, shards) == []
+        assert pending_shards(answers, shards) == []
     elif case == "killed":
-        assert pending_shards(work, shards) == list(range(shards))
-        store = work.stores["base"]
-        assert load_progress(store, work, 0, digest(work.settings["base"]), Damage()).done
+        assert pending_shards(answers, shards) == list(range(shards))
+        assert load_progress(answers, "base", digest(answers.settings("base")), ReadReport(), 0).done
     else:
-        freeze_shards(work.stores["base"], shards // 2)
-        progress = load_progress(work.stores["base"], work, 0, digest(work.settings["base"]), Damage())
-        assert all(progress.settled(example.id) for example in work.items())
+        freeze_shards(answers.store, shards // 2)
+        progress = load_progress(answers, "base", digest(answers.settings("base")), ReadReport(), 0)
+        assert all(progress.settled(example.id) for example in answers.items())
 
 
 def in_a_process(case: str, folder: Path, shards: int) -> tuple[float, float]:
@@ -155,7 +164,7 @@ def measure(records: int, shards: int, rounds: int) -> dict[str, Any]:
                 peak[case] = max(peak[case], megabytes)
     figures: dict[str, Any] = {"records": records, "shards": shards}
     for case in CASES[:-1]:
-        figures[case] = compare(times, case, "floor", work=records, unit="records")
+        figures[case] = compare(times, case, "floor", answers=records, unit="records")
         figures[f"{case}: seconds"] = times[case].median
         figures[f"{case}: peak megabytes"] = peak[case]
     figures["bar"] = "5 s, 500 MB"

@@ -26,8 +26,9 @@ def launch(request: LaunchRequest, console: Console) -> int:
     Raises:
         UserError: wrong usage or configuration.
     """
+    stages = parse_stages(request.stages)
     config, run_dir = resolve(request.config, request.run_dir, request.overrides or (), request.shards)
-    steps = steps_of(config, parse_stages(request.stages))
+    steps = steps_of(config, stages)
     run = RunDir(run_dir.resolve())
     if request.cluster is Cluster.slurm:
         from jobs.backends import slurm  # imports submitit

@@ -29,8 +29,9 @@ from data_prep.records import Product
 from data_prep.stand_in import StandIn, StandInOptions, handler
 from data_prep.stand_in.faults import CONTENT
 from jobs.run.layout import RunDir
-from jobs.shards.journal import Damage
-from jobs.shards.loop import read_marker, store_records
+from jobs.shards.journal import ReadReport
+from jobs.shards.marker import ShardMarker
+from jobs.shards.store import read_records
 from tests.chaos.kills import Kills, disturbed
 from tests.conftest import launch, launch_args, launch_command, output, write_config
 
@@ -130,8 +131,8 @@ def try_generation(folder: Path, products: int, kills: int, seed: int, generator
 
 def compare(run: RunDir, catalogue: Path, log: list[dict[str, Any]], kills: Kills) -> Tally:
     """Count what the records hold against what the server answered."""
-    damage = Damage()
-    readable = {record["key"] for record in store_records(run.store("validate"), damage) if record["ok"]}
+    damage = ReadReport()
+    readable = {record.key for record in read_records(run.store("validate"), damage) if record.ok}
     # Several products can share an image, by which alone the server knows them.
     images: dict[str, str] = {}
     for product in read_jsonl(run.products, Product):
@@ -141,17 +142,17 @@ def compare(run: RunDir, catalogue: Path, log: list[dict[str, Any]], kills: Kill
     tally = Tally(products=len(images), kills=kills)
     store = run.store("generate")
     for shard in range(SHARDS):
-        marker = read_marker(store, shard)
+        marker = ShardMarker.read(store, shard)
         assert marker is not None, f"shard {shard} has no marker"
-        tally.done += marker["done"]
-        tally.remaining += marker["remaining"]
-        tally.failed.update(marker["reasons"])
+        tally.done += marker.done
+        tally.remaining += marker.items - marker.done - marker.failed
+        tally.failed.update(marker.reasons)
     answered = {kind: Counter(e["image"] for e in log if e["outcome"] == kind) for kind in PAID}
     stored: Counter[str] = Counter()
-    for record in store_records(store, damage):
-        if record.get("value"):
+    for record in read_records(store, damage):
+        if record.value:
             tally.stored += 1
-            stored[images[record["key"]]] += 1
+            stored[images[record.key]] += 1
     paid = sum(answered.values(), Counter())
     tally.untrue = [f"{image}: {n} stored, {paid[image]} sent" for image, n in stored.items() if n > paid[image]]
     sharing = Counter(images.values())

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gzip
+import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ import orjson
 from PIL import Image
 
 from data_prep.files import write_json, write_jsonl
-from data_prep.outcomes import Emit, Failed, Ok
+from data_prep.outcomes import Failed, Ok, Todo
 from data_prep.records import ImageFacts, Product, Reply
 from jobs.config import load_config
 from jobs.pipeline import make_stage
-from jobs.run.layout import RunDir, Step
+from jobs.run.layout import RunDir, ShardStore, Step
 from jobs.run.run import load_run, open_run
-from jobs.shards.loop import Previous, Work, freeze_shards, pending_shards, run_shard, shard_of
-from jobs.stages.base import ShardedStage
+from jobs.shards.loop import run_shard
+from jobs.shards.progress import ShardSource
+from jobs.shards.store import shard_of
 from tests.chaos.measure import measured, measured_task
 from tests.conftest import write_config
 from tests.data_prep.conftest import listing
@@ -65,35 +67,45 @@ def value_of(stage: str, key: str) -> dict[str, Any]:
 def fill(run: RunDir, items: int, shards: int, unfinished: int = 0) -> None:
     """Bring the sharded stages of a run to their end, but for so many shards that are left in the middle."""
     _, config = load_run(run.path)
-    keys = [f"B{number:09}" for number in range(items)]
     parts: list[list[str]] = [[] for _ in range(shards)]
-    for key in keys:
+    for number in range(items):
+        key = f"B{number:09}"
         parts[shard_of(key, shards)].append(key)
     for step in STEPS:
         stage = make_stage(step, run, config)
-        assert isinstance(stage, ShardedStage)
-        work = stage.work()
-        for store in work.stores.values():
-            freeze_shards(store, shards)
-        for shard in range(shards):
-            most = len(parts[shard]) // 2 if shard < unfinished else len(parts[shard])
-            run_shard(_work(work, step.stage, parts[shard], most), shard, shards, lambda: False)
+        stage.before_tasks()
+        for shard, keys in enumerate(parts):
+            most = len(keys) // 2 if shard < unfinished else len(keys)
+            run_shard(Fed(stage, lambda keys=keys: keys, most), shard, shards, lambda: False)
 
 
-def _work(work: Work[Any], stage: str, keys: list[str], most: int) -> Work[str]:
-    """The stage's stores and settings, with these items, of which only the first ``most`` are worked on."""
+class Fed(ShardSource[str]):
+    """The stores and settings of a stage with other items, of which only the first ``most`` are worked on."""
 
-    def process(
-        todo: Iterator[str], emits: Mapping[str, Emit], wanted: Callable[[str, str], bool], previous: Previous
-    ) -> None:
-        for number, key in enumerate(todo):
-            if number == most:
+    def __init__(self, stage: Any, items: Callable[[], Iterable[str]], most: int) -> None:
+        self._stage, self._items, self._most = stage, items, most
+        self.value_type = stage.value_type
+        self.stores, self.settings = stage.stores, stage.settings
+
+    def stores(self) -> Mapping[str, ShardStore]:
+        raise AssertionError
+
+    def settings(self, variant: str) -> dict[str, Any]:
+        raise AssertionError
+
+    def items(self) -> Iterable[str]:
+        return self._items()
+
+    def key(self, item: str) -> str:
+        return item
+
+    def process(self, todos: Iterator[Todo[str]]) -> None:
+        for number, (_, same) in enumerate(itertools.groupby(todos, lambda todo: todo.item)):
+            if number == self._most:
                 return
-            for emit in emits.values():
-                outcome = Failed("image_broken") if number % 100 == 7 else Ok(value_of(stage, key))
-                emit(key, outcome)
-
-    return Work(work.stores, work.settings, lambda: keys, lambda key: key, process)
+            for todo in same:
+                broken = number % 100 == 7
+                todo.record(Failed("image_broken") if broken else Ok(value_of(self._stage.name, todo.item)))
 
 
 def make_run(folder: Path, items: int, shards: int, unfinished: int) -> RunDir:
@@ -126,14 +138,12 @@ def one_shard(folder: Path, items: int) -> None:
     config = write_config(folder / "c.yaml", folder / "abo", validate={"shards": 1})
     run, _ = open_run(folder / "run", load_config(config), [])
     stage = make_stage(STEPS[0], *load_run(run.path))
-    assert isinstance(stage, ShardedStage)
-    work = stage.work()
-    freeze_shards(next(iter(work.stores.values())), 1)
+    stage.before_tasks()
 
     def keys() -> Iterator[str]:
         return (f"B{number:09}" for number in range(items))
 
-    fed = dataclasses.replace(_work(work, "validate", [], items), items=keys)
+    fed = Fed(stage, keys, items)
     started = time.monotonic()
     assert run_shard(fed, 0, 1, lambda: False).remaining == 0
     print(f"first {time.monotonic() - started:.1f}")
@@ -190,9 +200,7 @@ def main() -> int:
         half = make_run(folder / "half", items, shards, max(1, shards // 20))
         say("status: the same, a shard in 20 in the middle of its items", measure_status(half))
         started = time.monotonic()
-        stage = make_stage(STEPS[0], *load_run(done.path))
-        assert isinstance(stage, ShardedStage)
-        assert pending_shards(stage.work(), shards) == []
+        assert make_stage(STEPS[0], *load_run(done.path)).pending() == []
         say("what is left to do of validate, every byte of its records checked", (0, time.monotonic() - started))
     return 0
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run.layout import RunDir, ShardStore
-from jobs.shards.journal import Damage
-from jobs.shards.loop import store_records
+from jobs.shards.journal import ReadReport
+from jobs.shards.store import read_records
 
 # Measured anew by every run; everything else in a record must come out equal.
 MEASURED = {"seconds", "at"}
@@ -31,9 +31,9 @@ def records(run_dir: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, store in stores(RunDir(run_dir)):
         outcomes = found.setdefault(name, {})
-        for record in store_records(store, Damage()):
-            value = {k: v for k, v in (record.get("value") or {}).items() if k not in MEASURED}
-            outcomes.setdefault(record["key"], {"ok": record["ok"], "reason": record.get("reason"), "value": value})
+        for record in read_records(store, ReadReport()):
+            value = {k: v for k, v in (record.value or {}).items() if k not in MEASURED}
+            outcomes.setdefault(record.key, {"ok": record.ok, "reason": record.reason, "value": value})
     return found
 
 
@@ -66,7 +66,7 @@ def repeated(run_dir: Path) -> int:
     """Successes that were recorded for items which had one already."""
     total = 0
     for _, store in stores(RunDir(run_dir)):
-        counts = Counter(record["key"] for record in store_records(store, Damage()) if record["ok"])
+        counts = Counter(record.key for record in read_records(store, ReadReport()) if record.ok)
         total += sum(count - 1 for count in counts.values())
     return total
 

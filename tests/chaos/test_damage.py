@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.files import read_json
 from jobs.run.layout import ShardStore
 from jobs.shards.journal import journal_files
-from jobs.shards.loop import freeze_shards, pending_shards, read_marker, run_shard
+from jobs.shards.loop import pending_shards, run_shard
+from jobs.shards.marker import ShardMarker
+from jobs.shards.store import freeze_shards
 from tests.chaos.outcome import files, lost
 from tests.conftest import launch, launch_args, output, write_config
-from tests.jobs.shards.loop_worker import make_work
+from tests.jobs.shards.loop_worker import Squares
 from tests.jobs.shards.test_loop import ITEMS, expected, results, run_all
 
 SHARDS = 3
@@ -52,8 +53,8 @@ def test_a_finished_shard_whose_records_changed_is_done_again_and_no_other(
     tmp_path: Path, harm: Callable[[Path], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_all(tmp_path, SHARDS)
-    work = make_work(tmp_path, ITEMS)
-    store = work.stores["only"]
+    work = Squares(tmp_path, ITEMS)
+    store = work.store
     before = tries(tmp_path)
     (path,) = journal_files(store.shard(1))
     affected = harm(path)
@@ -63,7 +64,8 @@ def test_a_finished_shard_whose_records_changed_is_done_again_and_no_other(
     assert results(tmp_path) == expected()
     again = {key for key, count in tries(tmp_path).items() if count != before[key]}
     assert 1 <= len(again) <= affected
-    assert (read_json(store.done(1)) or {})["changed_files"] == 1
+    marker = ShardMarker.read(store, 1)
+    assert marker and marker.changed_files == 1
     assert pending_shards(work, SHARDS) == []
 
 
@@ -71,8 +73,8 @@ def test_a_finished_shard_whose_records_changed_is_done_again_and_no_other(
 def test_the_same_after_the_number_of_shards_was_changed(tmp_path: Path, harm: Callable[[Path], int]) -> None:
     run_all(tmp_path, 4)
     run_all(tmp_path, SHARDS)
-    work = make_work(tmp_path, ITEMS)
-    (path,) = journal_files(work.stores["only"].shard(3))  # a folder that no shard has any more
+    work = Squares(tmp_path, ITEMS)
+    (path,) = journal_files(work.store.shard(3))  # a folder that no shard has any more
     harm(path)
     assert pending_shards(work, SHARDS) != []
     run_all(tmp_path, SHARDS)
@@ -81,8 +83,8 @@ def test_the_same_after_the_number_of_shards_was_changed(tmp_path: Path, harm: C
 
 
 def test_every_byte_of_a_finished_shard_is_watched(tmp_path: Path) -> None:
-    work = make_work(tmp_path, 8)
-    store = work.stores["only"]
+    work = Squares(tmp_path, 8)
+    store = work.store
     freeze_shards(store, 1)
     run_shard(work, 0, 1, lambda: False)
     (path,) = journal_files(store.shard(0))
@@ -99,20 +101,20 @@ def test_every_byte_of_a_finished_shard_is_watched(tmp_path: Path) -> None:
 
 
 def test_every_byte_of_a_marker_is_watched(tmp_path: Path) -> None:
-    work = make_work(tmp_path, 8)
-    store = work.stores["only"]
+    work = Squares(tmp_path, 8)
+    store = work.store
     freeze_shards(store, 1)
     run_shard(work, 0, 1, lambda: False)
     whole = store.done(0).read_bytes()
-    good = read_marker(store, 0)
+    good = ShardMarker.read(store, 0)
     assert good is not None
     for position in range(len(whole)):
         changed = bytearray(whole)
         changed[position] ^= 1 << (position % 8)
         store.done(0).write_bytes(changed)
-        assert read_marker(store, 0) in (None, good), position  # a blank that became another blank is no matter
+        assert ShardMarker.read(store, 0) in (None, good), position  # a blank that became another blank is no matter
         store.done(0).write_bytes(whole[:position])
-        assert read_marker(store, 0) in (None, good), position
+        assert ShardMarker.read(store, 0) in (None, good), position
 
 
 def test_lines_that_another_attempt_appends_after_the_marker_are_no_damage(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_lines_that_another_attempt_appends_after_the_marker_are_no_damage(tmp_p
     (path,) = journal_files(ShardStore(tmp_path / "stage").shard(0))
     with path.open("ab") as file:
         file.write(path.read_bytes().splitlines(keepends=True)[1])
-    assert pending_shards(make_work(tmp_path, ITEMS), 1) == []
+    assert pending_shards(Squares(tmp_path, ITEMS), 1) == []
 
 
 def test_of_a_hundred_finished_stages_damaged_at_random_each_is_mended(tmp_path: Path) -> None:
@@ -142,10 +144,10 @@ def test_of_a_hundred_finished_stages_damaged_at_random_each_is_mended(tmp_path:
             path.write_bytes(b"" if kind == "empty" else data)
             if kind == "delete":
                 path.unlink()
-        work = make_work(folder, ITEMS)
+        work = Squares(folder, ITEMS)
         pending = pending_shards(work, SHARDS)
         if pending:
-            freeze_shards(work.stores["only"], SHARDS)
+            freeze_shards(work.store, SHARDS)
         for shard in pending:
             assert run_shard(work, shard, SHARDS, lambda: False).remaining == 0
         assert results(folder) == expected(), trial

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.files import read_json
 from data_prep.outcomes import Failed, Ok
 from jobs.run.layout import RunDir, ShardStore
-from jobs.shards.journal import Damage, JournalWriter, journal_files
-from jobs.shards.loop import freeze_shards, latest_outcomes, pending_shards, read_marker, run_shard, store_records
+from jobs.shards.journal import JournalWriter, ReadReport, journal_files
+from jobs.shards.loop import pending_shards, run_shard
+from jobs.shards.marker import ShardMarker
+from jobs.shards.store import freeze_shards, latest_outcomes, read_records
 from tests.chaos.outcome import lost
 from tests.conftest import launch, launch_args, output, write_config
-from tests.jobs.shards.loop_worker import make_work
+from tests.jobs.shards.loop_worker import Square, Squares
 from tests.jobs.shards.test_loop import ITEMS, expected, results
 
 DATA_STAGES = "prepare,validate,generate,curate"
@@ -68,9 +69,9 @@ def test_a_disk_that_fills_up_at_any_page_of_a_shard_loses_no_record_that_was_wr
     for pages in range(20):
         run = disk / "run"
         shutil.rmtree(run, ignore_errors=True)
-        work = make_work(disk.parent / f"tried-{pages}", 8 * ITEMS)  # what was tried is noted elsewhere
-        work = type(work)(**{**vars(work), "stores": {"only": ShardStore(run / "stage")}})
-        store = work.stores["only"]
+        work = Squares(disk.parent / f"tried-{pages}", 8 * ITEMS)  # what was tried is noted elsewhere
+        work.store = ShardStore(run / "stage")
+        store = work.store
         fill_until(disk, pages * 4096)
         tried += 1
         try:
@@ -78,19 +79,19 @@ def test_a_disk_that_fills_up_at_any_page_of_a_shard_loses_no_record_that_was_wr
             run_shard(work, 0, 1, lambda: False)
         except OSError as error:
             assert error.strerror == "No space left on device"
-            kept = [record["key"] for record in store_records(store, Damage())] if store.folder.exists() else []
-            assert read_marker(store, 0) is None, "it says done on a full disk"
+            kept = [record.key for record in read_records(store, ReadReport())] if store.folder.exists() else []
+            assert ShardMarker.read(store, 0) is None, "it says done on a full disk"
             (disk / "ballast").unlink()
             whole = len(set(kept)) == 8 * ITEMS
             failures["in the marker" if whole else "in a record" if kept else "before the first record"] += 1
             freeze_shards(store, 1)
             assert run_shard(work, 0, 1, lambda: False).remaining == 0
-            recorded = Counter(r["key"] for r in store_records(store, Damage()) if r["ok"])
+            recorded = Counter(r.key for r in read_records(store, ReadReport()) if r.ok)
             assert set(recorded.values()) == {1}, "a record on the full disk was not found again"
         else:
             (disk / "ballast").unlink(missing_ok=True)
-        marker = read_json(store.done(0)) or {}
-        assert marker["done"] + marker["failed"] == marker["items"] == 8 * ITEMS
+        marker = ShardMarker.read(store, 0)
+        assert marker and marker.done + marker.failed == marker.items == 8 * ITEMS
     print(f"{tried} sizes: full {dict(failures)}")
     assert set(failures) == {"before the first record", "in a record", "in the marker"}, failures
     assert failures.total() < tried
@@ -154,8 +155,8 @@ def test_no_decision_looks_at_a_files_time(tmp_path: Path, catalogue: Path) -> N
 
 def test_attempts_whose_clocks_were_years_off_are_read_like_any_other(tmp_path: Path) -> None:
     """The name of a record file holds its writer's clock, and so does each record: neither decides anything."""
-    work = make_work(tmp_path, ITEMS)
-    store = work.stores["only"]
+    work = Squares(tmp_path, ITEMS)
+    store = work.store
     freeze_shards(store, 1)
     run_shard(work, 0, 1, lambda: False)
     (path,) = journal_files(store.shard(0))
@@ -168,18 +169,18 @@ def test_attempts_whose_clocks_were_years_off_are_read_like_any_other(tmp_path: 
     assert pending_shards(work, 1) == [0]
     run_shard(work, 0, 1, lambda: False)
     assert results(tmp_path) == expected()
-    assert set(Counter(r["key"] for r in store_records(store, Damage()) if r["ok"]).values()) == {1}
+    assert set(Counter(r.key for r in read_records(store, ReadReport()) if r.ok).values()) == {1}
 
 
 def test_a_success_counts_over_failures_whatever_the_clocks_said(tmp_path: Path) -> None:
     for order in (("2099", "1971"), ("1971", "2099")):
         store = ShardStore(tmp_path / "-".join(order))
-        outcomes: list[Ok | Failed] = [Ok({"n": 1}), Failed("x")]
+        outcomes: list[Ok | Failed] = [Ok(Square(1)), Failed("x")]
         for year, outcome in zip(order, outcomes, strict=True):
             writer = JournalWriter(store.shard(0), f"{year}0101T000000-a", "f")
             writer.append("k", outcome)
             writer.close()
-        assert latest_outcomes(store, Damage())["k"] == Ok({"n": 1})
+        assert latest_outcomes(store, Square)["k"] == Ok(Square(1))
 
 
 HOSTILE_NAMES = [
@@ -232,7 +233,7 @@ def test_a_half_done_run_that_was_moved_goes_on_where_it_was(tmp_path: Path, cat
     with contextlib.suppress(FileNotFoundError):
         (RunDir(first).store("validate").done(1)).unlink()
     second = move(first, random.Random(1), HOSTILE_NAMES[2])
-    recorded = Counter(r["key"] for r in store_records(RunDir(second).store("validate"), Damage()))
+    recorded = Counter(r.key for r in read_records(RunDir(second).store("validate"), ReadReport()))
     done = launch(*launch_args(config, second, "--stages", "prepare,validate"))
     assert done.returncode == 0, output(done)
-    assert Counter(r["key"] for r in store_records(RunDir(second).store("validate"), Damage())) == recorded
+    assert Counter(r.key for r in read_records(RunDir(second).store("validate"), ReadReport())) == recorded

@@ -20,8 +20,8 @@ from PIL import Image
 from data_prep.images.decode import ImageProblem, decode
 from jobs.config import load_config
 from jobs.run.run import open_run
-from jobs.shards.journal import Damage
-from jobs.shards.loop import store_records
+from jobs.shards.journal import ReadReport
+from jobs.shards.store import read_records
 from tests.chaos.measure import measured_task
 from tests.conftest import launch, launch_args, output, write_config
 from tests.data_prep.conftest import jpeg, listing
@@ -146,14 +146,14 @@ def test_hostile_listings_and_images_each_end_as_a_record_within_bounded_memory_
     run, _ = open_run(tmp_path / "run", load_config(config), [])
     megabytes, seconds, _ = measured_task(run.path, "prepare")
     rejected = [orjson.loads(line) for line in run.rejected("prepare").read_bytes().splitlines()]
-    assert sorted(r["reason"] for r in rejected) == sorted(bad.values())
+    assert sorted(r.reason for r in rejected) == sorted(bad.values())
     assert all("listings_" in r["detail"] and len(r["detail"]) < 500 for r in rejected)
     print(f"prepare: {megabytes} MB, {seconds:.1f} s")
     assert megabytes < 300
     megabytes, seconds, _ = measured_task(run.path, "validate", "--shard", "0")
     print(f"validate: {megabytes} MB, {seconds:.1f} s")
-    records = list(store_records(run.store("validate"), Damage()))
-    assert {r["key"]: r.get("reason", "") for r in records} == expected
+    records = list(read_records(run.store("validate"), ReadReport()))
+    assert {r.key: r.get("reason", "") for r in records} == expected
     assert megabytes < 1500  # twenty bytes for each of the 64 million pixels that an image may have
     assert seconds < 60
     shown = launch("status", run.path)

@@ -18,13 +18,13 @@ from jobs.pipeline import make_stage, task_command
 from jobs.run.layout import RunDir, ShardStore, Step
 from jobs.run.run import load_run
 from jobs.shards.digest import freeze_settings
-from jobs.shards.journal import Damage, JournalWriter, journal_files
-from jobs.shards.loop import latest_outcomes, pending_shards, store_records
-from jobs.stages.base import ShardedStage
+from jobs.shards.journal import JournalWriter, ReadReport, journal_files
+from jobs.shards.loop import pending_shards
+from jobs.shards.store import latest_outcomes, read_records
 from tests.chaos.lagging import LaggingViews
 from tests.chaos.outcome import lost, repeated
 from tests.conftest import ROOT, environment, launch, launch_args, output, write_config
-from tests.jobs.shards.loop_worker import make_work
+from tests.jobs.shards.loop_worker import Square, Squares
 from tests.jobs.shards.test_loop import ITEMS, expected, results, run_all
 
 
@@ -49,22 +49,22 @@ def test_two_attempts_at_one_shard_that_see_each_other_late_end_with_every_item_
         store = ShardStore(view / "stage")
         assert len(journal_files(store.shard(0))) == 2
         assert results(view) == expected()
-        assert pending_shards(make_work(view, ITEMS), 1) == []
-        recorded = Counter(r["key"] for r in store_records(store, Damage()) if r["ok"])
+        assert pending_shards(Squares(view, ITEMS), 1) == []
+        recorded = Counter(r.key for r in read_records(store, ReadReport()) if r.ok)
         assert set(recorded.values()) <= {1, 2}
-        assert len(latest_outcomes(store, Damage())) == ITEMS
+        assert len(latest_outcomes(store, Square)) == ITEMS
 
 
 def test_an_attempt_on_one_node_takes_up_what_another_node_left(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.jobs.shards.loop_worker"]
     with LaggingViews(tmp_path, 0.1, keeps_to_itself) as nodes:
         first = subprocess.Popen([*command, str(nodes.views[0]), "500", "0", "1", "0.01"], cwd=ROOT)
-        while not any(store_records(ShardStore(nodes.views[1] / "stage"), Damage())):
+        while not any(read_records(ShardStore(nodes.views[1] / "stage"), ReadReport())):
             pass
         first.kill()
         first.wait()
-    records = list(store_records(ShardStore(nodes.views[1] / "stage"), Damage()))
-    left = {r["key"] for r in records if r["ok"] or not r["retry"]}
+    records = list(read_records(ShardStore(nodes.views[1] / "stage"), ReadReport()))
+    left = {r.key for r in records if r.ok or not r["retry"]}
     assert left
     subprocess.run([*command, str(nodes.views[1]), "500", "0", "1", "0"], cwd=ROOT, check=True)
     again = {p.name for p in (nodes.views[1] / "tried").iterdir()}
@@ -144,6 +144,4 @@ def test_the_sharded_stages_on_two_nodes_at_once_come_to_the_same_records(tmp_pa
 
 def pending(run: Path, stage: str) -> list[int]:
     """What is left to do of a stage, as a node sees it."""
-    made = make_stage(Step(stage), *load_run(run))
-    assert isinstance(made, ShardedStage)
-    return list(pending_shards(made.work(), made.shards()))
+    return [task for task in make_stage(Step(stage), *load_run(run)).pending() if task is not None]

@@ -88,7 +88,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, catalogue: Path) -> None:
 def test_a_stage_without_the_one_before_it_says_what_to_launch(tmp_path: Path, catalogue: Path, stage: str) -> None:
     done = launch(*launch_args(write_config(tmp_path / "c.yaml", catalogue), tmp_path / "run", "--stages", stage))
     assert done.returncode in (1, 2)
-    assert "has nothing to work on" in output(done) and "Launch without --stages" in output(done)
+    assert "has no input" in output(done) and "Launch without --stages" in output(done)
     assert "Traceback" not in output(done)
 
 

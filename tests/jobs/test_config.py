@@ -28,7 +28,7 @@ def write(tmp_path: Path, tree: object) -> Path:
         ({"models": {}}, ["name at least one model"]),
         ({"models": {"a/b": {"kind": "blip"}}}, ["'a/b'", "folder's name"]),
         ({"models": {"blip": {"lora": {"rank": 4}}}}, ["unknown key models.blip.lora.rank", "known keys"]),
-        ({"curate": {"val_share": 0.6, "test_share": 0.6}}, ["curate", "nothing to train on"]),
+        ({"curate": {"val_share": 0.6, "test_share": 0.6}}, ["curate", "nothing is left to train on"]),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_what_would_be_right(

@@ -15,8 +15,8 @@ import pytest
 
 from data_prep.stand_in import StandIn, StandInOptions
 from jobs.run.layout import RunDir
-from jobs.shards.journal import Damage
-from jobs.shards.loop import store_records
+from jobs.shards.journal import ReadReport
+from jobs.shards.store import read_records
 from tests.conftest import ROOT, SAMPLE, environment, launch, launch_args, launch_command, output, write_config
 
 pytestmark = pytest.mark.xdist_group("pipeline")  # one worker makes the finished run, once
@@ -44,9 +44,9 @@ def content(run_dir: Path) -> dict[str, Any]:
     }
     for stage in ("validate", "generate"):
         outcomes: dict[str, Any] = {}
-        for record in store_records(run.store(stage), Damage()):
-            value = record.get("value") or {}
-            outcomes[record["key"]] = value.get("sha256") or value.get("text") or record.get("reason")
+        for record in read_records(run.store(stage), ReadReport()):
+            value = record.value or {}
+            outcomes[record.key] = value.get("sha256") or value.get("text") or record.reason
         found[stage] = outcomes
     adapter = run.adapter("blip") / "adapter_model.safetensors"
     if adapter.is_file():
@@ -54,7 +54,7 @@ def content(run_dir: Path) -> dict[str, Any]:
     for variant in ("base", "lora"):
         store = run.predictions("blip", variant)
         if store.folder.is_dir():
-            found[variant] = {r["key"]: r["value"]["answer"] for r in store_records(store, Damage())}
+            found[variant] = {r.key: r.value["answer"] for r in read_records(store, ReadReport())}
     return found
 
 
@@ -118,11 +118,11 @@ def test_another_number_of_shards_changes_no_answer_and_repeats_none(
 ) -> None:
     run_dir, config = finished
     before = content(run_dir)
-    counted = Counter(r["key"] for r in store_records(RunDir(run_dir).store("generate"), Damage()))
+    counted = Counter(r.key for r in read_records(RunDir(run_dir).store("generate"), ReadReport()))
     done = launch(*launch_args(config, run_dir, "--shards", "3"))
     assert done.returncode == 0, output(done)
     assert content(run_dir) == before
-    assert Counter(r["key"] for r in store_records(RunDir(run_dir).store("generate"), Damage())) == counted
+    assert Counter(r.key for r in read_records(RunDir(run_dir).store("generate"), ReadReport())) == counted
 
 
 def test_a_changed_setting_is_refused_by_name_before_records_are_mixed(finished: tuple[Path, Path]) -> None:
@@ -198,7 +198,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_records_and_asks_nothing_twi
     expected, found = content(finished[0]), content(tmp_path / "run")
     for name in ("1_prepare/products.jsonl", "1_prepare/rejected.jsonl", "validate", "generate", "4_curate/test.jsonl"):
         assert found[name] == expected[name], name
-    recorded = Counter(r["key"] for r in store_records(RunDir(tmp_path / "run").store("generate"), Damage()) if r["ok"])
+    recorded = Counter(r.key for r in read_records(RunDir(tmp_path / "run").store("generate"), ReadReport()) if r.ok)
     assert set(recorded.values()) == {1}
     assert len(answered) == 40
     in_flight_at_kills = kills * concurrency * shards
@@ -236,16 +236,16 @@ def test_ctrl_c_and_a_lost_terminal_end_cleanly_and_the_next_start_goes_on(
     )
     store = RunDir(tmp_path / "run").store("generate")
     deadline = time.monotonic() + 60
-    while not any(store_records(store, Damage())) and time.monotonic() < deadline:
+    while not any(read_records(store, ReadReport())) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "the same command again resumes" in said
-    before = {r["key"] for r in store_records(store, Damage())}
+    before = {r.key for r in read_records(store, ReadReport())}
     assert 0 < len(before) < 40
     assert launch(*arguments).returncode == 0
-    assert Counter(r["key"] for r in store_records(store, Damage())).most_common(1)[0][1] == 1
+    assert Counter(r.key for r in read_records(store, ReadReport())).most_common(1)[0][1] == 1
 
 
 def test_a_second_launch_of_a_run_is_told_that_the_first_is_at_work(tmp_path: Path, catalogue: Path) -> None:
@@ -297,13 +297,13 @@ def test_real_listings_images_and_replies_come_out_as_they_are_known_to(tmp_path
     assert rejected["empty_keywords"] >= dirt.pop("empty_keywords")
     extra = rejected["empty_keywords"] - set(expected["dirt"]["empty_keywords"])
     assert len(extra) == 13
-    images = {record["key"]: record for record in store_records(run.store("validate"), Damage())}
+    images = {record.key: record for record in read_records(run.store("validate"), ReadReport())}
     for reason in [reason for reason in dirt if reason.startswith("image_") and reason != "image_not_in_images_csv"]:
-        found = {key for key, record in images.items() if record.get("reason") == reason}
+        found = {key for key, record in images.items() if record.reason == reason}
         assert found == dirt.pop(reason), reason
     for reason, items in dirt.items():
         assert rejected[reason] == items, reason
-    readable = sum(record["ok"] for record in images.values())
+    readable = sum(record.ok for record in images.values())
     assert readable == expected["unique_main_images_with_readable_file"] - len(extra)
     listings = readable + len(images) - readable + sum(map(len, rejected.values()))
     assert listings == expected["listings_total"]

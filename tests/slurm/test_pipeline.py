@@ -14,13 +14,14 @@ from rich.console import Console
 
 from data_prep.demo.catalogue import render
 from data_prep.outcomes import Ok, UserError
+from data_prep.records import ImageFacts, Reply
 from jobs.backends import slurm
 from jobs.config import Config, validate_config
 from jobs.pipeline import steps_of
 from jobs.run.layout import RunDir, Step
 from jobs.run.run import load_run, open_run
-from jobs.shards.journal import Damage
-from jobs.shards.loop import latest_outcomes, store_records
+from jobs.shards.journal import ReadReport
+from jobs.shards.store import latest_outcomes, read_records
 from jobs.verbs import doctor
 from jobs.verbs.logs import find_logs
 from jobs.verbs.status import run_status
@@ -57,9 +58,9 @@ def configuration(catalogue: Path, shards: int, latency: float) -> Config:
 def records(run: RunDir, stage: str) -> dict[str, str]:
     """The outcome of every item, without what differs between runs."""
     found = {}
-    for key, outcome in latest_outcomes(run.store(stage), Damage()).items():
+    for key, outcome in latest_outcomes(run.store(stage), Reply if stage == "generate" else ImageFacts).items():
         if isinstance(outcome, Ok):
-            found[key] = str(outcome.value.get("text") or outcome.value.get("sha256"))
+            found[key] = str(outcome.value.text if isinstance(outcome.value, Reply) else outcome.value.sha256)
         else:
             found[key] = outcome.reason
     return found
@@ -67,7 +68,7 @@ def records(run: RunDir, stage: str) -> dict[str, str]:
 
 def paid(run: RunDir) -> list[str]:
     """The items of all replies on disk, duplicates included."""
-    return [record["key"] for record in store_records(run.store("generate"), Damage()) if record["ok"]]
+    return [record.key for record in read_records(run.store("generate"), ReadReport()) if record.ok]
 
 
 def reference(catalogue: Path, folder: Path) -> RunDir:

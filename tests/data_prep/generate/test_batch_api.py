@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import multiprocessing
 import os
@@ -11,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,14 @@ from data_prep.generate.clients import google_genai
 from data_prep.generate.prompt import rule_violations
 from data_prep.generate.settings import GenerateSettings
 from data_prep.outcomes import Todo, UserError
-from data_prep.records import Product, Reply, from_dict
+from data_prep.records import Product, Reply
 from data_prep.stand_in import StandIn, StandInOptions
 from data_prep.stand_in import handler as handler_module
-from jobs.run.layout import RunDir
-from jobs.shards.journal import Damage
-from jobs.shards.loop import Work, run_shard, store_records
+from jobs.run.layout import RunDir, ShardStore
+from jobs.shards.journal import ReadReport
+from jobs.shards.loop import run_shard
+from jobs.shards.progress import Limits, ShardSource
+from jobs.shards.store import read_records
 from tests.data_prep.generate.conftest import Outcomes, Shop, make_shop, settings_for
 
 BATCH = {"requests": 10, "at_once": 2, "at_least": 3, "poll_seconds": 0.1}
@@ -227,43 +228,45 @@ def test_batches_need_the_library_that_has_them() -> None:
         settings_for("http://x", generator="google_generativeai", batch={})
 
 
-def as_reply(value: Any) -> Reply:
-    return value if isinstance(value, Reply) else from_dict(Reply, value)
+class ShopSource(ShardSource[Product]):
+    """Generation for the products of a shop, as the stage runs it."""
+
+    value_type = Reply
+    limits = Limits(max_replies=3)
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.shop = make_shop_again(folder)
+        self.generate = settings_for(url, batch=BATCH, timeout=0.5, max_asks=3, max_retries=20)
+        self.store = RunDir(folder / "run").store("generate")
+
+    def stores(self) -> dict[str, ShardStore]:
+        return {"": self.store}
+
+    def settings(self, variant: str) -> dict[str, Any]:
+        return workers.identity(self.generate)
+
+    def items(self) -> list[Product]:
+        return self.shop.products
+
+    def key(self, item: Product) -> str:
+        return item.item_id
+
+    def process(self, todos: Iterator[Todo[Product]]) -> None:
+        workers.generate_all(
+            todos,
+            image_root=self.shop.root,
+            settings=self.generate,
+            quota_folder=self.shop.quota,
+            batches_folder=self.shop.quota.parent / "batches",
+        )
+
+    def rule_violations(self, reply: Reply) -> str | None:
+        return rule_violations(reply, self.generate)
 
 
 def _task(folder: str, url: str, shard: int, shards: int) -> None:
-    """One attempt at one shard, as the stage runs it."""
-    shop = make_shop_again(Path(folder))
-    settings = settings_for(url, batch=BATCH, timeout=0.5, max_asks=3, max_retries=20)
-    store = RunDir(Path(folder) / "run").store("generate")
-
-    def process(items: Any, emits: Any, wanted: Any, previous: Any) -> None:
-        workers.generate_all(
-            (
-                Todo(
-                    item,
-                    functools.partial(emits["generate"], item.item_id),
-                    prior_replies=tuple(map(as_reply, previous.get(item.item_id, ()))),
-                )
-                for item in items
-            ),
-            image_root=shop.root,
-            settings=settings,
-            quota_folder=shop.quota,
-            batches_folder=shop.quota.parent / "batches",
-        )
-
-    work: Work[Product] = Work(
-        stores={"generate": store},
-        settings={"generate": workers.identity(settings)},
-        items=lambda: shop.products,
-        key=lambda product: product.item_id,
-        process=process,
-        max_replies=3,
-        verdict=lambda value: rule_violations(as_reply(value), settings),
-    )
-    result = run_shard(work, shard, shards, lambda: False)
-    assert result.remaining == 0
+    """One attempt at one shard."""
+    assert run_shard(ShopSource(Path(folder), url), shard, shards, lambda: False).remaining == 0
 
 
 def make_shop_again(folder: Path) -> Shop:
@@ -312,9 +315,9 @@ def test_killed_at_random_moments_no_product_is_paid_twice_and_none_is_lost(tmp_
     assert all(finished) and kills >= 4
     store = RunDir(tmp_path / "run").store("generate")
     good = Counter(
-        r["key"]
-        for r in store_records(store, Damage())
-        if r["ok"] and rule_violations(as_reply(r["value"]), settings_for("http://x")) is None
+        r.key
+        for r in read_records(store, ReadReport())
+        if r.ok and rule_violations(r.outcome(Reply).value, settings_for("http://x")) is None
     )
     assert good == {product.item_id: 1 for product in shop.products}
     in_batches = Counter(e["image"] for e in server.entries if e["outcome"] == "ok" and "batch" in e)

@@ -1,52 +1,68 @@
-"""A stage for the tests of the loop: every item is done slowly, and each try is noted where no kill can undo it."""
+"""A stage for the tests of the loop: every item is slow, and each try is noted where no kill can undo it."""
 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.outcomes import Emit, Failed, Ok
+from data_prep.outcomes import Failed, Ok, Todo
 from jobs.backends.stop import StopFlag
-from jobs.run.layout import Store
-from jobs.shards.loop import Previous, Work, freeze_shards, run_shard
+from jobs.run.layout import ShardStore
+from jobs.shards.loop import run_shard
+from jobs.shards.progress import Limits, ShardSource
+from jobs.shards.store import freeze_shards
 from slurm.process import REQUEUE
 
 
-def make_work(folder: Path, items: int, seconds: float = 0.0, setting: int = 1) -> Work[str]:
+@dataclass(frozen=True)
+class Square:
+    """The result of an item."""
+
+    square: int
+
+
+class Squares(ShardSource[str]):
     """Items item-0 … item-n; every seventh fails for good, every eleventh fails twice and then passes."""
-    store = Store(folder / "stage")
-    tried = folder / "tried"
-    tried.mkdir(parents=True, exist_ok=True)
 
-    def process(
-        todo: Iterator[str], emits: Mapping[str, Emit], wanted: Callable[[str, str], bool], previous: Previous
-    ) -> None:
-        for item in todo:
-            number = int(item.removeprefix("item-"))
-            with (tried / item).open("a") as log:
+    value_type = Square
+
+    def __init__(self, folder: Path, items: int, seconds: float = 0.0, setting: int = 1, max_tries: int = 50) -> None:
+        self.store = ShardStore(folder / "stage")
+        self.limits = Limits(max_tries)
+        self._tried, self._items, self._seconds, self._setting = folder / "tried", items, seconds, setting
+        self._tried.mkdir(parents=True, exist_ok=True)
+
+    def stores(self) -> dict[str, ShardStore]:
+        return {"": self.store}
+
+    def settings(self, variant: str) -> dict[str, int]:
+        return {"setting": self._setting}
+
+    def items(self) -> Iterator[str]:
+        return (f"item-{number}" for number in range(self._items))
+
+    def key(self, item: str) -> str:
+        return item
+
+    def process(self, todos: Iterator[Todo[str]]) -> None:
+        for todo in todos:
+            number = int(todo.item.removeprefix("item-"))
+            with (self._tried / todo.item).open("a") as log:
                 log.write(f"{os.getpid()}\n")
-            time.sleep(seconds)
+            time.sleep(self._seconds)
             if number % 7 == 3:
-                emits["only"](item, Failed("seventh", retry=False))
-            elif number % 11 == 5 and len((tried / item).read_text().splitlines()) < 3:
-                emits["only"](item, Failed("eleventh", retry=True))
+                todo.record(Failed("seventh", retry=False))
+            elif number % 11 == 5 and len((self._tried / todo.item).read_text().splitlines()) < 3:
+                todo.record(Failed("eleventh", retry=True))
             else:
-                emits["only"](item, Ok({"square": number * number}))
-
-    return Work(
-        stores={"only": store},
-        settings={"only": {"setting": setting}},
-        items=lambda: (f"item-{i}" for i in range(items)),
-        key=lambda item: item,
-        process=process,
-        max_tries=50,
-    )
+                todo.record(Ok(Square(number * number)))
 
 
 if __name__ == "__main__":
     folder, items, shard, shards, seconds = sys.argv[1:]
-    work = make_work(Path(folder), int(items), float(seconds))
-    freeze_shards(work.stores["only"], int(shards))
-    result = run_shard(work, int(shard), int(shards), StopFlag().install())
+    source = Squares(Path(folder), int(items), float(seconds))
+    freeze_shards(source.store, int(shards))
+    result = run_shard(source, int(shard), int(shards), StopFlag().install())
     sys.exit(0 if result.remaining == 0 else REQUEUE)

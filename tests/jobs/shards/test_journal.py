@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.outcomes import Failed, Ok
-from jobs.shards.journal import Damage, JournalWriter, WrongFingerprint, journal_files, read_journal, seal, unseal
+from jobs.shards.journal import JournalWriter, ReadReport, WrongFingerprint, journal_files, read_journal, seal, unseal
 
 
 def write(folder: Path, count: int = 5) -> Path:
@@ -22,8 +22,8 @@ def write(folder: Path, count: int = 5) -> Path:
     return writer.path
 
 
-def keys(path: Path, damage: Damage | None = None) -> list[str]:
-    return [record["key"] for record in read_journal(path, damage or Damage())]
+def keys(path: Path, report: ReadReport | None = None) -> list[str]:
+    return [record.key for record in read_journal(path, report or ReadReport())]
 
 
 @given(st.dictionaries(st.text(), st.one_of(st.text(), st.integers(-(2**53), 2**53), st.none()), min_size=1))
@@ -42,11 +42,11 @@ def test_a_file_cut_at_any_byte_loses_only_the_record_that_was_cut(tmp_path: Pat
     ends = [position + 1 for position, byte in enumerate(whole) if byte == ord("\n")]
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
-        damage = Damage()
+        report = ReadReport()
         complete = sum(end <= cut for end in ends)
-        assert keys(path, damage) == [f"k{n}" for n in range(max(0, complete - 1))]
-        assert damage.torn == (0 if cut in (0, *ends) else 1)
-        assert not damage.broken
+        assert keys(path, report) == [f"k{n}" for n in range(max(0, complete - 1))]
+        assert report.torn == (0 if cut in (0, *ends) else 1)
+        assert not report.broken
 
 
 def test_a_flipped_bit_anywhere_is_noticed_and_costs_one_record_at_most(tmp_path: Path) -> None:
@@ -56,20 +56,20 @@ def test_a_flipped_bit_anywhere_is_noticed_and_costs_one_record_at_most(tmp_path
         flipped = bytearray(whole)
         flipped[position] ^= 1 << (position % 8)
         path.write_bytes(flipped)
-        damage = Damage()
-        found = keys(path, damage)
+        report = ReadReport()
+        found = keys(path, report)
         assert set(found) <= {"k0", "k1", "k2"}
         # a flipped line end joins two records; any other flip costs the one that it is in
         assert len(found) >= 1
-        assert len(found) < 3 or damage.broken  # the header carries no item, but its damage is reported
-        assert damage.broken or damage.torn
+        assert len(found) < 3 or report.broken  # the header carries no item, but its damage is reported
+        assert report.broken or report.torn
 
 
 def test_records_of_another_fingerprint_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path)
-    assert len(list(read_journal(path, Damage(), expect="f00d"))) == 5
+    assert len(list(read_journal(path, ReadReport(), expect="f00d"))) == 5
     with pytest.raises(WrongFingerprint, match="f00d"):
-        list(read_journal(path, Damage(), expect="beef"))
+        list(read_journal(path, ReadReport(), expect="beef"))
 
 
 def test_what_was_emitted_is_on_disk_when_the_process_is_killed_the_next_moment(tmp_path: Path) -> None:

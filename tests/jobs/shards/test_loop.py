@@ -1,6 +1,5 @@
 """items = done + failed + remaining, at any moment, after any kill, in any number of shards."""
 
-import dataclasses
 import random
 import signal
 import subprocess
@@ -11,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.files import read_json
 from data_prep.outcomes import Failed, Ok, UserError
 from jobs.run.layout import ShardStore
-from jobs.shards.journal import Damage, JournalWriter, journal_files
-from jobs.shards.loop import freeze_shards, latest_outcomes, pending_shards, run_shard, shard_of, store_records
-from tests.jobs.shards.loop_worker import make_work
+from jobs.shards.journal import JournalWriter, ReadReport, journal_files
+from jobs.shards.loop import pending_shards, run_shard
+from jobs.shards.marker import ShardMarker
+from jobs.shards.store import freeze_shards, latest_outcomes, read_records, shard_of
+from tests.jobs.shards.loop_worker import Square, Squares
 
 ROOT = Path(__file__).resolve().parents[3]
 ITEMS = 60
@@ -24,31 +24,31 @@ FAILING = {f"item-{n}" for n in range(ITEMS) if n % 7 == 3}
 
 
 def run_all(folder: Path, shards: int, items: int = ITEMS) -> None:
-    work = make_work(folder, items)
-    freeze_shards(work.stores["only"], shards)
+    work = Squares(folder, items)
+    freeze_shards(work.store, shards)
     for shard in range(shards):
         assert run_shard(work, shard, shards, lambda: False).remaining == 0
 
 
 def results(folder: Path) -> dict[str, object]:
-    work = make_work(folder, ITEMS)
-    outcomes = latest_outcomes(work.stores["only"], Damage())
+    work = Squares(folder, ITEMS)
+    outcomes = latest_outcomes(work.store, Square)
     return {key: o.value if isinstance(o, Ok) else o.reason for key, o in outcomes.items()}
 
 
 def expected() -> dict[str, object]:
-    return {f"item-{n}": "seventh" if n % 7 == 3 else {"square": n * n} for n in range(ITEMS)}
+    return {f"item-{n}": "seventh" if n % 7 == 3 else Square(n * n) for n in range(ITEMS)}
 
 
 def test_every_item_ends_done_or_failed_with_a_reason_and_is_counted_once(tmp_path: Path) -> None:
     run_all(tmp_path, 4)
     assert results(tmp_path) == expected()
     store = ShardStore(tmp_path / "stage")
-    markers = [read_json(store.done(shard)) or {} for shard in range(4)]
-    assert sum(m["items"] for m in markers) == ITEMS
-    assert sum(m["failed"] for m in markers) == len(FAILING)
-    assert all(m["items"] == m["done"] + m["failed"] and m["remaining"] == 0 for m in markers)
-    assert pending_shards(make_work(tmp_path, ITEMS), 4) == []
+    markers = [marker for shard in range(4) if (marker := ShardMarker.read(store, shard))]
+    assert sum(m.items for m in markers) == ITEMS
+    assert sum(m.failed for m in markers) == len(FAILING)
+    assert all(m.items == m.done + m.failed for m in markers)
+    assert pending_shards(Squares(tmp_path, ITEMS), 4) == []
 
 
 def test_an_item_that_may_pass_is_tried_again_and_one_that_cannot_is_not(tmp_path: Path) -> None:
@@ -59,13 +59,13 @@ def test_an_item_that_may_pass_is_tried_again_and_one_that_cannot_is_not(tmp_pat
 
 
 def test_items_without_tries_left_get_some_when_the_limit_is_raised(tmp_path: Path) -> None:
-    few = dataclasses.replace(make_work(tmp_path, ITEMS), max_tries=2)
-    freeze_shards(few.stores["only"], 2)
+    few = Squares(tmp_path, ITEMS, max_tries=2)
+    freeze_shards(few.store, 2)
     for shard in range(2):
         run_shard(few, shard, 2, lambda: False)
     assert pending_shards(few, 2) == []
     assert results(tmp_path)["item-5"] == "eleventh"
-    more = dataclasses.replace(few, max_tries=3)
+    more = Squares(tmp_path, ITEMS, max_tries=3)
     pending = pending_shards(more, 2)
     assert shard_of("item-5", 2) in pending
     for shard in pending:
@@ -75,8 +75,8 @@ def test_items_without_tries_left_get_some_when_the_limit_is_raised(tmp_path: Pa
 
 @pytest.mark.parametrize("second", [1, 2, 7])
 def test_a_run_resumed_with_another_number_of_shards_repeats_and_loses_nothing(tmp_path: Path, second: int) -> None:
-    work = make_work(tmp_path, ITEMS)
-    freeze_shards(work.stores["only"], 4)
+    work = Squares(tmp_path, ITEMS)
+    freeze_shards(work.store, 4)
     for shard in (1, 3):
         run_shard(work, shard, 4, lambda: False)
     before = {p.name: p.read_text() for p in (tmp_path / "tried").iterdir()}
@@ -89,7 +89,7 @@ def test_a_run_resumed_with_another_number_of_shards_repeats_and_loses_nothing(t
 def test_items_that_were_added_later_are_the_only_ones_worked_on(tmp_path: Path) -> None:
     run_all(tmp_path, 3, items=40)
     before = len(list((tmp_path / "tried").iterdir()))
-    assert pending_shards(make_work(tmp_path, ITEMS), 3) != []
+    assert pending_shards(Squares(tmp_path, ITEMS), 3) != []
     run_all(tmp_path, 3, items=ITEMS)
     assert before == 40
     assert results(tmp_path) == expected()
@@ -113,7 +113,7 @@ def test_killed_at_random_moments_it_ends_with_the_records_of_an_undisturbed_run
         assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
     assert kills >= 2, "the kills came too late to show anything"
     assert results(tmp_path) == expected()
-    recorded = Counter(r["key"] for r in store_records(ShardStore(tmp_path / "stage"), Damage()) if r["ok"])
+    recorded = Counter(r.key for r in read_records(ShardStore(tmp_path / "stage"), ReadReport()) if r.ok)
     assert set(recorded.values()) == {1}, "an item was recorded twice"
     tries = [len(p.read_text().splitlines()) for p in (tmp_path / "tried").iterdir()]
     flawless = sum(1 for n in range(ITEMS)) + 2 * sum(1 for n in range(ITEMS) if n % 11 == 5 and n % 7 != 3)
@@ -129,7 +129,7 @@ def test_a_signal_ends_the_batch_and_asks_to_be_started_again(tmp_path: Path, nu
     process.send_signal(number)
     assert process.wait(timeout=30) == 75
     tried = {p.name for p in (tmp_path / "tried").iterdir()}
-    recorded = {r["key"] for r in store_records(ShardStore(tmp_path / "stage"), Damage())}
+    recorded = {r.key for r in read_records(ShardStore(tmp_path / "stage"), ReadReport())}
     assert tried == recorded, "an item was worked on and not written"
     assert not ShardStore(tmp_path / "stage").done(0).exists()
 
@@ -140,13 +140,13 @@ def test_two_attempts_at_one_shard_at_once_do_no_harm(tmp_path: Path) -> None:
     assert [process.wait(timeout=60) for process in both] == [0, 0]
     assert len(journal_files(ShardStore(tmp_path / "stage").shard(0))) == 2
     assert results(tmp_path) == expected()
-    marker = read_json(ShardStore(tmp_path / "stage").done(0)) or {}
-    assert marker["items"] == ITEMS == marker["done"] + marker["failed"]
+    marker = ShardMarker.read(ShardStore(tmp_path / "stage"), 0)
+    assert marker and marker.items == ITEMS == marker.done + marker.failed
 
 
 def test_records_made_with_other_settings_are_refused_and_the_setting_is_named(tmp_path: Path) -> None:
     run_all(tmp_path, 1)
-    other = make_work(tmp_path, ITEMS, setting=2)
+    other = Squares(tmp_path, ITEMS, setting=2)
     for attempt in (lambda: run_shard(other, 0, 1, lambda: False), lambda: pending_shards(other, 1)):
         with pytest.raises(UserError, match="setting: 1 → 2"):
             attempt()
@@ -163,16 +163,17 @@ def test_a_damaged_record_is_done_again_and_reported(tmp_path: Path, capsys: pyt
     run_all(tmp_path, 1)
     assert results(tmp_path) == expected()
     assert f"{path}:" in capsys.readouterr().out
-    assert (read_json(store.done(0)) or {})["damaged_lines"] == 1
+    marker = ShardMarker.read(store, 0)
+    assert marker and marker.damaged_lines == 1
 
 
 def test_a_success_counts_over_failures_whatever_came_first(tmp_path: Path) -> None:
     store = ShardStore(tmp_path)
-    for attempt, outcome in (("a", Failed("x")), ("b", Ok({"n": 1})), ("c", Ok({"n": 2})), ("d", Failed("y"))):
+    for attempt, outcome in (("a", Failed("x")), ("b", Ok(Square(1))), ("c", Ok(Square(4))), ("d", Failed("y"))):
         writer = JournalWriter(store.shard(0), attempt, "f")
         writer.append("k", outcome)
         writer.close()
-    assert latest_outcomes(store, Damage())["k"] == Ok({"n": 1})
+    assert latest_outcomes(store, Square)["k"] == Ok(Square(1))
 
 
 def test_shards_depend_on_the_name_alone_and_are_balanced() -> None:
