@@ -304,10 +304,7 @@ class BatchRunner:
         if not first or state in ("gone", "cancelled", "abandoned"):  # of those the bill is unknown
             return
         results, asked = batch.results(self._dispatcher.any_client), batch.intent.asked
-        paid = self._batch.price * sum(
-            cost.dollars(self._settings.prices, getattr(r, "input_tokens", 0), getattr(r, "output_tokens", 0))
-            for r in results.values()
-        )
+        paid = self._batch.price * sum(cost.billed(self._settings.prices, result) for result in results.values())
         if state.endswith("succeeded"):  # a reply that is missing may be on the bill: assume the worst
             paid += batch.intent.reserved * len(asked.keys() - results.keys()) / len(asked)
         self._budget.release(batch.intent.reserved - paid)

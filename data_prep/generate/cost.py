@@ -29,12 +29,16 @@ class Estimate:
     hours: float
     limited_by: str  # what determines the hours: requests_per_minute, requests_per_day, concurrency, batches, ...
     over_budget: bool  # generate.max_dollars will end the run early
-    prices_read_on: str  # ISO date
 
 
 def dollars(prices: PriceSettings, input_tokens: int, output_tokens: int) -> float:
     """The price of tokens at full price, in and out."""
     return (input_tokens * prices.input + output_tokens * prices.output) / 1e6
+
+
+def billed(prices: PriceSettings, result: object) -> float:
+    """The full price of a reply, or of an error that was billed all the same; 0 for other errors."""
+    return dollars(prices, getattr(result, "input_tokens", 0), getattr(result, "output_tokens", 0))
 
 
 def max_request_cost(settings: GenerateSettings) -> float:
@@ -68,7 +72,6 @@ def estimate(products: int, settings: GenerateSettings) -> Estimate:
         hours=round(hours[limit], 2),
         limited_by=limit,
         over_budget=settings.max_dollars is not None and price > settings.max_dollars,
-        prices_read_on=settings.prices.read_on.isoformat(),
     )
 
 

@@ -11,6 +11,7 @@ import re
 import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,11 +25,11 @@ from data_prep.generate.clients.errors import (
     RetryableError,
     Unreachable,
 )
-from data_prep.generate.cost import dollars, max_request_cost, max_request_tokens
+from data_prep.generate.cost import billed, max_request_cost, max_request_tokens
 from data_prep.generate.quota.budget import Budget
 from data_prep.generate.quota.rate_limit import ProjectQuota, next_day
 from data_prep.generate.quota.throttle import Throttle
-from data_prep.generate.settings import GenerateSettings, ProjectSettings
+from data_prep.generate.settings import GenerateSettings
 from data_prep.generate.waiting import Cancelled, sleep, with_deadline
 from data_prep.outcomes import UserError
 
@@ -38,24 +39,15 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds, doubled after every failure
 _GRACE = 1.0  # seconds that a library's own timeout, whose error says more, comes before our deadline
 
 
+@dataclass
 class Project:
-    """A Google project: its keys, its quota, its throttle."""
+    """A Google project."""
 
-    def __init__(
-        self,
-        settings: GenerateSettings,
-        project: ProjectSettings,
-        keys: list[str],
-        endpoint: str | None,
-        quota_folder: Path,
-        cancelled: Callable[[], bool],
-    ) -> None:
-        make = client_class(settings.generator)
-        self.name = project.name
-        self.clients: list[tuple[str, ClientProtocol]] = [(key, make(settings, key, endpoint)) for key in keys]
-        self.quota = ProjectQuota(quota_folder, project.name, settings.quota, cancelled, max_request_tokens(settings))
-        self.throttle = Throttle(settings.concurrency, cancelled)
-        self._turn = 0
+    name: str
+    clients: list[tuple[str, ClientProtocol]]  # (key, its client)
+    quota: ProjectQuota
+    throttle: Throttle
+    _turn: int = 0
 
     def client(self) -> tuple[str, ClientProtocol] | None:
         """The next key and its client, in turn; None when every key was rejected."""
@@ -97,12 +89,19 @@ class Dispatcher:
         self._turn = 0
         keys = read_keys(settings, os.environ)
         self._secrets = [key for of_project in keys.values() for key in of_project if key]
+        make, tokens = client_class(settings.generator), max_request_tokens(settings)
         self._projects = [
-            Project(settings, project, keys[project.name], endpoint, quota_folder, cancelled)
-            for project in settings.projects
+            Project(
+                name,
+                [(key, make(settings, key, endpoint)) for key in of_project],
+                ProjectQuota(quota_folder, name, settings.quota, cancelled, tokens),
+                Throttle(settings.concurrency, cancelled),
+            )
+            for name, of_project in keys.items()
         ]
         self._why_none_left: UserError | None = None
-        self._any_client = self._projects[0].clients[0][1]
+        # For what needs no server: encoding and decoding the files of batches.
+        self.any_client: Any = self._projects[0].clients[0][1]
 
     def generate(self, request: Request) -> RawReply:
         """The reply to one request.
@@ -195,11 +194,6 @@ class Dispatcher:
         with self._lock:
             return [project.name for project in self._usable()]
 
-    @property
-    def any_client(self) -> Any:
-        """A client for what needs no server: encoding and decoding the files of batches."""
-        return self._any_client
-
     def mask(self, text: str) -> str:
         """A text without keys; of each key only its last four characters remain."""
         for key in self._secrets:
@@ -226,12 +220,12 @@ class Dispatcher:
             if reservation is None or self._cancelled():
                 raise Cancelled
             reply = with_deadline(lambda: client.generate(request), self._settings.timeout + _GRACE)
-            paid = self._price(reply.input_tokens, reply.output_tokens)
+            paid = billed(self._settings.prices, reply)
         except KeyRejected as error:
             error.key = key
             raise
         except GeneratorError as error:
-            paid = self._price(getattr(error, "input_tokens", 0), getattr(error, "output_tokens", 0))
+            paid = billed(self._settings.prices, error)
             unanswered = isinstance(error, RetryableError) and not error.reason.startswith("status_")
             if unanswered and not isinstance(error, Unreachable):
                 paid = self._max_request_cost  # the reply that never arrived may have been billed: assume the worst
@@ -241,9 +235,6 @@ class Dispatcher:
         project.quota.settle(reservation, reply.input_tokens + reply.output_tokens)
         project.throttle.succeeded()
         return reply
-
-    def _price(self, tokens_in: int, tokens_out: int) -> float:
-        return dollars(self._settings.prices, tokens_in, tokens_out)
 
     def _usable(self) -> list[Project]:
         if not self._projects:

@@ -104,9 +104,6 @@ class StandInSettings(BaseModel):
     faults: dict[str, float] = Field(default_factory=dict)
     """Share of requests (0 to 1) that go wrong, by kind; ``python -m data_prep.stand_in --help`` lists the kinds."""
 
-    seed: int = 0
-    """Another seed, other requests that go wrong."""
-
     @field_validator("answers")
     @classmethod
     def _absolute(cls, answers: Path) -> Path:

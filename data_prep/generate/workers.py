@@ -59,7 +59,7 @@ def generate_all(
     with contextlib.ExitStack() as stack:
         endpoint = settings.endpoint
         if local := settings.stand_in:
-            options = StandInOptions(latency=local.latency, faults=local.faults, seed=local.seed)
+            options = StandInOptions(latency=local.latency, faults=local.faults)
             endpoint = stack.enter_context(StandIn(local.answers, options)).url
         pool = WorkerPool(settings, endpoint, image_root, quota_folder, stopping)
         if settings.batch is None:

@@ -29,7 +29,9 @@ _ERRORS = {
 
 
 @dataclass
-class _Job:
+class Job:
+    """A batch."""
+
     name: str
     title: str
     model: str
@@ -39,9 +41,9 @@ class _Job:
     state: str = _RUNNING
     results: str | None = None
 
-    def operation(self) -> dict[str, Any]:
+    def operation(self) -> dict[str, object]:
         """The job as the API shows it: a long-running operation."""
-        metadata: dict[str, Any] = {
+        metadata: dict[str, object] = {
             "@type": "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContentBatch",
             "name": self.name,
             "displayName": self.title,
@@ -60,7 +62,7 @@ class Batches:
     def __init__(self, state: State) -> None:
         self._state = state
         self._files: dict[str, bytes] = {}
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._created = self._ended = 0  # their numbers choose the faults
 
     def upload(self, name: str | None, data: bytes) -> str:
@@ -69,33 +71,33 @@ class Batches:
         self._files[name] = self._files.get(name, b"") + data
         return name
 
-    def create(self, model: str, key: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Create a job: (fault or "", operation), or what is wrong: (full or no_file, {})."""
+    def create(self, model: str, key: str, body: dict[str, Any]) -> tuple[str, Job | None]:
+        """Create a job: (fault or "", job), or what is wrong: (full or no_file, None)."""
         options = self._state.options
         self._created += 1
         fault = fault_kinds.choose(options.batch_faults, options.seed, f"made {self._created}", 1)
         upload = body.get("batch", {}).get("inputConfig", {}).get("fileName")
         if upload not in self._files:
-            return "no_file", {}
+            return "no_file", None
         self._advance()
         running = sum(job.state == _RUNNING for job in self._jobs.values())
         if options.batches_at_once is not None and running >= options.batches_at_once:
-            return "full", {}
+            return "full", None
         name = f"batches/{uuid.uuid4().hex[:16]}"
-        job = _Job(name, str(body["batch"].get("displayName")), model, key, upload, time.time())
+        job = Job(name, str(body["batch"].get("displayName")), model, key, upload, time.time())
         self._jobs[name] = job
-        return fault, job.operation()
+        return fault, job
 
-    def list(self, size: int, token: str) -> dict[str, Any]:
+    def list(self, size: int, token: str) -> dict[str, object]:
         """A page of the jobs, the newest first."""
         self._advance()
         jobs, begin = list(self._jobs.values())[::-1], int(token or 0)
-        page: dict[str, Any] = {"operations": [job.operation() for job in jobs[begin : begin + size]]}
+        page: dict[str, object] = {"operations": [job.operation() for job in jobs[begin : begin + size]]}
         if begin + size < len(jobs):
             page["nextPageToken"] = str(begin + size)
         return page
 
-    def get(self, name: str) -> dict[str, Any] | None:
+    def get(self, name: str) -> dict[str, object] | None:
         """A job as it is now."""
         self._advance()
         return self._jobs[name].operation() if name in self._jobs else None
@@ -117,7 +119,7 @@ class Batches:
             if job.state == _RUNNING and time.time() >= job.created + self._state.options.batch_seconds:
                 self._end(job)
 
-    def _end(self, job: _Job) -> None:
+    def _end(self, job: Job) -> None:
         """Answer all requests of a job, or none where a fault says so."""
         options = self._state.options
         self._ended += 1
@@ -130,13 +132,13 @@ class Batches:
         self._files[job.results] = b"".join(sorted(lines))  # not in the order of the requests
         job.state = "BATCH_STATE_SUCCEEDED"
 
-    def _answer(self, job: _Job, line: bytes) -> bytes:
+    def _answer(self, job: Job, line: bytes) -> bytes:
         """A line of the results; nothing where the fault is one that no batch can show."""
         entry = orjson.loads(line)
         image = hashlib.sha256(messages.gemini_image(entry["request"]) or b"").hexdigest()
         answer = self._state.answer(image)
         self._state.note(job.created, answer.fault or "ok", job.key, image=image, ask=answer.ask, batch=job.name)
-        result: dict[str, Any] = {"key": entry["key"]}
+        result: dict[str, object] = {"key": entry["key"]}
         if answer.fault in _ERRORS:
             result["error"] = _ERRORS[answer.fault]
         elif answer.fault in fault_kinds.TRANSPORT:

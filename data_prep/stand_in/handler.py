@@ -6,7 +6,7 @@ import hashlib
 import socket
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -18,7 +18,12 @@ from data_prep.stand_in.batches import Batches
 from data_prep.stand_in.state import State
 
 HANG_SECONDS, DRIP_SECONDS = 600.0, 0.2
-_SHORT_BODY = 1000  # bytes that are announced and never sent
+_ANNOUNCED = 1000  # bytes that a reply says it has, and does not send
+_ERRORS = {
+    "status_500": (500, "INTERNAL", "An internal error has occurred."),
+    "status_503": (503, "UNAVAILABLE", "The model is overloaded. Please try again later."),
+}
+_JSON = {"content-type": "application/json"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -72,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 found = self.batches.get(_named(url.path, "batches"))
         if data is not None:
-            self._send(200, data, "application/octet-stream")
+            self._send(200, data, {"content-type": "application/octet-stream"})
         else:
             self._found(found)
 
@@ -80,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         """Google's clients send the key in a header of their own, OpenAI's as a bearer token."""
         return self.headers.get("x-goog-api-key") or self.headers.get("authorization", "").removeprefix("Bearer ")
 
-    def _found(self, body: dict[str, Any] | None) -> None:
+    def _found(self, body: object | None) -> None:
         if body is None:
             self._error(404, "NOT_FOUND", f"Requested entity was not found: {self.path}")
         else:
@@ -97,29 +102,27 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 name = self.batches.upload(_named(self.path, "files"), body)
         final = "finalize" in command
-        headers = {
-            "x-goog-upload-url": f"http://{self.headers['host']}/upload/{name}",
-            "x-goog-upload-status": "final" if final else "active",
-        }
-        self._send(200, orjson.dumps({"file": {"name": name}} if final else {}), headers=headers)
+        address = {"x-goog-upload-url": f"http://{self.headers['host']}/upload/{name}"}
+        status = {"x-goog-upload-status": "final" if final else "active"}
+        self._send(200, orjson.dumps({"file": {"name": name}} if final else {}), _JSON | address | status)
 
     def _create_batch(self, model: str, request: dict[str, Any]) -> None:
         arrived, key = time.time(), self._key()
         if not self._key_is_valid(arrived):
             return
         with self.state.lock:
-            fault, created = self.batches.create(model, key, request)
+            fault, job = self.batches.create(model, key, request)
         if fault == "full":
             self._too_many_requests("minute")
-        elif fault == "no_file":
+        elif job is None:
             self._error(400, "INVALID_ARGUMENT", "the batch names no file that was uploaded")
         elif fault == "unconfirmed":
-            self.state.note(arrived, "batch_unconfirmed", key, batch=created["name"])
+            self.state.note(arrived, "batch_unconfirmed", key, batch=job.name)
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
         else:
-            self.state.note(arrived, "batch_created", key, batch=created["name"])
-            self._send(200, orjson.dumps(created))
+            self.state.note(arrived, "batch_created", key, batch=job.name)
+            self._send(200, orjson.dumps(job.operation()))
 
     def _key_is_valid(self, arrived: float) -> bool:
         """Whether the request has a valid key; answers it where it has not."""
@@ -128,8 +131,7 @@ class Handler(BaseHTTPRequestHandler):
             return True
         self.state.note(arrived, "bad_key", self._key())
         info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
-        message = "API key not valid. Please pass a valid API key."
-        self._error(400, "INVALID_ARGUMENT", message, [info | {"domain": "googleapis.com"}])
+        self._error(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key.", [info])
         return False
 
     def _answer(self, image: bytes | None, model: str, reply: Callable[[str | None, str, str], dict[str, Any]]) -> None:
@@ -162,22 +164,20 @@ class Handler(BaseHTTPRequestHandler):
     def _fail(self, fault: str) -> None:
         if fault == "status_429":
             self._too_many_requests("minute")
-        elif fault == "status_500":
-            self._error(500, "INTERNAL", "An internal error has occurred.")
-        elif fault == "status_503":
-            self._error(503, "UNAVAILABLE", "The model is overloaded. Please try again later.")
+        elif fault in _ERRORS:
+            self._error(*_ERRORS[fault])
         elif fault == "html":
-            self._send(200, b"<html><body>Sign in to the network</body></html>", "text/html")
+            self._send(200, b"<html><body>Sign in to the network</body></html>", {"content-type": "text/html"})
         elif fault == "hang":
             time.sleep(HANG_SECONDS)
             self.close_connection = True
         elif fault == "break_off":
-            self._head(200, _SHORT_BODY)
+            self._head(200, _ANNOUNCED)
             self.wfile.write(b'{"candidates": [')
             self.close_connection = True
         elif fault == "drip":
-            self._head(200, _SHORT_BODY)
-            for _ in range(_SHORT_BODY):
+            self._head(200, _ANNOUNCED)
+            for _ in range(_ANNOUNCED):
                 self.wfile.write(b" ")
                 self.wfile.flush()
                 time.sleep(DRIP_SECONDS)
@@ -192,27 +192,23 @@ class Handler(BaseHTTPRequestHandler):
         delay = 3600.0 if quota == "day" else options.retry_delay
         value = 15 if limit is None else limit
         violation = {"quotaId": name, "quotaValue": str(value)}
-        details: list[dict[str, Any]] = [
+        details = [
             {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]},
             {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{delay}s"},
         ]
         self._error(429, "RESOURCE_EXHAUSTED", f"You exceeded your current quota, limit: {value}", details)
 
-    def _error(self, code: int, status: str, message: str, details: list[dict[str, Any]] | None = None) -> None:
-        error = {"code": code, "message": message, "status": status, "details": details or []}
+    def _error(self, code: int, status: str, message: str, details: Sequence[object] = ()) -> None:
+        error = {"code": code, "message": message, "status": status, "details": list(details)}
         self._send(code, orjson.dumps({"error": error}))
 
-    def _send(
-        self, code: int, body: bytes, kind: str = "application/json", headers: dict[str, str] | None = None
-    ) -> None:
-        self._head(code, len(body), kind, headers)
+    def _send(self, code: int, body: bytes, headers: Mapping[str, str] = _JSON) -> None:
+        self._head(code, len(body), headers)
         self.wfile.write(body)
 
-    def _head(
-        self, code: int, length: int, kind: str = "application/json", headers: dict[str, str] | None = None
-    ) -> None:
+    def _head(self, code: int, length: int, headers: Mapping[str, str] = _JSON) -> None:
         self.send_response(code)
-        for name, value in {"content-type": kind, "content-length": str(length), **(headers or {})}.items():
+        for name, value in {**headers, "content-length": str(length)}.items():
             self.send_header(name, value)
         self.end_headers()
 

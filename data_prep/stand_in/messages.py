@@ -28,7 +28,7 @@ def openai_image(request: dict[str, Any]) -> bytes | None:
     return None
 
 
-def gemini_reply(text: str | None, finish: str, model: str) -> dict[str, Any]:
+def gemini_reply(text: str | None, finish: str, model: str) -> dict[str, object]:
     """A generateContent reply; blocked where there is no text."""
     usage = {"promptTokenCount": INPUT_TOKENS, "candidatesTokenCount": OUTPUT_TOKENS if text else 0}
     usage["totalTokenCount"] = sum(usage.values())
@@ -38,7 +38,7 @@ def gemini_reply(text: str | None, finish: str, model: str) -> dict[str, Any]:
     return {"candidates": [candidate], "usageMetadata": usage, "modelVersion": model}
 
 
-def openai_reply(text: str | None, finish: str, model: str) -> dict[str, Any]:
+def openai_reply(text: str | None, finish: str, model: str) -> dict[str, object]:
     """A chat completion; filtered where there is no text."""
     reason = "content_filter" if text is None else {"STOP": "stop", "MAX_TOKENS": "length"}[finish]
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}

@@ -35,7 +35,7 @@ def test_no_question_in_common_is_no_agreement_of_zero() -> None:
     assert self_consistency(first, second, 0.75).same_answer_share is None
 
 
-def test_the_verb_asks_about_a_sample_once_more_under_the_same_cap_and_the_report_shows_it(
+def test_a_sample_is_asked_about_again_under_the_same_cap_and_shown_in_the_report(
     tmp_path: Path, catalogue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", "not-a-key")

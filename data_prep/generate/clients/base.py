@@ -57,7 +57,6 @@ class ClientProtocol(Protocol):
         Raises:
             GeneratorError, UserError: one of the classes of `data_prep.generate.clients.errors`.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,6 @@ class BatchClient(ClientProtocol, Protocol):
 
     def encode(self, key: str, request: Request) -> bytes:
         """One request as a line of a batch's input file."""
-        ...
 
     def decode(self, line: bytes) -> tuple[str, RawReply | Exception]:
         """The key of a line of results, and its reply or what `generate` would have raised.
@@ -83,31 +81,24 @@ class BatchClient(ClientProtocol, Protocol):
         Raises:
             ValueError: the line is not a result.
         """
-        ...
 
     def upload(self, file: BinaryIO, title: str) -> str:
         """Upload a batch's input file, which is free; the server's name of it."""
-        ...
 
     def create_batch(self, upload: str, title: str) -> str:
         """Create a batch from an uploaded file; the server's name of it. Calling this twice is billed twice."""
-        ...
 
     def find_batch(self, title: str) -> str | None:
         """The server's name of the batch with this title, if there is one."""
-        ...
 
     def batch_state(self, batch: str) -> BatchState:
         """The state of a batch."""
-        ...
 
     def download(self, results: str, file: BinaryIO) -> bool:
         """Write the results of a batch into ``file``; False where the server does not have them (any more)."""
-        ...
 
     def cancel_batch(self, batch: str) -> None:
         """Ask the server to cancel a batch."""
-        ...
 
 
 def known_generators() -> list[str]:

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 import orjson
+from pydantic import BaseModel
 
 from data_prep.generate.clients.base import RESPONSE_SCHEMA, BatchState, RawReply, Request
-from data_prep.generate.clients.errors import ItemRefused, classify, connection_error, not_a_reply
+from data_prep.generate.clients.errors import GeneratorError, ItemRefused, classify, connection_error, not_a_reply
 from data_prep.generate.settings import GenerateSettings
 
 _FINISHED = {"succeeded", "partially_succeeded", "failed", "cancelled", "expired"}
@@ -42,41 +43,22 @@ class Client:
             response_mime_type="application/json",
             response_schema=RESPONSE_SCHEMA,
         )
-        # The same in REST's spelling: lines of a batch do not pass through the library's types.
-        self._batch_configuration = {
-            "temperature": settings.temperature,
-            "maxOutputTokens": settings.max_output_tokens,
-            "responseMimeType": "application/json",
-            "responseSchema": RESPONSE_SCHEMA,
-        }
 
     def generate(self, request: Request) -> RawReply:
         """Send one request."""
-        parts: list[Any] = [
-            self._types.Part.from_bytes(data=request.image, mime_type=request.mime_type),
-            request.prompt,
-        ]
+        image = self._types.Part.from_bytes(data=request.image, mime_type=request.mime_type)
+        contents: list[Any] = [image, request.prompt]
         with _translated_errors():
-            reply = self._client.models.generate_content(model=self._model, contents=parts, config=self._configuration)
-        usage = reply.usage_metadata
-        paid_in = (usage.prompt_token_count or 0) if usage else 0
-        # Thoughts are billed as output, and are not among the candidates' tokens.
-        paid_out = (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0) if usage else 0
-        if not reply.candidates:
-            if usage is None:  # an empty body, or JSON of another shape, which the library takes for a reply
-                raise not_a_reply("nothing in it")
-            blocked = reply.prompt_feedback.block_reason if reply.prompt_feedback else None
-            return self._raw(None, "", str(blocked or ""), paid_in, paid_out)
-        candidate = reply.candidates[0]
-        parts = (candidate.content.parts if candidate.content else None) or []
-        finish = candidate.finish_reason.name if candidate.finish_reason else "UNKNOWN"
-        return self._raw("".join(part.text or "" for part in parts), finish, "", paid_in, paid_out)
+            reply = self._client.models.generate_content(
+                model=self._model, contents=contents, config=self._configuration
+            )
+        return self._raw_reply(_as_json(reply))
 
     def encode(self, key: str, request: Request) -> bytes:
         """One request as a line of a batch's input file, in REST's spelling."""
         image = {"mimeType": request.mime_type, "data": base64.b64encode(request.image).decode()}
         contents = [{"role": "user", "parts": [{"inlineData": image}, {"text": request.prompt}]}]
-        body = {"key": key, "request": {"contents": contents, "generationConfig": self._batch_configuration}}
+        body = {"key": key, "request": {"contents": contents, "generationConfig": _as_json(self._configuration)}}
         return orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE)
 
     def decode(self, line: bytes) -> tuple[str, RawReply | Exception]:
@@ -88,37 +70,34 @@ class Client:
                 code = int(error.get("code") or 0)
                 status = _HTTP_STATUS.get(code, code if code >= 400 else 500)
                 return key, classify(status, str(error.get("message", "")), error.get("details") or [])
-            reply = result["response"]
-            usage = reply.get("usageMetadata") or {}
-            paid_in = usage.get("promptTokenCount") or 0
-            paid_out = (usage.get("candidatesTokenCount") or 0) + (usage.get("thoughtsTokenCount") or 0)
-            candidates = reply.get("candidates")
-            text, finish = None, ""
-            if candidates:
-                parts = (candidates[0].get("content") or {}).get("parts") or []
-                text = "".join(part.get("text") or "" for part in parts)
-                finish = str(candidates[0].get("finishReason") or "UNKNOWN")
-            blocked = (reply.get("promptFeedback") or {}).get("blockReason", "")
+            return key, self._raw_reply(result["response"])
+        except GeneratorError as error:
+            return key, error
         except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
             raise ValueError(f"not a result of a batch ({type(error).__name__}: {error})") from error
-        try:
-            return key, self._raw(text, finish, blocked, paid_in, paid_out)
-        except ItemRefused as refused:
-            return key, refused
 
-    def _raw(self, text: str | None, finish: str, blocked: str, paid_in: int, paid_out: int) -> RawReply:
-        """The reply of the model; ``text`` is None where there was no candidate.
+    def _raw_reply(self, reply: dict[str, Any]) -> RawReply:
+        """The reply in a GenerateContentResponse.
 
         Raises:
             ItemRefused: there is no text, and not because the output limit was reached.
+            RetryableError: it has neither a candidate nor a count of tokens.
         """
-        if text is None:
-            raise ItemRefused(
-                "blocked" if blocked else "no_candidate", blocked, input_tokens=paid_in, output_tokens=paid_out
-            )
+        usage = reply.get("usageMetadata") or {}
+        # Thoughts are billed as output, and are not among the candidates' tokens.
+        paid_out = usage.get("candidatesTokenCount", 0) + usage.get("thoughtsTokenCount", 0)
+        paid = {"input_tokens": usage.get("promptTokenCount", 0), "output_tokens": paid_out}
+        if not reply.get("candidates"):
+            if not usage:  # an empty body, or JSON of another shape, which the library takes for a reply
+                raise not_a_reply("nothing in it")
+            blocked = (reply.get("promptFeedback") or {}).get("blockReason", "")
+            raise ItemRefused("blocked" if blocked else "no_candidate", blocked, **paid)
+        candidate = reply["candidates"][0]
+        parts = (candidate.get("content") or {}).get("parts") or []
+        text, finish = "".join(part.get("text") or "" for part in parts), candidate.get("finishReason") or "UNKNOWN"
         if not text and finish != "MAX_TOKENS":
-            raise ItemRefused(f"finished_{finish.lower()}", "no text", input_tokens=paid_in, output_tokens=paid_out)
-        return RawReply(text, finish, paid_in, paid_out, self._model)
+            raise ItemRefused(f"finished_{finish.lower()}", "no text", **paid)
+        return RawReply(text, finish, paid["input_tokens"], paid_out, self._model)
 
     def upload(self, file: BinaryIO, title: str) -> str:
         """Upload a batch's input file; the server keeps it for two days."""
@@ -181,6 +160,11 @@ class Client:
         """Ask the server to cancel a batch."""
         with _translated_errors():
             self._client.batches.cancel(name=batch)
+
+
+def _as_json(message: BaseModel) -> dict[str, Any]:
+    """One of the library's types as the API's JSON."""
+    return message.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 @contextlib.contextmanager

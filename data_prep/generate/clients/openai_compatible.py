@@ -44,7 +44,7 @@ class Client:
         try:
             response = self._http.post(self._url, json=body)
             if response.status_code != 200:
-                raise classify(response.status_code, _message(response), _details(response))
+                raise _error(response)
             reply = response.json()
             choice = reply["choices"][0]
             usage = reply.get("usage") or {}
@@ -55,7 +55,7 @@ class Client:
         except httpx.HTTPError as error:
             raise connection_error(error) from error
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):  # from `classify`; it is a ValueError, too
+            if isinstance(error, UserError):  # of `_error`; it is a ValueError, too
                 raise
             raise not_a_reply(error) from error
         finish = str(choice.get("finish_reason"))
@@ -65,22 +65,15 @@ class Client:
         return RawReply(text, reason, paid_in, paid_out, self._settings.model)
 
 
-def _error(response: httpx.Response) -> dict[str, object]:
+def _error(response: httpx.Response) -> Exception:
+    """The error in a response, whose body may have any shape."""
     try:
         body = response.json()
     except ValueError:
-        return {}
-    error = body.get("error", {}) if isinstance(body, dict) else {}
-    return error if isinstance(error, dict) else {"message": str(error)}
-
-
-def _message(response: httpx.Response) -> str:
-    return str(_error(response).get("message") or response.reason_phrase)
-
-
-def _details(response: httpx.Response) -> list[dict[str, Any]]:
-    found = _error(response).get("details")
-    details = list(found) if isinstance(found, list) else []
+        body = None
+    found = body.get("error") if isinstance(body, dict) else None
+    error = found if isinstance(found, dict) else {"message": found}
+    details: list[Any] = error["details"] if isinstance(error.get("details"), list) else []
     if "retry-after" in response.headers:  # these servers say in a header what Google says in RetryInfo
-        details.append({"retryDelay": response.headers["retry-after"]})
-    return details
+        details = [*details, {"retryDelay": response.headers["retry-after"]}]
+    return classify(response.status_code, str(error.get("message") or response.reason_phrase), details)

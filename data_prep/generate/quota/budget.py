@@ -120,15 +120,10 @@ class Budget:
 
     def __init__(self, folder: Path, cap: float | None, max_request_cost: float) -> None:
         self._cap, self._max_request_cost = cap, max_request_cost
-        capped = cap is not None and max_request_cost > 0  # a server of one's own costs nothing
-        self._allowance = SharedAllowance(folder / "dollars", cap or 0.0, _BUDGET_PIECES) if capped else None
+        self.capped = cap is not None and max_request_cost > 0  # a server of one's own costs nothing
+        self._allowance = SharedAllowance(folder / "dollars", cap or 0.0, _BUDGET_PIECES) if self.capped else None
         self._in_flight = 0
         self._change = threading.Condition()
-
-    @property
-    def capped(self) -> bool:
-        """Whether there is a cap."""
-        return self._allowance is not None
 
     def reserve_request(self) -> None:
         """Reserve the cost of one request; wait while requests in flight may still release enough.

@@ -1,4 +1,4 @@
-"""Asking in batches: with the real library, of a server that speaks Google's Files and Batch protocol and keeps a log."""
+"""Batches, through the real library, with a server that speaks Google's Files and Batch protocol and keeps a log."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def answered(server: StandIn) -> Counter[str]:
 
 
 def made(server: StandIn) -> int:
-    """Batches that the server was made to answer."""
+    """Batches that the server created."""
     return sum(entry["outcome"] in ("batch_created", "batch_unconfirmed") for entry in server.entries)
 
 
@@ -89,7 +89,7 @@ def test_every_product_is_asked_about_once_and_paid_half(shop: Shop) -> None:
         assert reply.dollars == pytest.approx(PAID / 2)
 
 
-def test_the_last_few_are_asked_one_by_one_at_the_full_price(shop: Shop) -> None:
+def test_the_last_few_are_asked_in_single_requests_at_the_full_price(shop: Shop) -> None:
     with StandIn(shop.answers) as server:
         outcomes = ask(shop, batch_settings(server), shop.products[:12], None)
     assert made(server) == 1 and sum("batch" not in entry for entry in server.entries) == 2
@@ -97,7 +97,7 @@ def test_the_last_few_are_asked_one_by_one_at_the_full_price(shop: Shop) -> None
     assert prices == {0.5: 10, 1.0: 2}
 
 
-def test_what_a_batch_did_not_answer_goes_to_the_next_or_is_asked_one_by_one(shop: Shop) -> None:
+def test_what_a_batch_did_not_answer_goes_to_the_next_or_is_asked_alone(shop: Shop) -> None:
     faults = dict.fromkeys(("status_429", "status_503", "html", "four_pairs", "truncated", "safety", "max_tokens"), 0.1)
     with StandIn(shop.answers, StandInOptions(faults=faults, retry_delay=0.02)) as server:
         outcomes = ask(shop, batch_settings(server, max_asks=4, max_retries=20))
@@ -108,27 +108,27 @@ def test_what_a_batch_did_not_answer_goes_to_the_next_or_is_asked_one_by_one(sho
 
 
 @pytest.mark.parametrize("fault", ["expired", "failed"])
-def test_after_two_batches_that_came_to_nothing_products_are_asked_one_by_one(shop: Shop, fault: str) -> None:
+def test_after_two_failed_batches_products_are_asked_in_single_requests(shop: Shop, fault: str) -> None:
     with StandIn(shop.answers, StandInOptions(batch_faults={fault: 1.0})) as server:
         outcomes = ask(shop, batch_settings(server))
     assert len(outcomes.ok) == len(shop.products) and made(server) == 6
     assert all("batch" not in entry for entry in server.entries if entry["outcome"] == "ok")
 
 
-def test_a_batch_whose_creation_was_not_confirmed_is_found_and_not_made_twice(shop: Shop) -> None:
+def test_a_batch_whose_creation_was_not_confirmed_is_found_and_not_created_twice(shop: Shop) -> None:
     with StandIn(shop.answers, StandInOptions(batch_faults={"unconfirmed": 1.0})) as server:
         outcomes = ask(shop, batch_settings(server))
     assert len(outcomes.ok) == len(shop.products)
     assert made(server) == 3 and set(answered(server).values()) == {1}
 
 
-def test_a_batch_that_was_never_made_is_handed_in_again_after_a_while(shop: Shop) -> None:
+def test_a_batch_that_was_never_created_is_submitted_again(shop: Shop) -> None:
     folder = shop.quota.parent / "batches" / "0"
-    folder.mkdir(parents=True)  # as a kill leaves it between the intent and the creation
+    folder.mkdir(parents=True)  # as after a kill between the intent and the creation
     intent = {"title": "product-vqa-lost", "project": "default", "at": time.time(), "reserved": 0.0}
     asked = {product.item_id: 0 for product in shop.products[:10]}
     (folder / "batch.json").write_text(json.dumps(intent | {"asked": asked}))
-    (folder.parent / "1").mkdir()  # and between the claim and the intent
+    (folder.parent / "1").mkdir()  # and after one between the claim and the intent
     with StandIn(shop.answers) as server:
         outcomes = ask(shop, batch_settings(server, timeout=0.5))
     assert len(outcomes.ok) == len(shop.products) and set(answered(server).values()) == {1}
@@ -144,7 +144,7 @@ def test_a_task_that_is_stopped_leaves_its_batches_to_the_next(shop: Shop) -> No
     assert made(server) == 3 and set(answered(server).values()) == {1}
 
 
-def test_replies_that_were_taken_over_are_not_taken_over_again(shop: Shop) -> None:
+def test_replies_that_were_recorded_are_not_recorded_again(shop: Shop) -> None:
     with StandIn(shop.answers, StandInOptions(faults={"four_pairs": 1.0})) as server:
         settings = batch_settings(server, max_asks=1)
         first = ask(shop, settings)
@@ -153,7 +153,7 @@ def test_replies_that_were_taken_over_are_not_taken_over_again(shop: Shop) -> No
     assert len([entry for entry in server.entries if entry["outcome"] == "four_pairs"]) == 2 * len(shop.products)
 
 
-def test_two_attempts_at_the_same_products_hand_them_in_once(shop: Shop) -> None:
+def test_two_attempts_at_the_same_products_submit_them_once(shop: Shop) -> None:
     both: list[Outcomes] = []
     with StandIn(shop.answers, StandInOptions(batch_seconds=0.5)) as server:
         settings = batch_settings(server, batch={"at_once": 5})
@@ -163,7 +163,7 @@ def test_two_attempts_at_the_same_products_hand_them_in_once(shop: Shop) -> None
         for task in tasks:
             task.join()
     assert [len(outcomes.ok) for outcomes in both] == [len(shop.products)] * 2
-    # A remainder below `at_least` may be asked one by one by both: that no batch of it exists is all that they can know.
+    # Both may send single requests for a remainder below `at_least`: they only see each other's batches.
     in_batches = Counter(entry["image"] for entry in server.entries if entry["outcome"] == "ok" and "batch" in entry)
     assert set(in_batches.values()) == {1} and len(in_batches) >= 20
 
@@ -183,14 +183,14 @@ def test_a_server_that_never_takes_a_batch_ends_the_task_and_says_what_to_do(sho
     assert not answered(server)
 
 
-def test_a_batch_that_never_ends_is_cancelled_and_its_products_asked_one_by_one(shop: Shop) -> None:
+def test_a_batch_that_never_ends_is_cancelled_and_its_products_asked_alone(shop: Shop) -> None:
     with StandIn(shop.answers, StandInOptions(batch_seconds=3600.0)) as server:
         outcomes = ask(shop, batch_settings(server, batch={"give_up_hours": 1e-4, "requests": 25}))
     assert len(outcomes.ok) == len(shop.products) and set(answered(server).values()) == {1}
     assert made(server) == 2
 
 
-def test_a_batch_that_does_not_even_end_when_it_is_cancelled_is_waited_for_no_longer(shop: Shop, monkeypatch) -> None:
+def test_a_batch_that_does_not_end_when_cancelled_is_abandoned(shop: Shop, monkeypatch) -> None:
     with StandIn(shop.answers, StandInOptions(batch_seconds=3600.0)) as server:
         monkeypatch.setattr(server.batches, "cancel", lambda name: True)
         settings = batch_settings(server, batch={"requests": 25})
@@ -205,7 +205,7 @@ def test_a_batch_that_does_not_even_end_when_it_is_cancelled_is_waited_for_no_lo
 
 def test_the_budget_is_never_passed_and_what_batches_did_not_cost_is_spent_on_others(shop: Shop) -> None:
     with StandIn(shop.answers) as server:
-        # Of the max_request_cost reply thinkable the cap allows 9; of such as come, all.
+        # The cap allows nine of the most expensive replies possible, and all of those that come.
         cap = 25 * PAID / 2 + 0.0015
         outcomes = ask(shop, batch_settings(server, max_dollars=cap, batch={"requests": 5, "at_once": 1}))
         assert sum(reply.dollars for (reply,) in outcomes.ok.values()) <= cap
@@ -323,7 +323,7 @@ def test_killed_at_random_moments_no_product_is_paid_twice_and_none_is_lost(tmp_
     in_batches = Counter(e["image"] for e in server.entries if e["outcome"] == "ok" and "batch" in e)
     assert set(in_batches.values()) == {1}
     one_by_one = [e for e in server.entries if e["outcome"] == "ok" and "batch" not in e]
-    # What was in flight one by one at a kill may be paid twice: at most four requests of each task.
+    # Single requests in flight at a kill may be paid twice: at most four of each task.
     assert sum(answered(server).values()) - len(shop.products) <= 4 * kills and len(one_by_one) < len(shop.products)
 
 
@@ -352,7 +352,7 @@ def unavailable(handler: Any) -> bool:
 
 
 @pytest.mark.parametrize("unwritten", [False, True])
-def test_what_another_attempt_handed_in_during_an_upload_is_not_handed_in_again(
+def test_what_another_attempt_submitted_during_an_upload_is_not_submitted_again(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, unwritten: bool
 ) -> None:
     with StandIn(shop.answers) as server:
@@ -399,7 +399,7 @@ def test_a_batch_that_the_budget_does_not_allow_is_not_prepared_over_and_over(
         assert encoded == sum("batch" in entry and bool(entry["image"]) for entry in server.entries)
 
 
-def test_an_upload_that_fails_for_a_while_is_made_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_that_fails_for_a_while_is_repeated(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = 3
     with StandIn(shop.answers) as server:
 
@@ -414,7 +414,7 @@ def test_an_upload_that_fails_for_a_while_is_made_again(shop: Shop, monkeypatch:
 
 
 @pytest.mark.parametrize("method", ["_upload", "_create_batch"])
-def test_a_server_that_never_makes_a_batch_ends_the_task_and_says_what_to_do(
+def test_a_server_that_never_creates_a_batch_ends_the_task_and_says_what_to_do(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     tried = 0
@@ -431,7 +431,7 @@ def test_a_server_that_never_makes_a_batch_ends_the_task_and_says_what_to_do(
             ask(shop, settings, stopping=lambda: tried > 20)
 
 
-def test_other_tasks_batches_that_are_over_keep_nobody_waiting_for_a_server_that_takes_none(shop: Shop) -> None:
+def test_finished_batches_of_other_tasks_keep_nobody_waiting_for_a_full_server(shop: Shop) -> None:
     other = folder_of(shop) / "0"
     other.mkdir(parents=True)
     intent = {"title": "product-vqa-other", "project": "default", "at": time.time(), "reserved": 0.0}
@@ -462,7 +462,7 @@ def test_a_file_that_is_too_large_for_the_server_ends_the_task_and_says_so(
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_results_that_the_server_has_no_more_are_asked_for_again(
+def test_results_that_the_server_has_deleted_are_asked_for_again(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     def deleted(handler: Any) -> bool:
@@ -509,7 +509,7 @@ def test_a_cap_that_is_set_later_gets_nothing_back_from_batches_without_one(shop
         assert made(server) == 2 and not later
 
 
-def test_replies_that_are_missing_count_as_the_max_request_cost(shop: Shop) -> None:
+def test_replies_that_are_missing_count_as_the_largest_cost(shop: Shop) -> None:
     with StandIn(shop.answers, StandInOptions(faults={"html": 1.0})) as server:
         settings = batch_settings(server, max_dollars=0.004)
         assert 0.004 - 10 * cost.max_request_cost(settings) / 2 < cost.max_request_cost(
@@ -537,7 +537,7 @@ def test_a_stop_does_not_wait_for_a_transfer(shop: Shop, monkeypatch: pytest.Mon
     assert in_time[0]
 
 
-def test_torn_unknown_repeated_and_odd_lines_of_results_cost_no_good_reply(shop: Shop) -> None:
+def test_torn_unknown_repeated_and_odd_lines_of_results_lose_no_good_reply(shop: Shop) -> None:
     with StandIn(shop.answers) as server:
         usual = server.batches._answer
 

@@ -1,4 +1,4 @@
-"""What it will cost, and the file in which a shard's questions are handed on."""
+"""The cost estimate, and the CSV file of a shard."""
 
 from __future__ import annotations
 

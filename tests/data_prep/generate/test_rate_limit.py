@@ -46,7 +46,7 @@ def test_four_tasks_at_once_use_the_quota_and_never_pass_it(tmp_path: Path) -> N
     assert len(server.entries) == count
     times = sorted(entry["at"] for entry in server.entries)
     spacing = rate_limit.RateLimitSlots(tmp_path / "x", per_minute, lambda: False).spacing
-    # Request k after a given one comes at least k permits later, but for how late either may leave.
+    # Request k after a given one comes at least k slots later, except for the delay that either may have.
     for first in range(count):
         for later in range(first + 1, count):
             assert (
@@ -60,7 +60,7 @@ def _take_all(folder: str, count: int, out: str) -> None:
     Path(out).write_text("\n".join(map(str, mine)))
 
 
-def test_no_permit_is_taken_twice(tmp_path: Path) -> None:
+def test_no_slot_is_claimed_twice(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     outs = [tmp_path / f"out-{i}" for i in range(3)]
     tasks = [spawn.Process(target=_take_all, args=(str(tmp_path / "p" / "q"), 500, str(out))) for out in outs]
@@ -72,7 +72,7 @@ def test_no_permit_is_taken_twice(tmp_path: Path) -> None:
     assert sorted(taken) == list(range(500))
 
 
-def test_permits_are_so_far_apart_that_no_minute_holds_more_than_the_quota(tmp_path: Path) -> None:
+def test_slots_are_so_far_apart_that_no_minute_holds_more_than_the_quota(tmp_path: Path) -> None:
     for per_minute in (1, 15, 60, 1000, 2000):
         spacing = rate_limit.RateLimitSlots(tmp_path, per_minute, lambda: False).spacing
         window = 60 + rate_limit.MAX_DELAY + 2 * rate_limit.CLOCK_SKEW

@@ -1,4 +1,4 @@
-"""Asking, over real HTTP, with the real client libraries, of a server that misbehaves."""
+"""Requests over real HTTP, through the real client libraries, to a server that misbehaves."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_blocked_item_fails_for_good_and_is_not_asked_again(shop: Shop, genera
 
 
 @pytest.mark.parametrize("fault", ["four_pairs", "six_pairs", "two_words", "no_category", "truncated", "max_tokens"])
-def test_a_reply_that_breaks_the_rules_is_kept_and_asked_again_up_to_the_limit(shop: Shop, fault: str) -> None:
+def test_a_reply_that_breaks_the_rules_is_kept_and_repeated_up_to_the_limit(shop: Shop, fault: str) -> None:
     with StandIn(shop.answers, StandInOptions(faults={fault: 1.0})) as server:
         outcomes = ask(shop, settings_for(server.url, max_asks=3))
     assert {len(replies) for replies in outcomes.ok.values()} == {3}
@@ -105,7 +105,7 @@ def test_a_rejected_key_is_named_by_its_last_four_characters_only(
     assert KEY not in str(caught.value) + repr(caught.value) + printed.out + printed.err
 
 
-def test_one_bad_key_of_two_is_set_aside_and_the_other_goes_on(shop: Shop, monkeypatch) -> None:
+def test_one_bad_key_of_two_is_set_aside_and_the_other_is_used(shop: Shop, monkeypatch) -> None:
     monkeypatch.setenv("SECOND_KEY", "bad-key-bad-key-9999")
     with StandIn(shop.answers, StandInOptions(keys=[KEY])) as server:
         projects = [{"name": "mine", "keys": ["SECOND_KEY", "GEMINI_API_KEY"]}]
@@ -176,7 +176,7 @@ def test_the_end_of_the_items_lets_what_is_in_flight_finish(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("what", "server_says", "quota"),
     [
-        ("a permit", {}, {"requests_per_minute": 1}),
+        ("a slot", {}, {"requests_per_minute": 1}),
         ("a retryDelay", {"faults": {"status_429": 1.0}, "retry_delay": 600.0}, {}),
         ("a pause", {"faults": {"status_503": 1.0}}, {}),
     ],

@@ -86,7 +86,7 @@ def test_a_wrong_option_is_one_line(shop: Shop, options: list[str], says: str) -
     assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_request_without_a_image_is_refused(shop: Shop) -> None:
+def test_a_request_without_an_image_is_refused(shop: Shop) -> None:
     with stand_in_process(shop.answers) as url:
         body = json.dumps({"contents": [{"parts": [{"text": "hello"}]}]}).encode()
         request = urllib.request.Request(f"{url}/v1beta/models/x:generateContent", body)
