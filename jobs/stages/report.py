@@ -41,11 +41,12 @@ class Report(SingleStage):
         return found
 
     def execute(self) -> Outcome:
-        from vqa.evaluation.metrics import MetricSettings
+        from vqa.evaluation.bertscore import BertSettings
         from vqa.report.build import build
         from vqa.report.inputs import ReportInputs, StageSummary
 
         evaluate = self.config.evaluate
+        bert, layer = evaluate.bertscore_model, evaluate.bertscore_layer
         predictions: dict[str, dict[str, list[Prediction]]] = {}
         failed: dict[str, dict[str, int]] = {}
         parameters, logs = {}, {}
@@ -83,7 +84,7 @@ class Report(SingleStage):
             warnings=warnings,
             stand_in=self.config.generate.stand_in is not None,
             settings=self.config.report,
-            metrics=MetricSettings(bertscore_model=evaluate.bertscore_model, bertscore_layer=evaluate.bertscore_layer),
+            bert=BertSettings(bert, layer) if bert else None,
         )
         build(inputs, self.run_dir.report)
         pages = [self.run_dir.report / name for name in ("index.html", "report.json")]

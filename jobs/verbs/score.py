@@ -22,10 +22,10 @@ def score(request: ScoreRequest, out: Console) -> None:
         UserError: unreadable file, wrong column, no rows.
     """
     from vqa.evaluation import score as scoring
-    from vqa.evaluation.metrics import MetricSettings
+    from vqa.evaluation.bertscore import BertSettings
 
-    settings = MetricSettings(bertscore_model=request.bertscore) if request.bertscore else None
-    result = scoring.score_table(request.table, request.truth, request.prediction, request.group_by, settings)
+    bert = BertSettings(request.bertscore) if request.bertscore else None
+    result = scoring.score_table(request.table, request.truth, request.prediction, request.group_by, bert)
     _show(result, scoring.render(result), request.json, out)
 
 
@@ -57,8 +57,8 @@ def _answers(path: Path, model: str | None, variant: str) -> list[Prediction]:
     return answers
 
 
-def _show(result: dict[str, object], text: str, as_json: bool, out: Console) -> None:
+def _show(result: object, text: str, as_json: bool, out: Console) -> None:
     if as_json:
-        print(orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode())
+        print(orjson.dumps(result, option=orjson.OPT_INDENT_2).decode())
     else:
         out.print(text, markup=False)

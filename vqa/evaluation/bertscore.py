@@ -1,7 +1,6 @@
-"""BERTScore with a model and layer of one's choice, without what breaks it.
+"""BERTScore with a model and layer of one's choice, without the package's crashes.
 
-``bert-score`` crashes on an empty string with recent transformers; an empty answer scores 0 here and never reaches it.
-Pairs are scored once each, which for one-word answers is a third of the work or less.
+``bert-score`` crashes on an empty string with recent transformers. Here an empty answer scores 0 and never reaches it.
 """
 
 from __future__ import annotations
@@ -10,35 +9,52 @@ import importlib.util
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from vqa.evaluation.metrics import MetricSettings, Pair
+_BATCH = 256  # pairs per forward pass
 
 
 class BertScoreUnavailable(Exception):
-    """The model cannot be had; the message is the reason that the report prints."""
+    """BERTScore cannot be computed. The message is the reason that the report prints."""
+
+
+@dataclass(frozen=True, slots=True)
+class BertSettings:
+    """Which BERT compares the words."""
+
+    model: str  # hub name or folder; ``package:NAME`` for the folder ``model`` in an installed Python package
+    layer: int | None = None  # whose vectors are compared; None: the one that bert-score recommends, or the last
+
+
+@dataclass(frozen=True, slots=True)
+class BertUsed:
+    """What a BERTScore was computed with: scores of different models or layers are not comparable."""
+
+    model: str
+    layer: int
+    rescaled: bool  # with the package's English baseline, so that unrelated words score about 0
 
 
 def resolve(model: str) -> str:
-    """The hub name or folder of a setting; ``package:NAME`` is the folder ``model`` of an installed package."""
+    """The hub name or folder that a setting means; see `BertSettings`."""
     if not model.startswith("package:"):
         return model
     name = model.removeprefix("package:")
     spec = importlib.util.find_spec(name)
     folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
     if folder is None or not folder.is_dir():
-        raise BertScoreUnavailable(f"the Python package {name}, which carries the weights, is not installed")
+        raise BertScoreUnavailable(f"the Python package {name}, which contains the weights, is not installed")
     return str(folder)
 
 
-def bert_scores(pairs: Sequence[Pair], settings: MetricSettings) -> tuple[np.ndarray, dict[str, Any]]:
-    """F1 of each (truth, answer), unscored pairs 0, and what was used.
+def bert_scores(pairs: Sequence[tuple[str, str]], settings: BertSettings) -> tuple[np.ndarray, BertUsed]:
+    """F1 of each (truth, answer), 0 where one of them is empty; and what was used.
 
     Source: Zhang, Kishore, Wu, Weinberger, Artzi, "BERTScore: Evaluating Text Generation with BERT", ICLR 2020. Rescaled
     with the package's English baseline where it has one for this model and layer.
@@ -46,27 +62,22 @@ def bert_scores(pairs: Sequence[Pair], settings: MetricSettings) -> tuple[np.nda
     Raises:
         BertScoreUnavailable: no weights (not downloaded and no network), or the package is missing.
     """
-    assert settings.bertscore_model is not None
     scores = np.zeros(len(pairs), dtype=np.float64)
-    wanted = [i for i, (truth, answer) in enumerate(pairs) if truth.strip() and answer.strip()]
-    scorer, used = _scorer(settings)
-    if wanted:
-        truths, answers = ([pairs[i][side] for i in wanted] for side in (0, 1))
-        _, _, f1 = scorer.score(answers, truths, batch_size=settings.bertscore_batch)
-        scores[wanted] = np.nan_to_num(f1.double().numpy())
+    scored = [i for i, (truth, answer) in enumerate(pairs) if truth.strip() and answer.strip()]
+    found = _load(settings.model, settings.layer)
+    if isinstance(found, BertScoreUnavailable):
+        raise found
+    scorer, used = found
+    if scored:
+        truths, answers = ([pairs[i][side] for i in scored] for side in (0, 1))
+        _, _, f1 = scorer.score(answers, truths, batch_size=_BATCH)
+        scores[scored] = np.nan_to_num(f1.double().numpy())
     return scores, used
 
 
-def _scorer(settings: MetricSettings) -> tuple[Any, dict[str, Any]]:
-    found = _load(settings.bertscore_model or "", settings.bertscore_layer)
-    if isinstance(found, BertScoreUnavailable):
-        raise found
-    return found
-
-
 @cache
-def _load(model: str, layer: int | None) -> tuple[Any, dict[str, Any]] | BertScoreUnavailable:
-    """The scorer, or why there is none: asked once a process, since each of several models and variants needs it."""
+def _load(model: str, layer: int | None) -> tuple[Any, BertUsed] | BertScoreUnavailable:
+    """The scorer, or why there is none. Cached, since every model and variant of a report asks for it."""
     try:
         return _build(model, layer)
     except BertScoreUnavailable as error:
@@ -74,11 +85,11 @@ def _load(model: str, layer: int | None) -> tuple[Any, dict[str, Any]] | BertSco
 
 
 def _require_reachable(name: str) -> None:
-    # The hub's client repeats a failed look-up for a minute; a machine without a network is told at once.
+    # Without a network the hub's client retries a failed lookup for a minute; this fails at once.
     if Path(name).is_dir():
         return
     if Path(name).is_absolute():
-        raise BertScoreUnavailable(f"there is no folder {name}")
+        raise BertScoreUnavailable(f"the folder {name} does not exist")
     from huggingface_hub import constants, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
@@ -96,7 +107,7 @@ def _require_reachable(name: str) -> None:
         ) from None
 
 
-def _build(model: str, layer: int | None) -> tuple[Any, dict[str, Any]]:
+def _build(model: str, layer: int | None) -> tuple[Any, BertUsed]:
     name = resolve(model)
     try:
         import bert_score
@@ -111,7 +122,7 @@ def _build(model: str, layer: int | None) -> tuple[Any, dict[str, Any]]:
     try:
         if layer is None:
             layer = AutoConfig.from_pretrained(name).num_hidden_layers
-        # The package keeps a baseline per hub name; a folder of one's own has none.
+        # The package stores baselines by hub name, so a local folder has none.
         baseline = Path(bert_score.__file__).parent / "rescale_baseline" / "en" / f"{name}.tsv"
         rescaled = not Path(name).is_absolute() and baseline.is_file()
         with quiet_loading():
@@ -119,4 +130,4 @@ def _build(model: str, layer: int | None) -> tuple[Any, dict[str, Any]]:
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BertScoreUnavailable(f"the weights of {model} could not be loaded: {reason}") from error
-    return scorer, {"model": model, "layer": layer, "rescaled": rescaled}
+    return scorer, BertUsed(model, layer, rescaled)

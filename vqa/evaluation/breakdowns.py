@@ -1,28 +1,26 @@
 """Where a model is right and where it is wrong: by category, question type, product type and answer frequency.
 
->>> pattern("What color is the mug?")
-'what color is the'
+>>> error_kind("round", "oval")
+'visually similar'
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
+from data_prep.curate.question_text import question_pattern
 from data_prep.records import Example, Prediction
-from vqa.evaluation.statistics import interval
+from vqa.evaluation.statistics import Interval, interval
 from vqa.normalize import normalize
 
-FREQUENCY = ("never in training", "seldom (1 to 9)", "often (10 or more)")
-PATTERN_WORDS = 4
+FREQUENCY = ("never in training", "rare (1 to 9)", "frequent (10 or more)")
 
-# Answers that look alike in an image: the report's "visually similar". Words of one group, or of one family of colors.
+# Answers that look alike in an image, by family of colors, shapes or materials.
 _LOOKALIKES = (
     {"black", "navy", "charcoal", "darkgray", "gray", "grey", "blue"},
     {"white", "cream", "ivory", "beige", "silver", "gray", "grey"},
@@ -38,51 +36,59 @@ _LOOKALIKES = (
     {"cotton", "fabric", "cloth", "polyester", "linen", "wool", "felt"},
 )  # fmt: skip
 ERROR_KINDS = {
-    "fine-grained": "same word stem, nearly the same spelling, one contained in the other, or two counts: the model saw the "
-    "right thing and missed its detail",
+    "fine-grained": "nearly the same spelling, one contained in the other, or two numbers: the model saw the right thing "
+    "and missed a detail",
     "visually similar": "truth and answer belong to one family of colors, shapes or materials that look alike",
-    "ambiguous description": "the same question about the same product type has several truths in training, the "
-    "model's answer among them",
+    "ambiguous description": "training has several answers to this question about this product type, truth and model's "
+    "answer among them",
     "empty": "the model gave no answer",
     "other": "none of these",
 }
 
 
-def pattern(question: str) -> str:
-    """The first words of a question, as the blind guess sees it."""
-    return " ".join(re.findall(r"[a-z0-9']+", question.lower())[:PATTERN_WORDS])
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The questions of one category or type, and how each variant does on them."""
+
+    group: str
+    questions: int
+    products: int
+    variants: dict[str, Interval]  # "base", "lora" and "blind" → exact match
 
 
-def blind_answers(train: Iterable[tuple[str, str]], questions: Sequence[str]) -> list[str]:
-    """The most frequent training answer per question pattern, for each question; overall where the pattern is new.
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """One truth that became one wrong answer; both normalized."""
 
-    The floor that a model must beat to have looked at the image (Goyal et al. 2017, "Making the V in VQA Matter").
-    Ties go to the answer that sorts first.
+    truth: str
+    answer: str
+    questions: int
+    examples: list[str]  # ids of up to three of the questions
 
-    Args:
-        train: (question, answer).
-        questions: to answer.
-    """
-    by_pattern: dict[str, Counter[str]] = defaultdict(Counter)
-    overall: Counter[str] = Counter()
-    for question, answer in train:
-        by_pattern[pattern(question)][answer] += 1
-        overall[answer] += 1
-    best = {key: min(count, key=lambda a: (-count[a], a)) for key, count in by_pattern.items()}
-    fallback = min(overall, key=lambda a: (-overall[a], a)) if overall else ""
-    return [best.get(pattern(question), fallback) for question in questions]
+
+@dataclass(frozen=True, slots=True)
+class ErrorCount:
+    """How many wrong answers are of one kind."""
+
+    kind: str  # one of `ERROR_KINDS`
+    questions: int
+    definition: str
 
 
 def frequency_class(truth: str, trained: Mapping[str, int]) -> str:
-    """How often the truth was an answer in training, in three classes; keys of ``trained`` are normalized."""
+    """How often the truth was an answer in training.
+
+    Args:
+        trained: normalized answer → how often training has it.
+    """
     seen = trained.get(normalize(truth), 0)
     return FREQUENCY[0] if not seen else FREQUENCY[1] if seen < 10 else FREQUENCY[2]
 
 
 def by_group(
     groups: Sequence[str], variants: Mapping[str, np.ndarray], clusters: np.ndarray, *, most: int = 15
-) -> list[dict[str, Any]]:
-    """Mean with interval per group and variant, the largest groups first; the rest are summed as one.
+) -> list[Group]:
+    """Mean with interval per group and variant, the largest groups first; those beyond ``most`` are one group.
 
     Args:
         groups: the group of each question (N,).
@@ -97,40 +103,40 @@ def by_group(
     if rest > 0:
         masks[f"{rest} others"] = ~np.isin(labels, shown)
     return [
-        {
-            "group": name,
-            "questions": int(mask.sum()),
-            "products": len(np.unique(clusters[mask])),
-            "variants": {v: asdict(interval(values[mask], clusters[mask])) for v, values in variants.items()},
-        }
+        Group(
+            group=name,
+            questions=int(mask.sum()),
+            products=len(np.unique(clusters[mask])),
+            variants={v: interval(values[mask], clusters[mask]) for v, values in variants.items()},
+        )
         for name, mask in masks.items()
     ]
 
 
-def confusions(predictions: Iterable[Prediction], *, most: int = 20) -> list[dict[str, Any]]:
-    """Which truth becomes which answer, most frequent first, with the ids of up to three questions."""
+def confusions(predictions: Iterable[Prediction], *, most: int = 20) -> list[Confusion]:
+    """Which truth becomes which wrong answer, most frequent first."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for p in predictions:
         key = (normalize(p.truth), normalize(p.answer))
         if key[0] != key[1]:
             found[key].append(p.id)
     ranked = sorted(found.items(), key=lambda kv: (-len(kv[1]), kv[0]))[:most]
-    return [{"truth": t, "answer": a, "questions": len(ids), "examples": sorted(ids)[:3]} for (t, a), ids in ranked]
+    return [Confusion(truth, answer, len(ids), sorted(ids)[:3]) for (truth, answer), ids in ranked]
 
 
 def training_answers(train: Iterable[Example]) -> dict[tuple[str, str], set[str]]:
-    """(product type, question pattern) → the answers it has in training."""
+    """(product type, question pattern) → its normalized answers in training."""
     found: dict[tuple[str, str], set[str]] = defaultdict(set)
     for e in train:
-        found[(e.product_type, pattern(e.question))].add(normalize(e.answer))
+        found[(e.product_type, question_pattern(e.question))].add(normalize(e.answer))
     return found
 
 
 def error_kind(truth: str, answer: str, known: set[str] | None = None) -> str:
-    """One of `ERROR_KINDS` for a wrong answer; a rule of thumb that reads words, not images.
+    """One of `ERROR_KINDS` for a wrong answer: a heuristic on the words, which does not look at the image.
 
     Args:
-        known: training answers to the same question pattern about the same product type.
+        known: the training answers to the same question pattern about the same product type.
     """
     a, b = normalize(truth), normalize(answer)
     if not b:

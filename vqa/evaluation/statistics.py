@@ -1,7 +1,7 @@
-"""How sure a figure is: intervals, paired tests, the smallest difference a test set can show, calibration.
+"""Uncertainty: intervals, paired tests, the smallest detectable difference, calibration.
 
-Questions about one product are not independent: they share an image, and often an answer. Resampling questions gives
-intervals that are too narrow; everything here resamples products.
+Questions about one product are not independent: they share an image, and often an answer. Resampling questions would
+give intervals that are too narrow, so everything here resamples products.
 
 >>> interval(np.array([1.0, 0.0, 1.0, 1.0]), np.array([0, 0, 1, 1])).mean
 0.75
@@ -10,44 +10,71 @@ intervals that are too narrow; everything here resamples products.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 RESAMPLES = 2000
-# The percentile bootstrap's nominal 95 % hold the truth in 50 % of cases with 2 clusters, 71 % with 3, 83 % with 5, 92 % with
-# 10 and 94.5 % with 30 (simulated; right or wrong answers, five to a cluster).
+# With few clusters the percentile bootstrap is too narrow. A nominal 95 % interval covers the truth in 50 % of cases with
+# 2 clusters, 71 % with 3, 83 % with 5, 92 % with 10 and 94.5 % with 30 (simulated: 0/1 scores, five to a cluster).
 FEW = 10
-_CHUNK = 4_000_000  # multinomial counts held at a time
+_CHUNK = 4_000_000  # multinomial counts held in memory at once: 32 MB
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean with its 95 % interval. ``clusters`` products carry ``questions`` questions.
-
-    One product says nothing about others: below two there is no interval. Below `FEW` it is too narrow.
-    """
+    """A mean over questions with its 95 % interval. Below `FEW` clusters the interval is too narrow."""
 
     mean: float
-    low: float | None
+    low: float | None  # None with fewer than two clusters: one product says nothing about others
     high: float | None
     questions: int
-    clusters: int
+    clusters: int  # products, or whatever the questions are grouped by
 
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """Of the questions that exactly one of two models answers rightly: how many each, and the exact two-sided p."""
+    """The exact McNemar test on the questions that exactly one of two models answers correctly."""
 
     fixed: int  # wrong before, right after
     broken: int  # right before, wrong after
-    p: float
+    p: float  # two-sided
 
 
-def codes(labels: Sequence[Hashable]) -> np.ndarray:
-    """Whole numbers 0, 1, ... for labels, in order of first appearance."""
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two models on the same questions."""
+
+    before: Interval
+    after: Interval
+    difference: Interval  # after minus before
+    mcnemar: McNemar
+    detectable: float | None  # see `detectable_difference`
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """The answers whose confidence lies in [low, high)."""
+
+    low: float
+    high: float  # the last bin includes 1.0
+    questions: int
+    confidence: float  # mean of the bin
+    accuracy: float  # mean of the bin
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How well confidence predicts correctness."""
+
+    ece: float  # expected calibration error
+    questions: int
+    bins: list[CalibrationBin]  # without empty bins
+
+
+def label_codes(labels: Sequence[Hashable]) -> np.ndarray:
+    """Integer codes 0, 1, ... for labels, in order of first appearance."""
     seen: dict[Hashable, int] = {}
     return np.fromiter((seen.setdefault(x, len(seen)) for x in labels), dtype=np.int64, count=len(labels))
 
@@ -55,13 +82,13 @@ def codes(labels: Sequence[Hashable]) -> np.ndarray:
 def interval(values: np.ndarray, clusters: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The mean of values with its 95 % percentile interval by the cluster bootstrap.
 
-    Clusters are drawn with replacement; a draw's mean is the sum of its sums over the sum of its counts, so a product with
-    five questions weighs five times one with one. Source: Davison and Hinkley 1997, "Bootstrap Methods and their
-    Application", 3.8; Field and Welsh 2007, "Bootstrapping clustered data".
+    Clusters are drawn with replacement. A resample's mean is its total score over its number of questions, so a product
+    with five questions weighs five times as much as a product with one. Source: Davison and Hinkley 1997, "Bootstrap
+    Methods and their Application", 3.8; Field and Welsh 2007, "Bootstrapping clustered data".
 
     Args:
-        values: one score an answer (N,); for a difference, one difference an answer.
-        clusters: the cluster of each answer (N,), whole numbers from 0.
+        values: one score, or one difference of scores, per answer (N,).
+        clusters: the cluster of each answer (N,), integers from 0.
     """
     if not len(values):
         return Interval(math.nan, None, None, 0, 0)
@@ -75,17 +102,17 @@ def interval(values: np.ndarray, clusters: np.ndarray, *, resamples: int = RESAM
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high), len(values), len(counts))
 
 
-def bounds(interval: Mapping[str, Any], form: str = ".4f") -> str:
-    """The limits of an `Interval` (as a dictionary) in words."""
-    if interval["low"] is None:
+def format_interval(interval: Interval, form: str = ".4f") -> str:
+    """The limits of an interval as text, with a warning where there are too few clusters."""
+    if interval.low is None:
         return "no interval: one cluster"
-    few = f", too narrow: only {interval['clusters']} clusters" if interval["clusters"] < FEW else ""
-    return f"95 % [{interval['low']:{form}}, {interval['high']:{form}}]{few}"
+    few = f", too narrow: only {interval.clusters} clusters" if interval.clusters < FEW else ""
+    return f"95 % [{interval.low:{form}}, {interval.high:{form}}]{few}"
 
 
 def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    # A resample only matters through how many clusters of each (sum, count) it holds. One-word answers give few such
-    # kinds, so a multinomial over kinds is exact and does not grow with the number of products.
+    # A resample's mean depends only on how many clusters of each (sum, count) it holds. Right-or-wrong scores give few
+    # such kinds, so a multinomial over kinds is exact, and its cost does not grow with the number of products.
     kinds, sizes = np.unique(np.stack([np.round(sums, 9), counts], axis=1), axis=0, return_counts=True)
     total = int(sizes.sum())
     random = np.random.default_rng(seed)
@@ -98,45 +125,40 @@ def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed:
 
 
 def mcnemar(before: np.ndarray, after: np.ndarray) -> McNemar:
-    """Exact McNemar test on right/wrong answers to the same questions.
+    """Exact McNemar test on right or wrong answers to the same questions.
 
-    Source: McNemar 1947; the exact form is a binomial test of the discordant pairs against one half. It takes questions
+    Source: McNemar 1947; the exact form is a binomial test of the discordant pairs against one half. It treats questions
     as independent; the paired cluster bootstrap does not.
 
     Args:
-        before, after: truth values (N,).
+        before, after: whether each answer is right, as booleans (N,).
     """
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest  # half a second to import
 
-    before, after = before.astype(bool), after.astype(bool)
     fixed, broken = int((~before & after).sum()), int((before & ~after).sum())
     p = float(binomtest(fixed, fixed + broken, 0.5).pvalue) if fixed + broken else 1.0
     return McNemar(fixed, broken, p)
 
 
-def paired(
-    before: np.ndarray, after: np.ndarray, clusters: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Any]:
-    """``after`` minus ``before`` on the same questions: both means, difference with interval, McNemar, detectable.
+def paired(before: np.ndarray, after: np.ndarray, clusters: np.ndarray) -> Paired:
+    """Compare two models' scores, 0 or 1, on the same questions.
 
-    The paired cluster bootstrap is `interval` of the differences: a drawn product brings both models' answers along.
+    The interval of the difference is a paired cluster bootstrap: a drawn product brings both models' answers along.
     """
-    difference = interval(after - before, clusters, resamples=resamples, seed=seed)
-    return {
-        "before": asdict(interval(before, clusters, resamples=resamples, seed=seed)),
-        "after": asdict(interval(after, clusters, resamples=resamples, seed=seed)),
-        "difference": asdict(difference),
-        "mcnemar": asdict(mcnemar(before > 0.5, after > 0.5)),
-        "detectable": detectable_difference(after - before, clusters),
-    }
+    return Paired(
+        before=interval(before, clusters),
+        after=interval(after, clusters),
+        difference=interval(after - before, clusters),
+        mcnemar=mcnemar(before > 0.5, after > 0.5),
+        detectable=detectable_difference(after - before, clusters),
+    )
 
 
 def detectable_difference(differences: np.ndarray, clusters: np.ndarray, *, power: float = 0.8) -> float | None:
-    """The smallest true difference that this test set would show with the given power, two-sided at 5 %.
+    """The smallest true difference that a two-sided test at 5 % would detect with the given power; None below two clusters.
 
     (z(0.975) + z(power)) times the cluster-robust standard error of the paired difference. Source: Cohen 1988,
-    "Statistical Power Analysis", with the linearised variance of a ratio of cluster sums (Cochran 1977, 6.3). None below
-    two clusters.
+    "Statistical Power Analysis", with the linearized variance of a ratio of cluster sums (Cochran 1977, 6.3).
     """
     from scipy.stats import norm
 
@@ -150,10 +172,10 @@ def detectable_difference(differences: np.ndarray, clusters: np.ndarray, *, powe
     return float((norm.ppf(0.975) + norm.ppf(power)) * error)
 
 
-def calibration(confidence: np.ndarray, right: np.ndarray, *, bins: int = 10) -> dict[str, Any]:
-    """Expected calibration error and the bins of a reliability plot.
+def calibration(confidence: np.ndarray, right: np.ndarray, *, bins: int = 10) -> Calibration:
+    """Expected calibration error and the bins of a reliability diagram.
 
-    ECE is the mean over answers of |accuracy − mean confidence| of the answer's bin, bins of equal width. Source: Guo,
+    The ECE is the mean over answers of |accuracy − mean confidence| of the answer's bin; bins have equal width. Source: Guo,
     Pleiss, Sun, Weinberger 2017, "On Calibration of Modern Neural Networks".
 
     Args:
@@ -164,15 +186,9 @@ def calibration(confidence: np.ndarray, right: np.ndarray, *, bins: int = 10) ->
     count = np.bincount(where, minlength=bins)
     sure = np.bincount(where, weights=confidence, minlength=bins)
     hits = np.bincount(where, weights=right, minlength=bins)
-    rows = [
-        {
-            "from": i / bins,
-            "to": (i + 1) / bins,
-            "questions": int(n),
-            "confidence": float(s / n),
-            "accuracy": float(h / n),
-        }
+    found = [
+        CalibrationBin(i / bins, (i + 1) / bins, int(n), float(s / n), float(h / n))
         for i, (n, s, h) in enumerate(zip(count, sure, hits, strict=True))
         if n
     ]
-    return {"ece": float(np.abs(hits - sure).sum() / max(1, len(right))), "questions": len(right), "bins": rows}
+    return Calibration(float(np.abs(hits - sure).sum() / max(1, len(right))), len(right), found)

@@ -111,8 +111,8 @@ def predict(
         raise UserError(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that training wrote.")
     columns, rows = read_table(csv_path)
     image = next((name for name in IMAGE_COLUMNS if name in columns), IMAGE_COLUMNS[0])
-    check_column(image, columns, "the column", csv_path)
-    check_column("question", columns, "the column", csv_path)
+    check_column(image, columns, csv_path)
+    check_column("question", columns, csv_path)
     asked = [(row.get(image, ""), row.get("question", "")) for row in rows]
     found = answer_all(asked, model, adapter, image_dir, warn) if asked else Answers([])
     write_atomic(output, _csv(rows, image, found.answers))

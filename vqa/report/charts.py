@@ -1,8 +1,8 @@
-"""Plots as inline SVG, in colors of the page's own stylesheet, so that they follow light and dark by themselves.
+"""The shapes of the page's plots, in SVG coordinates.
 
-Built as lists of shapes that the template draws; nothing here writes markup.
+The template draws them and the stylesheet colors them, so that plots follow light and dark mode. Nothing here writes markup.
 
->>> line_chart([("loss", [(0, 2.0), (10, 1.0)])])["lines"][0]["points"]
+>>> line_chart("Loss", [("training", [(0, 2.0), (10, 1.0)])]).curves[0].points
 '48.0,12.0 624.0,188.0'
 """
 
@@ -10,14 +10,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from vqa.evaluation.statistics import Calibration
+
 WIDTH, HEIGHT = 640.0, 220.0
-LEFT, RIGHT, TOP, BOTTOM = 48.0, 16.0, 12.0, 32.0
+LEFT, RIGHT, TOP, BOTTOM = 48.0, 16.0, 12.0, 32.0  # margins around the plot, for the axes' labels
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One line of a chart."""
+
+    name: str
+    points: str  # as SVG's polyline takes them
+    dots: list[tuple[float, float]]  # where to draw marks; none on a long curve
+    last: float  # the last value
+
+
+@dataclass(frozen=True, slots=True)
+class LineChart:
+    """Curves over training steps."""
+
+    title: str
+    curves: list[Curve]
+    x: list[tuple[float, str]]  # ticks: position and label
+    y: list[tuple[float, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar of a reliability diagram."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers between two bounds."""
+    """Round numbers from ``low`` to ``high``."""
     if not high > low:
         return [low]
     raw = (high - low) / about
@@ -27,10 +63,10 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def line_chart(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], unit: str = "") -> dict[str, Any] | None:
-    """Curves over steps; None without two finite points. The frame is the hull of the points."""
-    clean = [(name, [(x, y) for x, y in pts if math.isfinite(x) and math.isfinite(y)]) for name, pts in series]
-    clean = [(name, _thin(pts)) for name, pts in clean if pts]
+def line_chart(title: str, series: Sequence[tuple[str, Points]]) -> LineChart | None:
+    """A chart that spans all finite points; None if there are fewer than two."""
+    finite = [(name, [(x, y) for x, y in pts if math.isfinite(x) and math.isfinite(y)]) for name, pts in series]
+    clean = [(name, _thin(pts)) for name, pts in finite if pts]
     points = [p for _, pts in clean for p in pts]
     if len(points) < 2:
         return None
@@ -44,33 +80,30 @@ def line_chart(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], unit
     def py(y: float) -> float:
         return TOP + (y1 - y) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
 
-    return {
-        "lines": [
-            {
-                "name": name,
-                "points": " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in pts),
-                "dots": [(px(x), py(y)) for x, y in pts] if len(pts) <= 30 else [],
-                "last": pts[-1][1],
-            }
+    return LineChart(
+        title=title,
+        curves=[
+            Curve(
+                name=name,
+                points=" ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in pts),
+                dots=[(px(x), py(y)) for x, y in pts] if len(pts) <= 30 else [],
+                last=pts[-1][1],
+            )
             for name, pts in clean
         ],
-        "x": [(px(t), f"{t:g}") for t in ticks(x0, x1)],
-        "y": [(py(t), f"{t:g}") for t in ticks(y0, y1)],
-        "unit": unit,
-    }
+        x=[(px(t), f"{t:g}") for t in ticks(x0, x1)],
+        y=[(py(t), f"{t:g}") for t in ticks(y0, y1)],
+    )
 
 
-def _thin(points: Sequence[tuple[float, float]], most: int = 600) -> list[tuple[float, float]]:
+def _thin(points: Points, most: int = 600) -> Points:
     step = max(1, len(points) // most)
     kept = list(points[::step])
     return kept if kept[-1] == points[-1] else [*kept, points[-1]]
 
 
-def training_charts(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Loss and validation curves of the rows of a log.jsonl: ``{"step": 10, "loss": 1.2}``, ``{"step": 50, "eval_loss": …}``.
-
-    Everything else with an ``eval_`` or ``val_`` name between 0 and 1 is drawn as a share.
-    """
+def training_charts(log: Sequence[Mapping[str, Any]]) -> list[LineChart]:
+    """Curves of a training log, whose rows are ``{"step": 10, "loss": 1.2}`` or ``{"step": 50, "val_exact_match": 0.4}``."""
 
     def curve(key: str) -> list[tuple[float, float]]:
         numbers = (int, float)
@@ -82,24 +115,23 @@ def training_charts(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     keys = sorted({key for row in log for key in row if key.startswith(("eval_", "val_"))})
     losses = [k for k in keys if k.endswith("loss")]
-    words = ("exact", "accuracy", "match", "f1")
-    shares = [k for k in keys if any(w in k for w in words)]
-    charts = [
-        ("Loss", line_chart([("training", curve("loss")), *((k.replace("_", " "), curve(k)) for k in losses)])),
-        ("Validation", line_chart([(k.replace("_", " "), curve(k)) for k in shares])),
-    ]
-    return [{"title": title, **chart} for title, chart in charts if chart]
+    shares = [k for k in keys if any(word in k for word in ("exact", "accuracy", "match", "f1"))]
+    charts = (
+        line_chart("Loss", [("training", curve("loss")), *((k.replace("_", " "), curve(k)) for k in losses)]),
+        line_chart("Validation", [(k.replace("_", " "), curve(k)) for k in shares]),
+    )
+    return [chart for chart in charts if chart]
 
 
-def reliability(calibration: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Bars of a reliability plot in a square of 200: height is accuracy, the diagonal is perfect calibration."""
+def reliability(calibration: Calibration) -> list[Bar]:
+    """Bars in a square of 200 by 200: their height is accuracy, so perfect calibration is the diagonal."""
     return [
-        {
-            "x": row["from"] * 200,
-            "width": (row["to"] - row["from"]) * 200 - 2,
-            "height": row["accuracy"] * 200,
-            "y": 200 - row["accuracy"] * 200,
-            "label": f"confidence {row['confidence']:.2f}, right {row['accuracy']:.2f}, {row['questions']} questions",
-        }
-        for row in calibration["bins"]
+        Bar(
+            x=200 * b.low,
+            y=200 - 200 * b.accuracy,
+            width=200 * (b.high - b.low) - 2,
+            height=200 * b.accuracy,
+            label=f"confidence {b.confidence:.2f}, right {b.accuracy:.2f}, {b.questions} questions",
+        )
+        for b in calibration.bins
     ]

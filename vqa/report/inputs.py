@@ -1,4 +1,4 @@
-"""What the report is made of: plain data, whoever collected it. Whatever is left out becomes a labeled gap."""
+"""What the report is made of. Whatever is missing becomes a labeled gap."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.records import Example, Prediction
-from vqa.evaluation.metrics import MetricSettings
+from vqa.evaluation.bertscore import BertSettings
 from vqa.report.settings import ReportSettings
 
 
 @dataclass(frozen=True, slots=True)
 class StageSummary:
-    """One stage as it went: counts by name, seconds, and for generate tokens and dollars."""
+    """What one stage did."""
 
     name: str
-    counts: Mapping[str, int | float] = field(default_factory=dict)
+    counts: Mapping[str, int | float] = field(default_factory=dict)  # "items", "done", "failed", or the stage's own
     seconds: float | None = None
-    reasons: Mapping[str, int] = field(default_factory=dict)  # why items were rejected or failed
-    input_tokens: int | None = None
+    reasons: Mapping[str, int] = field(default_factory=dict)  # why items were rejected or failed → how many
+    input_tokens: int | None = None  # tokens and dollars: generate only
     output_tokens: int | None = None
     dollars: float | None = None
-    gpu_hours: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReportInputs:
-    """All that a run knows of itself. Every field may be missing."""
+    """All that a run knows about itself. Every field may be missing."""
 
     run: Mapping[str, Any] = field(default_factory=dict)  # run.json
     stages: Sequence[StageSummary] = ()
     stats: Mapping[str, Any] = field(default_factory=dict)  # 4_curate/stats.json
-    sample_sheet: Path | None = None  # an image, or a folder of sample images
+    sample_sheet: Path | None = None  # an image of sample products with their questions
     train: Sequence[Example] = ()  # for answer frequencies and the blind floor
     test: Sequence[Example] = ()  # the questions that were asked
     predictions: Mapping[str, Mapping[str, Sequence[Prediction]]] = field(default_factory=dict)  # model → variant → …
@@ -44,4 +43,4 @@ class ReportInputs:
     warnings: Sequence[str] = ()  # what was skipped, capped, failed or approximated, a sentence each
     stand_in: bool = False  # questions and truths came from the stand-in, not from Gemini
     settings: ReportSettings = field(default_factory=ReportSettings)
-    metrics: MetricSettings = field(default_factory=MetricSettings)
+    bert: BertSettings | None = None  # None leaves BERTScore out

@@ -1,41 +1,107 @@
-"""Figures that others published, to stand beside this run's. Each is on its own private data: none is comparable.
+"""Figures that others published, next to this run's. Each was measured on its own private data: none is comparable.
 
-Only what was published is here; a cell that is not is shown as "not published here".
+Nothing here is estimated: a figure that was not published is shown as "not published".
 """
 
 from __future__ import annotations
 
-REPORT = "the student report that this project starts from, on its own private split"
-PREDICTIONS = "published with 10,000 predictions a model on ABO questions, on its own private split (strict comparison)"
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-EXACT_MATCH: tuple[
-    tuple[str, str, str, str | None, str], ...
-] = (  # kind, variant, exact match, substring match, source
-    ("blip", "base", "0.31", None, REPORT),
-    ("blip", "lora", "0.70", None, REPORT),
-    ("blip", "base", "0.3610", "0.3787", PREDICTIONS),
-    ("blip", "lora", "0.6928", "0.7065", PREDICTIONS),
-    ("vilt", "base", "0.2487", "0.2551", PREDICTIONS),
-    ("vilt", "lora", "0.2809", "0.2848", PREDICTIONS),
+from vqa.evaluation.statistics import Interval
+from vqa.report.browser import LABELS
+from vqa.report.figures import ReportFigures
+
+NAMES = {"blip": "BLIP", "vilt": "ViLT"}
+UNPUBLISHED = "not published"
+
+_REPORT = "the student report that this project starts from, on its own private split"
+_PREDICTIONS = "published with 10,000 predictions per model on ABO questions, on its own private split"
+_SCORES = (  # model, variant, strict exact match, substring match, source
+    ("blip", "base", "0.31", UNPUBLISHED, _REPORT),
+    ("blip", "lora", "0.70", UNPUBLISHED, _REPORT),
+    ("blip", "base", "0.3610", "0.3787", _PREDICTIONS),
+    ("blip", "lora", "0.6928", "0.7065", _PREDICTIONS),
+    ("vilt", "base", "0.2487", "0.2551", _PREDICTIONS),
+    ("vilt", "lora", "0.2809", "0.2848", _PREDICTIONS),
+)
+# label, published value, where the value is in a model's parameters
+_SETTINGS = (
+    ("LoRA rank r", "16", "lora.r"),
+    ("LoRA alpha", "32", "lora.alpha"),
+    ("LoRA dropout", "0.1", "lora.dropout"),
+    ("learning rate", "5e-5", "training.learning_rate"),
+    ("weight decay", "0.01", "training.weight_decay"),
+    ("epochs", "3", "training.epochs"),
+    ("batch size", "4 or 8", "batch_size"),
+    ("gradient accumulation", "4 or 2", "gradient_accumulation_steps"),
+    ("parameters", "BLIP 385 M; ViLT 198 M", "total"),
+    ("trainable parameters", f"BLIP 1.2 M; ViLT {UNPUBLISHED}", "trainable"),
+)
+NOTES = (
+    "BLIP: 1.2 M trainable parameters is the count of r = 8; r = 16 on query and value has 2.36 M.",
+    "ViLT: ViLT-B/32 for VQA has 117.6 M parameters when counted.",
 )
 
-KINDS = {"blip": "BLIP", "vilt": "ViLT"}
 
-HYPERPARAMETERS = {
-    "LoRA rank r": "16",
-    "LoRA alpha": "32",
-    "LoRA dropout": "0.1",
-    "learning rate": "5e-5",
-    "weight decay": "0.01",
-    "epochs": "3",
-    "batch size × accumulation": "4 × 4 and 8 × 2",
-}
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """A row of the table of published scores."""
 
-PARAMETERS: dict[str, dict[str, str | None]] = {
-    "blip": {
-        "total": "385 M",
-        "trainable": "1.2 M",
-        "note": "1.2 M is the count of r = 8; r = 16 on query and value is 2.36 M",
-    },
-    "vilt": {"total": "198 M", "trainable": None, "note": "ViLT-B/32 for VQA has 117.6 M parameters when counted"},
-}
+    model: str
+    exact: str  # strict exact match
+    substring: str
+    source: str
+    ours: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """A training setting as published, and as each model of this run has it."""
+
+    label: str
+    published: str
+    ours: list[str]
+
+
+def score_rows(figures: ReportFigures) -> list[ScoreRow]:
+    """This run's scores and the published ones."""
+    source = "this run (stand-in questions)" if figures.stand_in else "this run"
+    rows = []
+    for name, model in figures.models.items():
+        for variant, found in model.variants.items():
+            exact, substring = (_mean(found.metrics[m]) for m in ("strict_exact_match", "substring_match"))
+            rows.append(ScoreRow(f"{name}, {LABELS.get(variant, variant)}", exact, substring, source, ours=True))
+    for kind, variant, exact, substring, published in _SCORES:
+        rows.append(ScoreRow(f"{NAMES[kind]}, {LABELS[variant]}", exact, substring, published, ours=False))
+    return rows
+
+
+def setting_rows(parameters: Mapping[str, Mapping[str, Any]]) -> list[SettingRow]:
+    """Published training settings and this run's, a value per trained model."""
+    flat = [dict(flatten(values)) for values in parameters.values()]
+    return [
+        SettingRow(label, published, [_grouped(values.get(key, "not recorded")) for values in flat])
+        for label, published, key in _SETTINGS
+    ]
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """``{"a": {"b": 1}}`` as ``("a.b", "1")``; a list of plain values is one line."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, list) and any(isinstance(x, (Mapping, list)) for x in tree):
+        for i, value in enumerate(tree):
+            yield from flatten(value, f"{prefix}.{i}")
+    else:
+        yield prefix, ", ".join(map(str, tree)) if isinstance(tree, list) else str(tree)
+
+
+def _mean(value: Interval | float) -> str:
+    return f"{value.mean if isinstance(value, Interval) else value:.4f}"
+
+
+def _grouped(value: str) -> str:
+    return f"{int(value):,}" if value.isdecimal() else value

@@ -1,4 +1,4 @@
-"""What the user decides about the report.
+"""The settings of the report.
 
 ::
 
@@ -19,10 +19,10 @@ class ReportSettings(BaseModel):
     """The heading of the page."""
 
     examples: int = Field(default=12, ge=0, le=200)
-    """Images of each kind: fixed by training, broken by it, confusions."""
+    """Questions shown as fixed by fine-tuning, and as broken by it."""
 
     thumbnails: int = Field(default=400, ge=0, le=5000)
-    """Images embedded in the page, about 4 kB each. Others are shown from the image folder where it can be reached."""
+    """Images embedded in the page, about 4 kB each. The page loads the others from the image folder, if it can reach it."""
 
     thumbnail_side: int = Field(default=160, ge=32, le=512)
     """Longer side of an embedded image, in pixels."""

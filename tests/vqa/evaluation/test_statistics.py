@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vqa.evaluation.statistics import calibration, codes, detectable_difference, interval, mcnemar, paired
+from vqa.evaluation.statistics import calibration, detectable_difference, interval, label_codes, mcnemar, paired
 
 
 def clustered(random: np.random.Generator, products: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +56,7 @@ def test_an_interval_is_the_same_every_time_and_empty_input_gives_none() -> None
 
 
 def test_mcnemar_is_the_binomial_test_of_the_questions_that_differ() -> None:
-    before, after = np.array([0] * 8 + [1] * 2 + [1] * 50), np.array([1] * 8 + [0] * 2 + [1] * 50)
+    before, after = np.array([False] * 8 + [True] * 52), np.array([True] * 8 + [False] * 2 + [True] * 50)
     found = mcnemar(before, after)
     assert (found.fixed, found.broken) == (8, 2)
     assert found.p == pytest.approx(0.109375)
@@ -68,10 +68,9 @@ def test_a_paired_difference_is_surer_than_two_separate_means() -> None:
     after = before.copy()
     after[np.flatnonzero(before == 0)[:40]] = 1.0
     found = paired(before, after, products)
-    width = {k: found[k]["high"] - found[k]["low"] for k in ("before", "difference")}
-    assert width["difference"] < width["before"] / 2
-    assert found["difference"]["mean"] == pytest.approx(40 / len(before))
-    assert found["difference"]["low"] > 0
+    assert found.difference.high - found.difference.low < (found.before.high - found.before.low) / 2
+    assert found.difference.mean == pytest.approx(40 / len(before))
+    assert found.difference.low > 0
 
 
 def test_the_detectable_difference_is_found_four_times_in_five() -> None:
@@ -84,14 +83,14 @@ def test_the_detectable_difference_is_found_four_times_in_five() -> None:
     assert 0.7 < shown < 0.9
 
 
-def test_calibration_is_zero_for_a_model_that_knows_and_large_for_a_boaster() -> None:
+def test_calibration_error_is_zero_for_a_calibrated_model_and_one_for_a_boaster() -> None:
     random = np.random.default_rng(7)
     sure = random.random(50_000)
     right = (random.random(50_000) < sure).astype(float)
-    assert calibration(sure, right)["ece"] < 0.015
-    assert calibration(np.ones(100), np.zeros(100))["ece"] == 1.0
-    assert sum(row["questions"] for row in calibration(sure, right)["bins"]) == 50_000
+    assert calibration(sure, right).ece < 0.015
+    assert calibration(np.ones(100), np.zeros(100)).ece == 1.0
+    assert sum(b.questions for b in calibration(sure, right).bins) == 50_000
 
 
-def test_codes_number_labels_by_first_appearance() -> None:
-    assert codes(["b", "a", "b"]).tolist() == [0, 1, 0]
+def test_label_codes_number_labels_by_first_appearance() -> None:
+    assert label_codes(["b", "a", "b"]).tolist() == [0, 1, 0]

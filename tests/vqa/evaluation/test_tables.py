@@ -19,6 +19,9 @@ from vqa.evaluation.compare import render as render_comparison
 from vqa.evaluation.score import render, score_table
 from vqa.inference.predict import predict
 
+GENERATED = ("answer", "generated_answer")
+SHORT = ("answer", "p")
+
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
@@ -28,9 +31,9 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_a_csv_table_is_scored_with_intervals_by_product(table: Path) -> None:
-    found = score_table(table, "answer", "generated_answer")
-    assert found["metrics"]["exact_match"]["mean"] == pytest.approx(2 / 3)
-    assert (found["cluster"], found["clusters"], found["empty_answers"]) == ("item_id", 2, 1)
+    found = score_table(table, *GENERATED)
+    assert found.scores.metrics["exact_match"].mean == pytest.approx(2 / 3)
+    assert (found.group_by, found.groups, found.scores.empty_answers) == ("item_id", 2, 1)
     assert "Exact match (VQA-normalized)     0.6667" in render(found)
 
 
@@ -41,15 +44,12 @@ def test_jsonl_gives_the_figures_of_csv(table: Path) -> None:
         '{"item_id": 1, "answer": "two", "generated_answer": 2}\n\n'
         '{"item_id": 2, "answer": "round", "generated_answer": null}\n'
     )
-    assert (
-        score_table(lines, "answer", "generated_answer")["metrics"]
-        == score_table(table, "answer", "generated_answer")["metrics"]
-    )
+    assert score_table(lines, *GENERATED).scores == score_table(table, *GENERATED).scores
 
 
 def test_a_wrong_column_lists_the_columns_and_names_the_nearest(table: Path) -> None:
     with pytest.raises(
-        UserError, match=r"no column 'generated'.*item_id, question.*Did you mean --prediction generated_answer"
+        UserError, match=r"no column 'generated'. Did you mean 'generated_answer'\? Known: item_id, question"
     ):
         score_table(table, "answer", "generated")
 
@@ -58,9 +58,10 @@ def test_a_wrong_column_lists_the_columns_and_names_the_nearest(table: Path) -> 
     ("name", "content", "message"),
     [
         ("a.csv", "answer,p\n", "no rows"),
+        ("a.csv", "", "has no columns"),
         ("a.csv", "answer,p\nred,blue,green\n", r"a\.csv:2: more values than columns"),
         ("a.csv", 'answer,p\nred,"blue\ngreen,red\n', r"a\.csv:3: not CSV .*quotation mark"),
-        ("a.csv", "answer,p,p\nred,blue,red\n", "has 2 columns 'p'"),
+        ("a.csv", "answer,p,p\nred,blue,red\n", "has 2 columns named 'p'"),
         ("a.csv", "answer,p\n,blue\n ,red\n", "'answer' is empty in all rows"),
         ("a.jsonl", '{"answer": "red", "p": "x"}\n{"answer', r"a\.jsonl:2: not JSON"),
         ("a.jsonl", "[1]\n", "must be a JSON object"),
@@ -69,14 +70,14 @@ def test_a_wrong_column_lists_the_columns_and_names_the_nearest(table: Path) -> 
 def test_a_damaged_table_is_named_with_its_line(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        score_table(tmp_path / name, "answer", "p")
+        score_table(tmp_path / name, *SHORT)
 
 
 def test_rows_without_a_truth_are_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("answer,p\nred,red\n,red\nblue,\n")
-    found = score_table(tmp_path / "a.csv", "answer", "p")
-    assert (found["questions"], found["without_truth"], found["empty_answers"]) == (2, 1, 1)
-    assert found["metrics"]["exact_match"]["mean"] == 0.5
+    found = score_table(tmp_path / "a.csv", *SHORT)
+    assert (found.scores.questions, found.without_truth, found.scores.empty_answers) == (2, 1, 1)
+    assert found.scores.metrics["exact_match"].mean == 0.5
     assert "left out: 1 rows without a truth" in render(found)
 
 
@@ -84,17 +85,17 @@ def test_a_row_that_names_no_product_stands_for_itself(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
         "item_id,answer,p\n" + "".join(f",red,{'red' if n % 2 else 'x'}\n" for n in range(40))
     )
-    alone = score_table(tmp_path / "a.csv", "answer", "p")
-    assert (alone["cluster"], alone["clusters"]) == (None, 40)
-    named = score_table(tmp_path / "a.csv", "answer", "p", cluster="item_id")
-    assert named["clusters"] == 40
+    alone = score_table(tmp_path / "a.csv", *SHORT)
+    assert (alone.group_by, alone.groups) == (None, 40)
+    named = score_table(tmp_path / "a.csv", *SHORT, group_by="item_id")
+    assert named.groups == 40
 
 
 def test_one_product_has_no_interval_and_a_few_are_said_to_be_few(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("item_id,answer,p\n1,red,red\n1,blue,red\n")
-    assert "0.5000  no interval: one cluster" in render(score_table(tmp_path / "a.csv", "answer", "p"))
+    assert "0.5000  no interval: one cluster" in render(score_table(tmp_path / "a.csv", *SHORT))
     (tmp_path / "b.csv").write_text("item_id,answer,p\n1,red,red\n2,blue,red\n")
-    assert "too narrow: only 2 clusters" in render(score_table(tmp_path / "b.csv", "answer", "p"))
+    assert "too narrow: only 2 clusters" in render(score_table(tmp_path / "b.csv", *SHORT))
     rows = examples(1)
     found = render_comparison(compare(predictions(rows, 0.0), predictions(rows, 1.0)))
     assert "no interval: one cluster" in found and "can show" not in found
@@ -102,22 +103,22 @@ def test_one_product_has_no_interval_and_a_few_are_said_to_be_few(tmp_path: Path
 
 def test_a_missing_table_is_one_clear_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no file"):
-        score_table(tmp_path / "no.csv", "a", "b")
+        score_table(tmp_path / "no.csv", *SHORT)
 
 
 def test_runs_are_compared_on_the_questions_they_share() -> None:
     rows = examples(30)
     a, b = predictions(rows[:120], 0.3), predictions(rows[20:], 0.9, seed=2)
     found = compare(a, b)
-    assert (found["shared"], found["only"]) == (100, [20, 30])
-    assert found["paired"]["difference"]["low"] > 0
+    assert (found.shared, found.only) == (100, (20, 30))
+    assert found.paired.difference.low > 0
     assert "100 shared questions about 20 products" in render_comparison(found)
 
 
 def test_a_question_whose_truth_changed_is_left_out_and_counted() -> None:
     a = [Prediction("1", "p", "i", "q", "red", "red"), Prediction("2", "p", "i", "q", "blue", "red")]
     b = [Prediction("1", "p", "i", "q", "red", "red"), Prediction("2", "p", "i", "q", "teal", "red")]
-    assert (compare(a, b)["shared"], compare(a, b)["other_truth"]) == (1, 1)
+    assert (compare(a, b).shared, compare(a, b).other_truth) == (1, 1)
 
 
 def test_runs_without_a_shared_question_say_so() -> None:
@@ -191,7 +192,7 @@ def test_a_line_that_lacks_a_field_costs_its_own_answer_and_no_other(tmp_path: P
 def test_importing_the_package_and_scoring_do_not_import_torch(table: Path) -> None:
     program = (
         "import sys, pathlib, vqa, vqa.inference.api, vqa.evaluation.compare, vqa.inference.predict, vqa.report, vqa.evaluation.score\n"
-        f"vqa.evaluation.score.score_table(pathlib.Path({str(table)!r}), 'answer', 'generated_answer')\n"
+        f"vqa.evaluation.score.score_table(pathlib.Path({str(table)!r}), *{GENERATED!r})\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], check=False).returncode == 0

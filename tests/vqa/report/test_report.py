@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.curate.blind_floor import blind_floor
 from data_prep.records import Example, Prediction
 from tests.vqa.evaluation.rows import examples, predictions, write_images
-from vqa.evaluation.metrics import MetricSettings
-from vqa.report import ReportInputs, build
+from vqa.evaluation.bertscore import BertSettings
 from vqa.report.browser import script_json
+from vqa.report.build import build
 from vqa.report.charts import line_chart, ticks, training_charts
-from vqa.report.inputs import StageSummary
+from vqa.report.inputs import ReportInputs, StageSummary
 from vqa.report.settings import ReportSettings
 
-NO_BERT = MetricSettings(bertscore_model=None)
 EVIL = '</script><script>window.pwned=1</script><img src=x onerror="window.pwned=1">\'{{ 7*7 }}\u2028'
 
 
@@ -48,7 +48,6 @@ def full(root: Path) -> ReportInputs:
         parameters={"blip": {"lora": {"r": 16}, "trainable": 2359296}},
         training_log={"blip": [{"step": i, "loss": 1 / (i + 1), "eval_loss": 1.0} for i in range(5)]},
         image_root=root,
-        metrics=NO_BERT,
     )
 
 
@@ -65,7 +64,7 @@ def test_report_json_holds_the_headline_and_its_uncertainty(tmp_path: Path) -> N
 def test_one_product_is_no_evidence(tmp_path: Path) -> None:
     rows = examples(1)
     answers = {"blip": {"base": predictions(rows, 0.0), "lora": predictions(rows, 1.0)}}
-    build(ReportInputs(test=rows, predictions=answers, metrics=NO_BERT), tmp_path)
+    build(ReportInputs(test=rows, predictions=answers), tmp_path)
     page = (tmp_path / "index.html").read_text()
     assert "All questions are about one product" in page and "Fine-tuning helps" not in page
     assert "no interval" in page and not re.search(r"\bnan\b", page)
@@ -98,13 +97,39 @@ def test_a_missing_adapter_log_and_bertscore_are_named_on_the_first_page(tmp_pat
         test=rows,
         predictions={"blip": {"base": predictions(rows, 0.5)}, "vilt": {}},
         training_log={"blip": []},
-        metrics=MetricSettings(bertscore_model="/no/such/model"),
+        bert=BertSettings("/no/such/model"),
     )
-    warnings = build(inputs, tmp_path)["warnings"]
+    warnings = build(inputs, tmp_path).warnings
     page = (tmp_path / "index.html").read_text()
     for part in ("no fine-tuned answers", "/no/such/model", "vilt: no answers yet"):
         assert any(part in warning for warning in warnings)
         assert part in page[: page.index("What fine-tuning changed")]
+
+
+def test_questions_that_one_variant_did_not_answer_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = examples(4)
+    answers = {"blip": {"base": predictions(rows, 0.5), "lora": predictions(rows[:15], 0.5), "other": []}}
+    found = build(ReportInputs(test=rows, predictions=answers), tmp_path)
+    assert (found.models["blip"].questions, found.models["blip"].unshared) == (15, 5)
+    assert "blip: 5 questions were not answered by every variant and are left out." in found.warnings
+
+
+def test_the_blind_floor_is_the_one_of_the_dataset_card(tmp_path: Path) -> None:
+    # The same words say red, the first words of all questions say blue: a guesser with one level gets the mugs wrong.
+    mugs, lamps = (
+        [
+            dataclasses.replace(e, question=f"What color is the {thing}?", question_type="color", answer=answer)
+            for e in examples(products, questions=1)
+        ]
+        for thing, answer, products in (("mug", "red", 4), ("lamp", "blue", 9))
+    )
+    train, test = (
+        [*mugs, *lamps],
+        [*mugs[:2], *lamps[:2], dataclasses.replace(lamps[3], question="What color is the sofa?")],
+    )
+    ids = [dataclasses.replace(e, id=str(i), item_id=str(i)) for i, e in enumerate(test)]
+    found = build(ReportInputs(train=train, test=ids, predictions={"m": {"base": predictions(ids, 0.5)}}), tmp_path)
+    assert found.models["m"].blind.mean == blind_floor(train, ids).exact_match == 1.0
 
 
 def test_stand_in_failures_and_caps_are_said_before_any_figure(tmp_path: Path) -> None:
@@ -120,7 +145,7 @@ def test_stand_in_failures_and_caps_are_said_before_any_figure(tmp_path: Path) -
 def test_published_figures_are_called_not_comparable_and_never_invented(tmp_path: Path) -> None:
     build(full(tmp_path / "images"), tmp_path)
     page = (tmp_path / "index.html").read_text()
-    assert all(part in page for part in ("0.6928", "None is comparable", "not published here", "2,359,296"))
+    assert all(part in page for part in ("0.6928", "None is comparable", "not published", "2,359,296"))
 
 
 def test_data_cannot_become_markup_or_script(tmp_path: Path) -> None:
@@ -139,7 +164,6 @@ def test_data_cannot_become_markup_or_script(tmp_path: Path) -> None:
         image_root=tmp_path,
         warnings=[EVIL],
         settings=ReportSettings(title=EVIL),
-        metrics=NO_BERT,
     )
     build(inputs, tmp_path / "evil")
     page = (tmp_path / "evil/index.html").read_text()
@@ -165,7 +189,7 @@ def test_images_outside_of_the_image_folder_are_never_embedded(tmp_path: Path) -
         Example(str(i), "p", "i", path, "q", "red", "", "", "") for i, path in enumerate(("../secret.jpg", "link.jpg"))
     ]
     inputs = ReportInputs(
-        test=rows, predictions={"m": {"base": predictions(rows, 1.0)}}, image_root=tmp_path / "images", metrics=NO_BERT
+        test=rows, predictions={"m": {"base": predictions(rows, 1.0)}}, image_root=tmp_path / "images"
     )
     build(inputs, tmp_path / "out")
     assert "data:image/jpeg" not in (tmp_path / "out/index.html").read_text()
@@ -177,7 +201,6 @@ def test_the_number_of_embedded_images_is_bounded(tmp_path: Path) -> None:
         test=inputs.test,
         predictions=inputs.predictions,
         image_root=inputs.image_root,
-        metrics=NO_BERT,
         settings=ReportSettings(thumbnails=3, examples=0),
     )
     build(few, tmp_path)
@@ -189,8 +212,8 @@ def test_the_number_of_embedded_images_is_bounded(tmp_path: Path) -> None:
 def test_figures_do_not_depend_on_the_order_of_answers(tmp_path: Path) -> None:
     inputs = full(tmp_path / "images")
     other = {m: {v: list(reversed(p)) for v, p in variants.items()} for m, variants in inputs.predictions.items()}
-    again = ReportInputs(train=inputs.train, test=inputs.test[::-1], predictions=other, metrics=NO_BERT)
-    assert build(inputs, tmp_path / "a")["models"] == build(again, tmp_path / "b")["models"]
+    again = ReportInputs(train=inputs.train, test=inputs.test[::-1], predictions=other)
+    assert build(inputs, tmp_path / "a").models == build(again, tmp_path / "b").models
 
 
 def test_axes_have_round_numbers() -> None:
@@ -199,11 +222,11 @@ def test_axes_have_round_numbers() -> None:
 
 
 def test_curves_pass_over_what_is_not_a_number() -> None:
-    assert line_chart([("loss", [(0, 1.0), (1, float("nan"))])]) is None
+    assert line_chart("Loss", [("training", [(0, 1.0), (1, float("nan"))])]) is None
     (loss,) = training_charts(
         [{"step": 0, "loss": 2}, {"step": 1, "loss": float("inf")}, {"loss": 3}, {"step": 2, "loss": 1}]
     )
-    assert loss["lines"][0]["last"] == 1.0
+    assert loss.curves[0].last == 1.0
 
 
 @pytest.mark.parametrize("theme", ["dark", "light", "print"])
@@ -218,6 +241,6 @@ def test_the_page_has_a_style_for(theme: str, tmp_path: Path) -> None:
 def test_a_gain_that_stays_below_guessing_is_not_praised(tmp_path: Path) -> None:
     rows = [dataclasses.replace(e, question=f"What is property {e.id[-1]}?", answer="red") for e in examples(40)]
     answers = {"blip": {"base": predictions(rows, 0.0), "lora": predictions(rows, 0.5)}}
-    build(ReportInputs(test=rows, train=rows, predictions=answers, metrics=NO_BERT), tmp_path)
+    build(ReportInputs(test=rows, train=rows, predictions=answers), tmp_path)
     page = (tmp_path / "index.html").read_text()
     assert "Fine-tuning helps: the interval lies above zero. But the blind floor is higher" in page

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.vqa.evaluation.rows import examples, predictions, write_images
-from vqa.evaluation.metrics import MetricSettings
-from vqa.report import ReportInputs, build
+from vqa.report.build import build
+from vqa.report.inputs import ReportInputs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -19,7 +19,6 @@ pytestmark = [
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine"),
     pytest.mark.xdist_group("browser"),
 ]
-NO_BERT = MetricSettings(bertscore_model=None)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = examples(60)
     write_images(folder / "images", rows)
     found = {"base": predictions(rows, 0.2), "lora": predictions(rows, 0.8, seed=2)}
-    build(ReportInputs(test=rows, predictions={"blip": found}, image_root=folder / "images", metrics=NO_BERT), folder)
+    build(ReportInputs(test=rows, predictions={"blip": found}, image_root=folder / "images"), folder)
     return folder / "index.html"
 
 
@@ -128,7 +127,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Any, page: Path) -> None:
 def test_fifty_thousand_answers_keep_the_document_small_and_every_filter_complete(browser: Any, tmp_path: Path) -> None:
     rows = examples(10_000)
     found = {"base": predictions(rows, 0.2), "lora": predictions(rows, 0.8, seed=2)}
-    build(ReportInputs(test=rows, predictions={"blip": found}, metrics=NO_BERT), tmp_path)
+    build(ReportInputs(test=rows, predictions={"blip": found}), tmp_path)
     open_page(browser, tmp_path / "index.html")
     right, wrong = (total(choose(browser, "result", value)) for value in ("right", "wrong"))
     assert right + wrong == 50_000
@@ -145,7 +144,7 @@ def test_text_from_data_does_not_run(browser: Any, tmp_path: Path) -> None:
     evil = "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>"
     rows = [replace(e, question=evil, answer=evil, question_type=evil, product_type=evil) for e in examples(2)]
     found = {"base": predictions(rows, 0.0), "lora": predictions(rows, 1.0)}
-    build(ReportInputs(test=rows, predictions={evil: found}, warnings=[evil], metrics=NO_BERT), tmp_path)
+    build(ReportInputs(test=rows, predictions={evil: found}, warnings=[evil]), tmp_path)
     open_page(browser, tmp_path / "index.html")
     assert shown(browser) == 10
     assert browser.execute_script("return window.pwned") is None
