@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import answering, training_step
 from benchmarks.full_size import make_data, make_full_size
-from benchmarks.measure import report
+from benchmarks.measure import Comparison, report
 from benchmarks.plots import draw
 from data_prep.outcomes import Failed, Ok, Todo
 from vqa.inference.answerer import Answerer, autocast
@@ -122,11 +122,11 @@ def measure(precision: str, memory: float | None, rounds: int) -> dict[str, Any]
         shown, asked = answering.noise(4), answering.questions_about(4, QUESTIONS_PER_IMAGE)
         batch = model.processor.collate(shown, asked, [["red"] * QUESTIONS_PER_IMAGE] * 4)
         flop = training_operations(model, batch, precision)
-        for comparison in trained.values():
-            if isinstance(comparison, dict) and "per_second" in comparison:
-                speed = comparison["per_second"][comparison["ours"]]
-                comparison["model_flops_utilization"] = utilization(flop, speed, peak)
-        figures |= {f"training: {name}": value for name, value in trained.items()}
+        for name, value in trained.items():
+            figures[f"training: {name}"] = value
+            if isinstance(value, Comparison):
+                used = utilization(flop, value.per_second[value.ours], peak)
+                figures[f"training: {name}, model_flops_utilization"] = used
         figures["training, memory"] = _memory()
     return figures
 

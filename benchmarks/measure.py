@@ -1,12 +1,13 @@
-"""Compares two ways of doing the same thing, measured in turns in one run, so that a busy machine is unfair to neither.
+"""Compares two ways of doing the same thing, measured in alternation in one run, so that a busy machine favors neither.
 
->>> result = alternate({"ours": ours, "theirs": theirs}, rounds=7)
->>> result["ours"].per_second(1500)
+>>> times = alternate({"ours": ours, "theirs": theirs}, rounds=7)
+>>> times["ours"].per_second(1500)
 4519.2
->>> report("validation", compare(result, "ours", "theirs", work=1500, unit="images"), Path("validation.json"))
+>>> figures = {"validation": compare(times, "ours", "theirs", work=1500, unit="images")}
+>>> report("validation", figures, Path("validation.json"))
 
-A figure worth quoting is the median of the ratios of neighboring turns, with their spread: what else the machine does
-changes slowly against the length of a turn, so it cancels out.
+The figure worth quoting is the median of the ratios of neighboring rounds, with their range: the machine's other load
+changes slowly compared with a round, so it cancels out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,44 @@ class Times:
 
     @property
     def median(self) -> float:
-        """Of the rounds, in seconds."""
+        """Seconds of the median round."""
         return statistics.median(self.seconds)
 
     def per_second(self, work: float) -> float:
-        """Units of work in a second, by the median round."""
+        """Units of work per second, by the median round."""
         return work / self.median
 
 
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Our speed as a multiple of theirs, over the rounds."""
+
+    median: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What two contenders took for the same work."""
+
+    ours: str
+    theirs: str
+    speed_ratio: Ratio
+    per_second: dict[str, float]  # contender → units of work per second
+    seconds: dict[str, list[float]]  # contender → of each round
+    rounds: int
+    work: float  # units that one round does
+    unit: str  # in the plural
+
+
 def alternate(contenders: Mapping[str, Callable[[], object]], *, rounds: int = 5, warm_up: int = 1) -> dict[str, Times]:
-    """Run the contenders in turns; every other round in reverse order, since the first after a pause has it easier.
+    """Run the contenders in turns, every other round in reverse order: the first after a pause has an advantage.
 
     Args:
         contenders: each does the same amount of work when called.
         rounds: how often each is measured.
-        warm_up: rounds before that are run and not counted (caches, lazy imports).
+        warm_up: earlier rounds that do not count (caches, lazy imports).
     """
     names = list(contenders)
     times = {name: Times() for name in names}
@@ -58,26 +82,26 @@ def alternate(contenders: Mapping[str, Callable[[], object]], *, rounds: int = 5
     return times
 
 
-def compare(times: Mapping[str, Times], ours: str, theirs: str, *, work: float, unit: str) -> dict[str, Any]:
-    """Our speed as a multiple of theirs: median, lowest and highest of the rounds, and both speeds.
+def compare(times: Mapping[str, Times], ours: str, theirs: str, *, work: float, unit: str) -> Comparison:
+    """Compare two of the contenders that `alternate` measured.
 
     Args:
         times: what `alternate` returned.
         ours, theirs: which two.
-        work: units that one round works off.
-        unit: what they are, in the plural.
+        work: units of work that one round does.
+        unit: their name, in the plural.
     """
     ratios = [b / a for a, b in zip(times[ours].seconds, times[theirs].seconds, strict=True)]
-    return {
-        "ours": ours,
-        "theirs": theirs,
-        "speed_ratio": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)},
-        "per_second": {name: times[name].per_second(work) for name in (ours, theirs)},
-        "seconds": {name: times[name].seconds for name in (ours, theirs)},
-        "rounds": len(ratios),
-        "work": work,
-        "unit": unit,
-    }
+    return Comparison(
+        ours=ours,
+        theirs=theirs,
+        speed_ratio=Ratio(statistics.median(ratios), min(ratios), max(ratios)),
+        per_second={name: times[name].per_second(work) for name in (ours, theirs)},
+        seconds={name: times[name].seconds for name in (ours, theirs)},
+        rounds=len(ratios),
+        work=work,
+        unit=unit,
+    )
 
 
 def machine() -> dict[str, Any]:
@@ -91,30 +115,27 @@ def machine() -> dict[str, Any]:
     }
 
 
-def in_words(comparison: Mapping[str, Any]) -> str:
-    """One line of a comparison."""
-    ratio, speed = comparison["speed_ratio"], comparison["per_second"]
-    ours, theirs, unit = comparison["ours"], comparison["theirs"], comparison["unit"]
+def in_words(comparison: Comparison) -> str:
+    """One line about a comparison."""
+    ratio, speed, unit = comparison.speed_ratio, comparison.per_second, comparison.unit
+    ours, theirs = comparison.ours, comparison.theirs
     return (
         f"{ours}: {speed[ours]:,.1f} {unit}/s; {theirs}: {speed[theirs]:,.1f} {unit}/s; "
-        f"{ratio['median']:.2f} x ({ratio['lowest']:.2f} to {ratio['highest']:.2f} in {comparison['rounds']} rounds)"
+        f"{ratio.median:.2f} x ({ratio.lowest:.2f} to {ratio.highest:.2f} in {comparison.rounds} rounds)"
     )
 
 
 def report(name: str, figures: Mapping[str, Any], out: Path | None) -> None:
-    """Print every comparison among the figures, and write all of them as JSON.
+    """Print the figures and write them as JSON.
 
     Args:
         name: of the benchmark.
-        figures: one comparison, or several by name, with any other figures beside them.
+        figures: comparisons and other figures by name.
         out: where to write; None prints only.
     """
-    several = figures if "speed_ratio" not in figures else {name: figures}
-    for key, value in several.items():
-        if isinstance(value, Mapping) and "speed_ratio" in value:
-            print(f"{key}: {in_words(value)}")
-        else:
-            print(f"{key}: {value}")
+    for key, value in figures.items():
+        print(f"{key}: {in_words(value) if isinstance(value, Comparison) else value}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"benchmark": name, "machine": machine(), **several}, indent=2) + "\n")
+        result = {"benchmark": name, "machine": machine(), **figures}
+        out.write_text(json.dumps(result, indent=2, default=asdict) + "\n")

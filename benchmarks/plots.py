@@ -1,17 +1,16 @@
-"""Lines of throughput, drawn."""
+"""Line plots of throughput. matplotlib is a development dependency: the project itself does not need it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 
-def draw(rows: Sequence[dict[str, Any]], x_label: str, y_label: str, out: Path) -> None:
-    """Draw each column of the rows but ``x`` as a line over it, with its name, from zero."""
+def draw(rows: Sequence[Mapping[str, float]], x_label: str, y_label: str, out: Path) -> None:
+    """Draw every column but ``x`` as a line over ``x``; the vertical axis starts at zero."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # writes files without a display
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3.6))

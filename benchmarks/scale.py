@@ -1,9 +1,9 @@
-"""What 10³ to 10⁸ products come to, from measured rates: the tables of docs/scale.md.
+"""Money, time and space for 10³ to 10⁸ products, from measured rates: the tables of docs/scale.md.
 
     python -m benchmarks.scale
 
-A rate has the command that measures it. GPU hours are arithmetic: counted floating-point operations, divided by a GPU's peak and a
-share of it that such models reach.
+Each rate names the command that measures it. GPU hours are not measured: they are counted floating-point operations divided
+by the share of a GPU's peak that such models reach.
 """
 
 from __future__ import annotations
@@ -19,38 +19,41 @@ QUESTIONS = 5
 
 LISTINGS_A_SECOND = 24_000  # python -m benchmarks.ingest, one core
 IMAGES_A_SECOND = 1_800  # python -m benchmarks.validation, one core; images of ABO's small size
-CURATE_SECONDS, CURATE_BYTES = 0.4e-3, 12_300  # a product; of a task with 100,000 of them
-# Bytes on disk, a product: python -m tests.chaos.load writes such runs.
+CURATE_SECONDS, CURATE_BYTES = 0.4e-3, 12_300  # per product, measured with 100,000 of them
+# Bytes on disk per product: python -m tests.chaos.load writes such runs.
 RECORD_BYTES = {"1_prepare": 250, "2_validate": 390, "3_generate": 900, "4_curate": 1_700, "6_evaluate": 670}
-LOOP_BYTES = 200  # of a task's memory, an item of its shard: docs/reliability.md, Load
-# 10⁹ operations: 577 image tokens through ViT-B and the 12 layers' keys and values; 12 question and 3 answer tokens through
-# two BERTs. A training step goes back through the text layers only: twice their forward pass.
+LOOP_BYTES = 200  # a task's memory per item of its shard: docs/reliability.md, Load
+# GFLOP of BLIP. Image: 577 tokens through ViT-B, and the keys and values of 12 layers. Question: 12 question and 3 answer tokens
+# through two BERTs. The backward pass covers the text layers only, since the vision tower is frozen: twice their forward pass.
 IMAGE_GFLOP, QUESTION_GFLOP = 114.0, 3.3
 EPOCHS, TRAIN_SHARE, TEST_SHARE = 3, 0.7, 0.2
-GPUS = {"T4": (65e12, 0.25), "A100": (312e12, 0.30)}  # peak in half precision, share of it that is assumed
+GPUS = {
+    "T4": (65e12, 0.25),
+    "A100": (312e12, 0.30),
+}  # FLOP/s: peak in half precision, and the share of it that is assumed
 
 
 def training_hours(products: int, gpu: str) -> float:
-    """LoRA on BLIP."""
+    """Hours of fine-tuning BLIP with LoRA."""
     flop = (IMAGE_GFLOP + 3 * QUESTIONS * QUESTION_GFLOP) * 1e9 * products * TRAIN_SHARE * EPOCHS
     peak, share = GPUS[gpu]
     return flop / (peak * share) / 3600
 
 
 def answering_hours(products: int, gpu: str) -> float:
-    """Base and adapter in one pass over the test split."""
+    """Hours of answering the test split with base and adapter in one pass."""
     flop = (IMAGE_GFLOP + 2 * QUESTIONS * QUESTION_GFLOP) * 1e9 * products * TEST_SHARE
     peak, share = GPUS[gpu]
     return flop / (peak * share) / 3600
 
 
 def shards(products: int) -> int:
-    """Of each sharded stage: some 5,000 products a task, at most 1,000 tasks."""
+    """Shards of a stage: about 5,000 products each, at most 1,000."""
     return max(1, min(1_000, products // 5_000))
 
 
 def table(rows: Sequence[tuple[str, Callable[[int], str]]]) -> str:
-    """Markdown with a column for each number of products."""
+    """A Markdown table with a column per number of products."""
     lines = ["| products | " + " | ".join(f"{n:,}" for n in PRODUCTS) + " |"]
     lines.append("| --- |" + " ---: |" * len(PRODUCTS))
     lines += [f"| {name} | " + " | ".join(value(n) for n in PRODUCTS) + " |" for name, value in rows]
@@ -58,22 +61,22 @@ def table(rows: Sequence[tuple[str, Callable[[int], str]]]) -> str:
 
 
 def money() -> str:
-    """What Gemini takes."""
+    """What Gemini costs, in dollars and time."""
     quota = QuotaSettings(requests_per_minute=2_000, tokens_per_minute=4_000_000)
     alone = GenerateSettings(generator="google_genai", quota=quota, concurrency=64, shards=4)
     batch = alone.model_copy(update={"batch": BatchSettings()})
     return table(
         [
             ("requests", lambda n: f"{estimate(n, alone).requests:,}"),
-            ("dollars, one by one", lambda n: f"{estimate(n, alone).dollars:,.0f}"),
-            ("dollars, in batches", lambda n: f"{estimate(n, batch).dollars:,.0f}"),
-            ("time at 2,000 requests and 4 M tokens a minute", lambda n: duration(3600 * estimate(n, alone).hours)),
+            ("dollars, one request at a time", lambda n: f"{estimate(n, alone).dollars:,.0f}"),
+            ("dollars, Batch API", lambda n: f"{estimate(n, batch).dollars:,.0f}"),
+            ("time at 2,000 requests and 4 M tokens per minute", lambda n: duration(3600 * estimate(n, alone).hours)),
         ]
     )
 
 
 def work() -> str:
-    """What processors and GPUs take."""
+    """Time on processors and GPUs."""
     rows: list[tuple[str, Callable[[int], str]]] = [
         ("prepare, one core", lambda n: duration(n / LISTINGS_A_SECOND)),
         ("validate, core time", lambda n: duration(n / IMAGES_A_SECOND)),
@@ -86,14 +89,14 @@ def work() -> str:
 
 
 def space() -> str:
-    """Files and memory."""
+    """Files, disk space and memory."""
     return table(
         [
-            ("shards of a stage", lambda n: f"{shards(n):,}"),
+            ("shards per stage", lambda n: f"{shards(n):,}"),
             ("files and folders of the run, about", lambda n: f"{3 * 4 * shards(n) + 100:,}"),
-            ("of the cap in dollars, folders", lambda n: f"{_dollar_folders(n):,}"),
+            ("folders of the dollar cap", lambda n: f"{_dollar_folders(n):,}"),
             ("records on disk, all stages", lambda n: size(n * sum(RECORD_BYTES.values()))),
-            ("memory of a task of a sharded stage", lambda n: size(60e6 + LOOP_BYTES * n / shards(n))),
+            ("memory of a sharded stage's task", lambda n: size(60e6 + LOOP_BYTES * n / shards(n))),
             ("memory of prepare", lambda n: size(100e6 + 800 * n)),
             ("memory of curate", lambda n: size(60e6 + CURATE_BYTES * n)),
         ]
@@ -106,7 +109,7 @@ def _dollar_folders(products: int) -> int:
 
 
 def size(count: float) -> str:
-    """Bytes as people say them."""
+    """Bytes with a unit that suits their size."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"

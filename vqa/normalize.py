@@ -1,4 +1,4 @@
-"""The VQA challenge's answer normalization: the strings that exact match compares.
+"""The VQA challenge's answer normalization: exact match compares normalized strings.
 
 >>> normalize("The  Two-tone Mug.")
 '2 tone mug'
@@ -29,11 +29,11 @@ _COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d)")
 
 @lru_cache(maxsize=200_000)
 def normalize(answer: str) -> str:
-    """Lower case, no punctuation, no articles, number words as digits, contractions with their apostrophe.
+    """Lower-case, remove punctuation and articles, write number words as digits, restore apostrophes in contractions.
 
     The steps of the VQA challenge's evaluation code (Antol et al. 2015, "VQA: Visual Question Answering",
-    ``vqaEvaluation/vqaEval.py``). Three differences: hyphens always become a space, colons too, and of the contractions only
-    the common ones are listed. An answer that is nothing but an article is left as it is, since otherwise it would become empty.
+    ``vqaEvaluation/vqaEval.py``), with three differences: hyphens and colons always become spaces, only common contractions
+    are listed, and an answer that consists of articles alone is kept, since it would become empty.
     """
     text = answer.lower().strip().replace("\n", " ").replace("\t", " ")
     text = _COMMA_IN_NUMBER.sub("", text).replace(",", " ")
