@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from data_prep.generate.cost import estimate
 from data_prep.generate.settings import BatchSettings, GenerateSettings, QuotaSettings
-from jobs.verbs.launch import duration
+from jobs.verbs.status import duration
 
 PRODUCTS = (1_000, 10_000, 100_000, 147_702, 1_000_000, 10_000_000, 100_000_000)
 QUESTIONS = 5
