@@ -73,7 +73,8 @@ def _error(response: httpx.Response) -> Exception:
         body = None
     found = body.get("error") if isinstance(body, dict) else None
     error = found if isinstance(found, dict) else {"message": found}
-    details: list[Any] = error["details"] if isinstance(error.get("details"), list) else []
+    given = error.get("details")
+    details = given if isinstance(given, list) else []
     if "retry-after" in response.headers:  # these servers say in a header what Google says in RetryInfo
         details = [*details, {"retryDelay": response.headers["retry-after"]}]
     return classify(response.status_code, str(error.get("message") or response.reason_phrase), details)
