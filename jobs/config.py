@@ -8,14 +8,12 @@
     models: {blip: {kind: blip, weights: Salesforce/blip-vqa-base}}
 
 Unknown keys, wrong types and impossible values are errors that name the key, the value and what would be right.
-``--set generate.max_dollars=5`` overrides a key. ``$NAME`` (or ``${NAME:-default}``)
-in a string is replaced from the environment. Secrets have no
-place in here: a section names the environment variables that hold them.
+``--set generate.max_dollars=5`` overrides a key. ``$NAME`` or ``${NAME:-default}`` in a string is replaced from the
+environment. Secrets are never written here: a section names the environment variables that hold them.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -26,7 +24,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_prep.generate.settings import GenerateSettings
-from data_prep.outcomes import UserError
+from data_prep.outcomes import UserError, unknown_name
 from data_prep.settings import CurateSettings, DataSettings, PrepareSettings, ValidateSettings
 from vqa.report.settings import ReportSettings
 from vqa.settings import EvaluateSettings, ModelSettings, TrainSettings
@@ -36,7 +34,7 @@ DEFAULT_CONFIG = CONFIGS / "abo.yaml"
 
 
 class Config(BaseModel):
-    """Everything that decides what a run does. Each section is described where its stage is."""
+    """Everything that decides what a run does. Each section is documented beside the code of its stage."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,7 +43,7 @@ class Config(BaseModel):
     validate_: ValidateSettings = Field(default=ValidateSettings(), alias="validate")  # the name is pydantic's own
     generate: GenerateSettings = GenerateSettings()
     curate: CurateSettings = CurateSettings()
-    models: dict[str, ModelSettings]  # the models to train and to compare, by the name that folders and tables use
+    models: dict[str, ModelSettings]  # to train and compare, by the name that folders and tables use
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
@@ -53,7 +51,7 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _model_names_are_folder_names(self) -> Config:
         if not self.models:
-            raise ValueError("models: name at least one model, such as  blip: {kind: blip, weights: ...}")
+            raise ValueError("models: name at least one model, such as blip: {kind: blip, weights: ...}")
         for name in self.models:
             if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
                 raise ValueError(f"models: {name!r} becomes a folder's name: use letters, digits, '_' and '.'")
@@ -99,7 +97,7 @@ def validate_config(tree: dict[str, Any], source: str) -> Config:
 
 
 def dump_config(config: Config) -> dict[str, Any]:
-    """The configuration as plain JSON values, with every default spelt out; `validate_config` reads it back."""
+    """The configuration as JSON values, with every default spelled out; `validate_config` reads it back."""
     return config.model_dump(mode="json", by_alias=True)
 
 
@@ -157,20 +155,18 @@ MISSING_ABO = (
 
 
 def _explain(problem: Any, tree: dict[str, Any]) -> str:
-    """One pydantic problem as a sentence that names the key, the value and what would be right."""
+    """One of pydantic's problems as a sentence that names the key, the value and what would be right."""
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location) or "(top level)"
     if problem["type"] == "extra_forbidden":
-        known = _keys_at(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-        return f"unknown key {key}; {hint}"
+        section = ".".join(location[:-1]) or "top level"
+        return f"{section}: {unknown_name(location[-1], sorted(_keys_at(location[:-1])), 'key')}"
     if problem["type"] == "missing":
         return f"{key} is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not location:
         return message
-    if "keys" in location:  # somebody may have pasted a secret there
+    if "keys" in location:  # a secret may have been pasted there, so the value is not shown
         return f"{key}: {message[0].lower()}{message[1:]}"
     return f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
 

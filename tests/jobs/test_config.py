@@ -20,14 +20,14 @@ def write(tmp_path: Path, tree: object) -> Path:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"prepare": {"max_itms": 3}}, ["unknown key prepare.max_itms", "did you mean 'max_items'"]),
-        ({"trian": {}}, ["unknown key trian", "did you mean 'train'"]),
+        ({"prepare": {"max_itms": 3}}, ["prepare: there is no key 'max_itms'", "Did you mean 'max_items'"]),
+        ({"trian": {}}, ["top level: there is no key 'trian'", "Did you mean 'train'"]),
         ({"prepare": {"max_items": "many"}}, ["prepare.max_items = 'many'", "integer"]),
         ({"prepare": {"max_items": 0}}, ["prepare.max_items = 0", "greater than or equal to 1"]),
         ({"train": {"strategy": "zero9"}}, ["train.strategy = 'zero9'", "'zero2'"]),
         ({"models": {}}, ["name at least one model"]),
         ({"models": {"a/b": {"kind": "blip"}}}, ["'a/b'", "folder's name"]),
-        ({"models": {"blip": {"lora": {"rank": 4}}}}, ["unknown key models.blip.lora.rank", "known keys"]),
+        ({"models": {"blip": {"lora": {"rank": 4}}}}, ["models.blip.lora: there is no key 'rank'", "Known"]),
         ({"curate": {"val_share": 0.6, "test_share": 0.6}}, ["curate", "nothing is left to train on"]),
     ],
 )
