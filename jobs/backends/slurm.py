@@ -32,7 +32,7 @@ def chain_folder(run: RunDir) -> ChainFolder:
 
 
 @contextmanager
-def _told_to_the_user() -> Iterator[None]:
+def _as_user_error() -> Iterator[None]:
     try:
         yield
     except SlurmError as error:
@@ -45,7 +45,7 @@ def read_profile(name: str | Path) -> Profile:
     Raises:
         UserError: there is none of that name, or it has mistakes.
     """
-    with _told_to_the_user():
+    with _as_user_error():
         return load_profile(name, STAGES)
 
 
@@ -55,7 +55,7 @@ def submit(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile,
     Raises:
         UserError: the run is queued already, is driven by a local launch, or SLURM refuses.
     """
-    works = plan(run, config, steps, profile)
+    works = pending_work(run, config, steps, profile)
     for step in steps:
         if str(step) not in {work.name for work in works}:
             console.print(f"[green]✓[/] {step}: done already, skipped")
@@ -65,7 +65,7 @@ def submit(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile,
     for step in steps:
         if any(work.name == str(step) for work in works):
             make_stage(step, run, config).before_tasks()
-    with _told_to_the_user():
+    with _as_user_error():
         states = submit_chain(chain_folder(run), profile, works)
     for state in states:
         tasks = len(state.work.shards) if state.work.shards is not None else 1
@@ -76,7 +76,7 @@ def submit(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile,
     return 0
 
 
-def plan(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile) -> list[StepWork]:
+def pending_work(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile) -> list[StepWork]:
     """What is left to do, in order. A step that waits for another one is submitted whole: what it will find is not known."""
     works: dict[str, StepWork] = {}
     for step in steps:
@@ -101,8 +101,8 @@ def plan(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile) -
 
 def show_scripts(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile, console: Console) -> None:
     """Print, per step, what a launch would submit."""
-    works = {work.name: work for work in plan(run, config, steps, profile)}
-    with _told_to_the_user():
+    works = {work.name: work for work in pending_work(run, config, steps, profile)}
+    with _as_user_error():
         cluster = Cluster(profile, chain_folder(run).path, "RUN")
         for step in steps:
             work = works.get(str(step))
@@ -155,7 +155,7 @@ def cancel(run: RunDir, console: Console) -> int:
     if folder.chain() is None:
         console.print("This run was never submitted to SLURM.")
         return 0
-    with _told_to_the_user():
+    with _as_user_error():
         jobs = queue.cancel(folder.token())
     names = Counter(job.step for job in jobs if not job.is_gate)
     console.print(

@@ -80,7 +80,7 @@ def _diagnose(run: RunDir, config: Config, steps: Sequence[Step], profile: Profi
     if profile is not None:
         try:
             cluster = SlurmCluster(profile, run.slurm, "doctor")
-            works = slurm.plan(run, config, steps, profile)
+            works = slurm.pending_work(run, config, steps, profile)
             site = site_checks(cluster, works)
             checks += site
             if all(check.ok is not False for check in site):

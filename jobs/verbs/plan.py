@@ -1,8 +1,9 @@
-"""What a run will cost, before anything is sent: requests, tokens, dollars, hours, and the memory of training."""
+"""``launch.py plan``: what a run will cost, before anything is sent: requests, tokens, dollars, hours; memory of training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -17,27 +18,24 @@ from vqa.settings import TINY, ModelSettings
 
 GB = 1e9
 
-# Parameters, and bytes that a training step keeps for its backward pass, as `python -m benchmarks.training_memory KIND` counts
-# them at full size: what a question and what an image adds in fp32 (a GPU's autocast needs less), and the 2-byte copies of the
-# frozen weights that autocast makes, whatever the batch is. "whole": parameters trained beside the adapter (ViLT's head).
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """What training a model at full size needs, as `python -m benchmarks.training_memory KIND` counts it."""
+
+    parameters: float
+    lora_per_rank: float  # trainable parameters for each unit of rank, with the default targets
+    whole: float  # parameters trained whole beside the adapter: ViLT's head
+    per_question: float  # bytes kept for the backward pass in fp32; a GPU's autocast needs less
+    per_image: float  # likewise
+    copies: float  # bytes of the 2-byte copies of frozen weights that autocast makes, whatever the batch
+
+
 SIZES = {
-    "blip": {
-        "parameters": 361.2e6,
-        "lora_per_rank": 147_456,
-        "whole": 0.0,
-        "per_question": 14.2e6,
-        "per_image": 64.3e6,
-        "copies": 470e6,
-    },
-    "vilt": {
-        "parameters": 117.6e6,
-        "lora_per_rank": 55_296,
-        "whole": 6.0e6,
-        "per_question": 142e6,
-        "per_image": 0.0,
-        "copies": 181e6,
-    },
+    "blip": ModelSize(361.2e6, 147_456, 0.0, per_question=14.2e6, per_image=64.3e6, copies=470e6),
+    "vilt": ModelSize(117.6e6, 55_296, 6.0e6, per_question=142e6, per_image=0.0, copies=181e6),
 }
+CUDA_CONTEXT = 0.6e9  # bytes
 
 
 def show_plan(config_path: Path | None, overrides: Sequence[str], console: Console) -> None:
@@ -48,14 +46,14 @@ def show_plan(config_path: Path | None, overrides: Sequence[str], console: Conso
     """
     config = load_config(config_path or DEFAULT_CONFIG, overrides)
     products = count_products(config)
-    console.print(f"{products:,} products qualify (images are looked at later; each broken one saves a request).")
+    console.print(f"{products:,} products qualify (images are checked later; each broken one saves a request).")
     _show_generate(config, products, console)
     _show_training(config, console)
     console.print("Nothing was sent, nothing was written.")
 
 
 def count_products(config: Config) -> int:
-    """How many products stage prepare would keep."""
+    """The number of products that stage prepare would keep."""
 
     def ignore(_: Rejected) -> None:
         pass
@@ -112,13 +110,11 @@ def _show_training(config: Config, console: Console) -> None:
 
 
 def training_memory(model: ModelSettings) -> tuple[float, float, float, float] | None:
-    """Bytes of weights, of adapter with gradient and optimizer, of activations, and of the CUDA context; None for other kinds."""
+    """Bytes of the weights, of the adapter with gradient and optimizer, of activations, of the CUDA context; None: unknown."""
     size = SIZES.get(model.kind)
     if size is None:
         return None
-    weights = 4 * size["parameters"]
-    trained = size["lora_per_rank"] * model.lora.r + size["whole"]
-    adapter = 16 * trained  # weight, gradient, two moments, each fp32
-    at_worst = size["per_question"] + size["per_image"]  # each question about an image of its own
-    activations = model.batch_size * at_worst + size["copies"]
-    return weights, adapter, activations, 0.6e9
+    trained = size.lora_per_rank * model.lora.r + size.whole
+    adapter = 16 * trained  # weight, gradient and Adam's two moments, 4 bytes each
+    worst = size.per_question + size.per_image  # each question about an image of its own
+    return 4 * size.parameters, adapter, model.batch_size * worst + size.copies, CUDA_CONTEXT

@@ -126,7 +126,7 @@ def test_requeues_and_kills_lose_no_record_and_pay_twice_only_what_was_in_flight
     status = {step.step: step for step in run_status(run, config)}
     assert [status[stage].state for stage in STAGES] == ["done"] * 3
     assert status["generate"].items == status["generate"].done + status["generate"].failed
-    assert slurm.plan(run, config, steps, PROFILE) == [], "done, and yet it would be submitted"
+    assert slurm.pending_work(run, config, steps, PROFILE) == [], "done, and yet it would be submitted"
 
 
 def test_a_run_that_fails_records_why_and_cancels_the_rest(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
