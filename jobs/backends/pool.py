@@ -39,9 +39,7 @@ class TaskResult:
     """How a task ended."""
 
     task: Task
-    returncode: (
-        int  # as in subprocess: negative for a signal; `REQUEUE` if a stop interrupted it or kept it from starting
-    )
+    returncode: int  # as in subprocess: negative for a signal; `REQUEUE` if interrupted or never started
 
 
 @dataclass(slots=True)

@@ -9,9 +9,8 @@ from rich.console import Console
 from data_prep.demo.catalogue import render
 from jobs.backends import slurm
 from jobs.config import validate_config
-from jobs.pipeline import steps_of
+from jobs.pipeline import run_status, steps_of
 from jobs.run.run import open_run
-from jobs.verbs.status import run_status
 from slurm.queue import live_jobs
 from tests.chaos.secrets import Watch, leaks, leaks_in_files
 from tests.chaos.test_keys import GOOD, KEYS, REJECTED, stand_in
