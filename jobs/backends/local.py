@@ -24,7 +24,7 @@ from rich.progress import (
 )
 
 from data_prep.files import read_json
-from jobs.backends.pool import Task, TaskResult, run_tasks
+from jobs.backends.pool import FinishedTask, Task, run_tasks
 from jobs.backends.stop import StopFlag
 from jobs.config import Config
 from jobs.pipeline import make_stage, task_command
@@ -113,7 +113,7 @@ class _LocalLaunch:
             for shard in stage.pending()
         ]
 
-    def _watch(self, stage: Stage, tasks: list[Task], gpus: Sequence[str]) -> list[TaskResult]:
+    def _watch(self, stage: Stage, tasks: list[Task], gpus: Sequence[str]) -> list[FinishedTask]:
         """Run the tasks, drawing what the run's own files say of their progress."""
         columns = (
             SpinnerColumn(),
@@ -144,7 +144,7 @@ class _LocalLaunch:
                 tasks, workers=self.workers, stop=self.stop, on_tick=tick, gpus=gpus, grace=stage.stop_seconds()
             )
 
-    def _explain(self, step: Step, failed: Sequence[TaskResult]) -> None:
+    def _explain(self, step: Step, failed: Sequence[FinishedTask]) -> None:
         """Name each failure once, with its log."""
         said: dict[str, tuple[int, Path]] = {}
         for result in failed:

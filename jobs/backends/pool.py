@@ -35,7 +35,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskResult:
+class FinishedTask:
     """How a task ended."""
 
     task: Task
@@ -58,7 +58,7 @@ def run_tasks(
     *,
     gpus: Sequence[str] = (),
     grace: float = 30.0,
-) -> list[TaskResult]:
+) -> list[FinishedTask]:
     """Run tasks, at most `workers` at a time, and wait for all of them.
 
     Call it in the main thread: the kernel kills a task when the thread that started it ends (`die_with_parent`).
@@ -103,7 +103,7 @@ def run_tasks(
         for one in running:  # only if an exception (a second Ctrl-C) ended the loop
             _signal(one, signal.SIGKILL)
             one.process.wait()
-    return [TaskResult(task, code) for task, code in zip(tasks, codes, strict=True)]
+    return [FinishedTask(task, code) for task, code in zip(tasks, codes, strict=True)]
 
 
 def _start(task: Task, gpu: str | None) -> subprocess.Popen[bytes]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.backends.pool import Task, TaskResult, run_tasks
+from jobs.backends.pool import FinishedTask, Task, run_tasks
 from slurm.process import REQUEUE
 from tests.conftest import ROOT
 
@@ -96,7 +96,7 @@ def test_a_stop_ends_running_tasks_gently_and_starts_no_more(tmp_path: Path) -> 
     marker = tmp_path / "marker"
     tasks = [Task(str(i), python(EXITS_WHEN_ASKED, marker), tmp_path / f"{i}.log") for i in range(3)]
     results = run_tasks(tasks, workers=1, stop=marker.exists)
-    assert results == [TaskResult(task, REQUEUE) for task in tasks]
+    assert results == [FinishedTask(task, REQUEUE) for task in tasks]
     assert [log.read_text() for log in tmp_path.glob("*.log")] == ["SIGTERM\n"], "only the first task was started"
 
 
