@@ -1,20 +1,18 @@
 """The pipeline on a SLURM cluster: a run's steps as a chain of arrays, what the queue knows of it, cancelling, logs.
 
-All steps are queued by one command; gates (`jobs.backends.gate`) carry the run on, so that the user can log out.
+All steps are queued by one command; gates (`jobs.backends.check_step`) carry the run on, so that the user can log out.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from data_prep.outcomes import UserError
 from jobs.config import Config
 from jobs.pipeline import make_stage, steps_before, task_command
 from jobs.run.layout import STAGES, RunDir, Step
@@ -31,22 +29,13 @@ def chain_folder(run: RunDir) -> ChainFolder:
     return ChainFolder(run.slurm)
 
 
-@contextmanager
-def _as_user_error() -> Iterator[None]:
-    try:
-        yield
-    except SlurmError as error:
-        raise UserError(str(error)) from error
-
-
 def read_profile(name: str | Path) -> Profile:
     """A cluster profile, by name or path.
 
     Raises:
         UserError: there is none of that name, or it has mistakes.
     """
-    with _as_user_error():
-        return load_profile(name, STAGES)
+    return load_profile(name, STAGES)
 
 
 def submit(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile, console: Console) -> int:
@@ -65,8 +54,7 @@ def submit(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile,
     for step in steps:
         if any(work.name == str(step) for work in works):
             make_stage(step, run, config).before_tasks()
-    with _as_user_error():
-        states = submit_chain(chain_folder(run), profile, works)
+    states = submit_chain(chain_folder(run), profile, works)
     for state in states:
         tasks = len(state.work.shards) if state.work.shards is not None else 1
         jobs = ", ".join(job.id for job in state.jobs)
@@ -90,7 +78,7 @@ def pending_work(run: RunDir, config: Config, steps: Sequence[Step], profile: Pr
             name=str(step),
             stage=step.stage,
             command=task_command(run, step),
-            gate=[sys.executable, "-m", "jobs.backends.gate", str(run.path), str(step)],
+            gate=[sys.executable, "-m", "jobs.backends.check_step", str(run.path), str(step)],
             logs=str(run.logs(step)),
             shards=None if tasks == [None] else [task for task in tasks if task is not None],
             after=after,
@@ -102,18 +90,17 @@ def pending_work(run: RunDir, config: Config, steps: Sequence[Step], profile: Pr
 def show_scripts(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile, console: Console) -> None:
     """Print, per step, what a launch would submit."""
     works = {work.name: work for work in pending_work(run, config, steps, profile)}
-    with _as_user_error():
-        cluster = Cluster(profile, chain_folder(run).path, "RUN")
-        for step in steps:
-            work = works.get(str(step))
-            if work is None:
-                console.print(f"{step}: done already, would be skipped", style="bold")
-                continue
-            tasks = "one job" if work.shards is None else f"{len(work.shards):,} tasks"
-            waits = f", after the gates of {', '.join(work.after)}" if work.after else ""
-            console.print(f"{step}: {tasks}{waits}; then its gate", style="bold")
-            dependency = after_gates([f"<gate of {name}>" for name in work.after])
-            console.print(escape(cluster.script(work, dependency)))
+    cluster = Cluster(profile, chain_folder(run).path, "RUN")
+    for step in steps:
+        work = works.get(str(step))
+        if work is None:
+            console.print(f"{step}: done already, would be skipped", style="bold")
+            continue
+        tasks = "one job" if work.shards is None else f"{len(work.shards):,} tasks"
+        waits = f", after the gates of {', '.join(work.after)}" if work.after else ""
+        console.print(f"{step}: {tasks}{waits}; then its gate", style="bold")
+        dependency = after_gates([f"<gate of {name}>" for name in work.after])
+        console.print(escape(cluster.script(work, dependency)))
     console.print("Nothing was submitted.")
 
 
@@ -155,8 +142,7 @@ def cancel(run: RunDir, console: Console) -> int:
     if folder.chain() is None:
         console.print("This run was never submitted to SLURM.")
         return 0
-    with _as_user_error():
-        jobs = queue.cancel(folder.token())
+    jobs = queue.cancel(folder.token())
     names = Counter(job.step for job in jobs if not job.is_gate)
     console.print(
         f"Cancelled {len(jobs)} jobs: {', '.join(f'{n} ({c})' for n, c in names.items()) or 'none were queued'}"

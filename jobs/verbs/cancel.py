@@ -16,6 +16,6 @@ def cancel(run_dir: Path, console: Console) -> int:
         UserError: the folder is not a run, or SLURM does not answer.
     """
     run, _ = load_run(run_dir)
-    from jobs.backends import slurm  # imports submitit
+    from jobs.backends import slurm  # only runs on SLURM need it
 
     return slurm.cancel(run, console)

@@ -31,7 +31,7 @@ def launch(request: LaunchRequest, console: Console) -> int:
     steps = steps_of(config, stages)
     run = RunDir(run_dir.resolve())
     if request.cluster is Cluster.slurm:
-        from jobs.backends import slurm  # imports submitit
+        from jobs.backends import slurm  # only runs on SLURM need it
 
         profile = slurm.read_profile(request.profile or slurm.DEFAULT_PROFILE)
     if request.dry_run:
@@ -80,7 +80,7 @@ def require_alone(run: RunDir) -> None:
         )
     if not run.slurm.is_dir():
         return
-    from jobs.backends import slurm  # imports submitit
+    from jobs.backends import slurm  # only runs on SLURM need it
 
     if queued := slurm.queue_counts(run):
         listed = ", ".join(f"{step} ({states.total()})" for step, states in queued.items())

@@ -59,7 +59,7 @@ def look_at_queue(run: RunDir) -> QueueStatus | None:
     """What SLURM says of the run; None for one that was never submitted."""
     if not run.slurm.is_dir():
         return None
-    from jobs.backends import slurm  # imports submitit
+    from jobs.backends import slurm  # only runs on SLURM need it
 
     counts = slurm.queue_counts(run)
     return QueueStatus(None if counts is None else {k: dict(v) for k, v in counts.items()}, slurm.stopped_steps(run))

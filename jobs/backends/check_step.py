@@ -2,7 +2,7 @@
 
 ::
 
-    python -m jobs.backends.gate RUN_DIR validate
+    python -m jobs.backends.check_step RUN_DIR validate
 """
 
 from __future__ import annotations
