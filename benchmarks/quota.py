@@ -1,15 +1,15 @@
-"""One quota for four tasks at once: what they get out of it, and that they never pass it, by the server's own log.
+"""One quota for four tasks at once: how much of it they use, and that they never exceed it, by the server's own log.
 
 ``python -m benchmarks.quota --seconds 180 --out quota.json`` starts the stand-in for Gemini, which takes two seconds for a reply,
 and four processes that share nothing but the folder of the quota. The bar is 0.95 of what is possible::
 
     min(quota, tasks * concurrency / latency)
 
-Counted are the replies of ``--seconds`` of steady state; one at its edge counts with the share of its two seconds that lies
-within, as replies come in waves. What is left out at the start: the time until the last of the four has
-sent its first request (a process imports for seconds), and three latencies more, in which the first requests of all
-tasks are answered together. The rest, until the tasks have heard that it is over, is left out too. The quota is watched
-over the whole log, start and end included: the most requests in any 60 seconds.
+Replies are counted over ``--seconds`` of steady state. One at its edge counts with the share of its two seconds that lies within,
+as replies come in waves. The start is left out: the time until the last of the four has sent its first request (a process
+imports for seconds), and three latencies more, in which the first requests of all tasks are answered together. So is the end, until
+the tasks have noticed the stop. The quota is checked over the whole log, start and end included: the most requests in any 60
+seconds.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ BAR = 0.95
 
 @dataclass(frozen=True)
 class Case:
-    """What is tried: a quota of requests a minute, and how many requests each task may have in flight."""
+    """A quota in requests a minute, and how many requests each task may have in flight."""
 
     per_minute: int
     concurrency: int
 
     def possible(self) -> float:
-        """Replies a second."""
+        """The most replies a second."""
         return min(self.per_minute / 60, TASKS * self.concurrency / LATENCY)
 
 
 CASES = {
     "bound by the quota": Case(per_minute=600, concurrency=8),
     "bound by the requests in flight": Case(per_minute=2000, concurrency=4),
-    # The hardest: a permit that comes while all requests are in flight is lost, and cannot be made up for.
+    # The hardest: a slot that passes while all requests are in flight is lost for good.
     "bound by both alike": Case(per_minute=600, concurrency=5),
 }
 
 
 def make_shop(folder: Path) -> None:
-    """Images (any bytes will do) and the stand-in's answers about them."""
+    """Write images (any bytes will do) and the stand-in's answers about them."""
     lines = []
     for i in range(IMAGES):
         image = b"\xff\xd8\xff\xe0" + i.to_bytes(2) + bytes(10_000)  # as large as a small product photo
@@ -73,7 +73,7 @@ def make_shop(folder: Path) -> None:
 
 
 def task(folder: str, url: str, number: int, case: Case, over: Event) -> None:
-    """Ask until told to stop: one task of an array. Its key is its number, so that the server's log tells whose a request is."""
+    """One task of an array: asks until told to stop. Its key is its number, which the server's log shows with each request."""
     os.environ["GEMINI_API_KEY"] = f"key-of-task-{number:04}"
 
     failures: list[str] = []
@@ -109,7 +109,7 @@ def task(folder: str, url: str, number: int, case: Case, over: Event) -> None:
 
 
 def measure(case: Case, seconds: float) -> dict[str, Any]:
-    """Run one case; what came of it by the server's log.
+    """Run one case; its figures by the server's log.
 
     Raises:
         RuntimeError: a task failed, or got no reply for a minute.
@@ -141,12 +141,12 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
 
 
 def figures(entries: list[dict[str, Any]], case: Case, begin: float, seconds: float) -> dict[str, Any]:
-    """What the server's log says.
+    """The figures of a server's log.
 
     Args:
         entries: its lines.
-        case: what was tried.
-        begin: of the steady state, in seconds of the epoch.
+        case: what was run.
+        begin: of the steady state, seconds since the epoch.
         seconds: its length.
     """
     good = [(entry["at"], entry["answered"]) for entry in entries if entry["outcome"] == "ok"]
@@ -173,7 +173,7 @@ def figures(entries: list[dict[str, Any]], case: Case, begin: float, seconds: fl
 
 
 def _all_asking(log: Path) -> float:
-    """When the last of the tasks sent its first request."""
+    """When the last task sent its first request."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         first: dict[str, float] = {}
@@ -190,7 +190,7 @@ def _entries(log: Path) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Measure all cases, print and write; 1 where a bar is missed or the quota was passed."""
+    """Measure all cases, print and write the figures; 1 where the bar is missed or the quota was exceeded."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quota", description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=180.0, help="of steady state, in each case")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
@@ -205,7 +205,7 @@ def main() -> int:
     report("quota", {**found, "bar": BAR}, options.out)
     missed = [name for name, case in found.items() if case["share_of_possible"] < BAR]
     passed = [name for name, case in found.items() if case["over_quota"]]
-    print(f"bar missed: {missed or 'nowhere'}; quota passed: {passed or 'nowhere'}")
+    print(f"bar missed: {missed or 'nowhere'}; quota exceeded: {passed or 'nowhere'}")
     return 1 if missed or passed else 0
 
 

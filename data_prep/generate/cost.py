@@ -28,7 +28,6 @@ class Estimate:
     dollars: float
     hours: float
     limited_by: str  # what determines the hours: requests_per_minute, requests_per_day, concurrency, batches, ...
-    over_budget: bool  # generate.max_dollars will end the run early
 
 
 def dollars(prices: PriceSettings, input_tokens: int, output_tokens: int) -> float:
@@ -71,7 +70,6 @@ def estimate(products: int, settings: GenerateSettings) -> Estimate:
         dollars=round(price, 2),
         hours=round(hours[limit], 2),
         limited_by=limit,
-        over_budget=settings.max_dollars is not None and price > settings.max_dollars,
     )
 
 

@@ -116,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
             self._too_many_requests("minute")
         elif job is None:
             self._error(400, "INVALID_ARGUMENT", "the batch names no file that was uploaded")
-        elif fault == "unconfirmed":
+        elif fault == "unconfirmed":  # the batch exists, and the client cannot know
             self.state.note(arrived, "batch_unconfirmed", key, batch=job.name)
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -134,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
         self._error(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key.", [info])
         return False
 
-    def _answer(self, image: bytes | None, model: str, reply: Callable[[str | None, str, str], dict[str, Any]]) -> None:
+    def _answer(self, image: bytes | None, model: str, reply: Callable[[str | None, str, str], object]) -> None:
         state, arrived, key = self.state, time.time(), self._key()
         if not self._key_is_valid(arrived):
             return
@@ -171,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "hang":
             time.sleep(HANG_SECONDS)
             self.close_connection = True
-        elif fault == "break_off":
+        elif fault == "break_off":  # the body is shorter than its header says
             self._head(200, _ANNOUNCED)
             self.wfile.write(b'{"candidates": [')
             self.close_connection = True
@@ -190,7 +190,7 @@ class Handler(BaseHTTPRequestHandler):
             "day": ("GenerateRequestsPerDayPerProjectPerModel", options.requests_per_day),
         }[quota]
         delay = 3600.0 if quota == "day" else options.retry_delay
-        value = 15 if limit is None else limit
+        value = 15 if limit is None else limit  # 15: the free tier's, where a fault comes without a quota
         violation = {"quotaId": name, "quotaValue": str(value)}
         details = [
             {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]},

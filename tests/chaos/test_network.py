@@ -1,6 +1,6 @@
 """An endpoint that misbehaves in every way known, and the three clients: nothing hangs, nothing half-read is a reply.
 
-Elsewhere, in tests/generate: errors that pass are retried until a good reply comes (test_asking.py), a redirect does not carry
+Elsewhere, in tests/data_prep/generate: errors that pass are retried until a good reply comes (test_workers.py), a redirect does not carry
 the key away, and no traceback shows it (test_security.py).
 """
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import collections
+import functools
 import threading
 import time
 
 import pytest
 
+from data_prep.generate import prompt as prompt_module
 from data_prep.generate import workers
 from data_prep.generate.clients.base import client_class, known_generators
 from data_prep.generate.prompt import prompt, rule_violations
+from data_prep.generate.qa_parser import ParsedReply, QAParser
 from data_prep.generate.settings import GenerateSettings
-from data_prep.outcomes import UserError
+from data_prep.outcomes import Failed, Ok, Todo, UserError
 from data_prep.records import Reply
 from data_prep.stand_in import StandIn, StandInOptions, messages
 from tests.data_prep.generate.conftest import KEY, Outcomes, Shop, settings_for
@@ -86,6 +89,29 @@ def test_asking_again_says_what_was_wrong(shop: Shop) -> None:
     assert wrong is not None
     said = prompt(shop.products[0], wrong)
     assert "light blue" in said and "1 pairs instead of 5" in said
+
+
+def test_worker_loop_and_next_request_parse_a_reply_once_between_them(shop: Shop, monkeypatch) -> None:
+    parsed: collections.Counter[str] = collections.Counter()
+    usual = QAParser.parse
+
+    def parse(self: QAParser, text: str) -> ParsedReply:
+        parsed[text] += 1
+        return usual(self, text)
+
+    monkeypatch.setattr(QAParser, "parse", parse)
+    prompt_module._check.cache_clear()  # of other tests' replies
+    with StandIn(shop.answers, StandInOptions(faults={"two_words": 1.0}, seed=1)) as server:
+        settings = settings_for(server.url, max_asks=2)
+        outcomes = Outcomes()
+
+        def record(key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
+            outcomes.record(key, outcome, durable=durable)
+            assert isinstance(outcome, Ok) and rule_violations(outcome.value, settings)  # as the shard loop does
+
+        todos = (Todo(product, functools.partial(record, product.item_id)) for product in shop.products)
+        workers.generate_all(todos, image_root=shop.root, settings=settings, quota_folder=shop.quota)
+    assert len(parsed) == len(shop.products) and set(parsed.values()) == {1}
 
 
 def test_fences_are_no_fault(shop: Shop) -> None:
