@@ -11,7 +11,14 @@ from PIL import Image
 
 from data_prep.outcomes import UserError
 from tests.vqa.training_data import Material, make_material, write_splits
-from vqa.dataset import VQADataset, load_dataset_and_metadata, locate_image_path, open_image, verify_dataset
+from vqa.dataset import (
+    IMAGES_CHECKED,
+    VQADataset,
+    load_dataset_and_metadata,
+    locate_image_path,
+    open_image,
+    verify_dataset,
+)
 from vqa.models.base import model_class
 
 
@@ -56,7 +63,7 @@ def test_a_broken_orientation_tag_spoils_no_image(value: int, tmp_path: Path) ->
         assert sorted(open_image(tmp_path, "1.jpg").size) == [10, 20]
 
 
-def test_a_image_that_broke_since_it_was_validated_is_named_with_what_to_do(material: Material, tmp_path: Path) -> None:
+def test_an_image_that_broke_since_validation_is_named_with_what_to_do(material: Material, tmp_path: Path) -> None:
     shutil.copytree(material.images, tmp_path / "images")
     splits, _ = load_dataset_and_metadata(material.data)
     path = tmp_path / "images" / material.examples[0].image_path
@@ -76,20 +83,33 @@ def test_dataset_finds_its_examples_and_their_images(material: Material) -> None
     assert statistics == {}
 
 
-def test_folder_that_is_no_data_set_is_named_with_what_it_lacks(material: Material, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_dataset_is_named_with_what_it_lacks(material: Material, tmp_path: Path) -> None:
     folder = write_splits(tmp_path / "data", material.examples, [])
     (folder / "val.jsonl").unlink()
     with pytest.raises(UserError, match=r"lacks val\.jsonl\. Run the stage curate first"):
         load_dataset_and_metadata(folder)
 
 
-def test_sound_data_set_has_no_problems(material: Material) -> None:
+def test_a_sound_dataset_has_no_problems(material: Material) -> None:
     half = len(material.examples) // 2
     splits = {"train": material.examples[:half], "val": material.examples[half:]}
     assert verify_dataset(splits, material.images) == []
 
 
-def test_every_problem_of_a_data_set_is_told(material: Material) -> None:
+def test_images_of_a_large_split_are_looked_up_by_sample(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[str] = []
+    monkeypatch.setattr("vqa.dataset.locate_image_path", lambda root, path: looked_up.append(path))
+    many = [
+        dataclasses.replace(material.examples[0], id=str(n), image_path=f"{n:05}.png")
+        for n in range(2 * IMAGES_CHECKED)
+    ]
+    assert verify_dataset({"train": many}, tmp_path) == []
+    assert len(looked_up) == IMAGES_CHECKED and looked_up[-1] > f"{2 * IMAGES_CHECKED - 5:05}"
+
+
+def test_every_problem_of_a_dataset_is_told(material: Material) -> None:
     first, second, *_, last = material.examples
     wrong = {
         "train": [first, dataclasses.replace(second, answer=" "), dataclasses.replace(first, image_group="g")],

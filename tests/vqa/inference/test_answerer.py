@@ -212,7 +212,7 @@ def test_adapters_for_different_answers_are_refused_together(tmp_path: Path) -> 
         Answerer(model, {"one": tmp_path / "one", "two": tmp_path / "two"}, SETTINGS, tmp_path)
 
 
-def test_batches_are_of_whole_images_and_less_of_them_is_padding_where_a_window_is_sorted() -> None:
+def test_batches_hold_whole_images_and_a_sorted_window_has_less_padding() -> None:
     rng = random.Random(0)
     items = [
         Example(f"{image}-{number}", "", "", f"{image}.jpg", "q" * rng.randint(10, 90), "", "", "", "")

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BlipForQuestionAnswering, BlipImageProcessorPil
 
+from tests.vqa.rounding import BACKWARD, PIXEL, PROBABILITY, assert_same_but_for_rounding
 from tests.vqa.tiny_models import ANSWERS, QUESTIONS, WORDS, make_model, noise_images
 from vqa.models.base import Batch
 from vqa.models.blip import IGNORED, Model
@@ -74,7 +75,7 @@ def test_scores_are_those_of_transformers_with_unequal_numbers_of_questions(
             length = int((batch["labels"][row] != IGNORED).sum())
             ids = batch["decoder_input_ids"][row : row + 1, :length]
             alone = their_logits(model, theirs, number, question, ids)[0]
-            torch.testing.assert_close(ours[row, :length], alone, atol=1e-4, rtol=0)
+            assert_same_but_for_rounding(ours[row, :length], alone)
     assert ours.std() > 0.1, "scores that hardly differ would show no mistake"
 
 
@@ -108,7 +109,7 @@ def test_gradients_of_the_adapter_are_those_of_transformers(model: Model, target
     assert ours.keys() == theirs.keys() and ours
     assert any("vision_model" in name for name in ours) == ("qkv" in targets)
     for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, theirs[name], atol=1e-4, rtol=1e-3)
+        assert_same_but_for_rounding(gradient, theirs[name], BACKWARD)
 
 
 def test_greedy_answers_are_those_of_generate_for_one_question_at_a_time(
@@ -130,7 +131,7 @@ def test_greedy_answers_are_those_of_generate_for_one_question_at_a_time(
     assert len({answer.text for answer in ours}) > 1 and all(0 <= answer.confidence <= 1 for answer in ours)
 
 
-def test_beam_search_finds_for_every_question_of_a_batch_what_transformers_finds_for_it_alone(
+def test_beam_search_on_a_batch_finds_what_transformers_finds_for_each_question(
     model: Model, theirs: BlipForQuestionAnswering
 ) -> None:
     beam = EvaluateSettings(decoding="beam", beams=3, max_new_tokens=5)
@@ -151,7 +152,7 @@ def test_beam_search_finds_for_every_question_of_a_batch_what_transformers_finds
             )
             said = model.processor.tokenizer.decode(found.sequences[0], skip_special_tokens=True).strip()
             assert answer.text == said
-            assert answer.confidence == pytest.approx(float(found.sequences_scores[0].exp()), rel=1e-3)
+            assert answer.confidence == pytest.approx(float(found.sequences_scores[0].exp()), rel=PROBABILITY)
 
 
 def test_ranking_chooses_the_likeliest_of_all_candidates(model: Model) -> None:
@@ -184,7 +185,7 @@ def test_a_shortlist_keeps_the_likeliest_first_tokens(model: Model, shortlist: i
     assert answer in sorted(scores, key=scores.__getitem__)[-shortlist:]
 
 
-def test_the_decoder_starts_in_training_with_the_token_that_it_starts_with_in_inference(model: Model) -> None:
+def test_the_decoder_starts_with_the_same_token_in_training_and_in_inference(model: Model) -> None:
     start = model.net.config.text_config.bos_token_id
     assert set(whole_batch(model)["decoder_input_ids"][:, 0].tolist()) == {start} == {model.processor_dec()}
     assert start != model.processor.tokenizer.cls_token_id, "what transformers' own training would start with"
@@ -201,7 +202,7 @@ def test_pads_count_nowhere_and_are_never_fed_as_ignored_labels(model: Model) ->
         loss = model.net(**batch)["loss"]
         changed = dict(batch)
         changed["decoder_input_ids"] = torch.where(batch["labels"] == IGNORED, 7, batch["decoder_input_ids"])
-        torch.testing.assert_close(model.net(**changed)["loss"], loss)
+        assert_same_but_for_rounding(model.net(**changed)["loss"], loss)
 
 
 def test_the_scores_of_a_question_are_the_same_in_whatever_batch_it_is(model: Model) -> None:
@@ -211,7 +212,7 @@ def test_the_scores_of_a_question_are_the_same_in_whatever_batch_it_is(model: Mo
         for row, (number, question, answer) in enumerate(PAIRS):
             one = model.processor.collate([noise_images()[number]], [[question]], [[answer]])
             alone = model.net(**one)["logits"][0]
-            torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
+            assert_same_but_for_rounding(together[row, : len(alone)], alone)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
@@ -221,7 +222,7 @@ def test_pixels_are_those_of_the_pinned_image_processor(model: Model, folder: Pa
         image = image.convert(mode).convert("RGB")
         pixels = model.processor.collate([image], [["What?"]])["pixels"]
         ours = (pixels.float() / 255 - model.net.image_mean) / model.net.image_std
-        torch.testing.assert_close(ours, processor(image, return_tensors="pt")["pixel_values"], atol=1e-6, rtol=0)
+        assert_same_but_for_rounding(ours, processor(image, return_tensors="pt")["pixel_values"], PIXEL)
 
 
 def test_the_image_processors_own_settings_are_used(folder: Path, tmp_path: Path) -> None:
@@ -233,9 +234,7 @@ def test_the_image_processors_own_settings_are_used(folder: Path, tmp_path: Path
     image = noise_images()[1]
     near = other.processor.collate([image], [["What?"]])["pixels"]
     theirs = other.processor.image_processor(image, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(
-        (near.float() / 255 - other.net.image_mean) / other.net.image_std, theirs, atol=1e-6, rtol=0
-    )
+    assert_same_but_for_rounding((near.float() / 255 - other.net.image_mean) / other.net.image_std, theirs, PIXEL)
 
 
 @pytest.mark.parametrize(("targets", "reached"), [(["query", "value"], False), (["qkv"], True)])
@@ -248,7 +247,7 @@ def test_the_vision_tower_has_gradients_only_where_an_adapter_reaches_it(
     assert (model.encode(batch) is None) is reached, "what depends on an adapter cannot be shared by several"
 
 
-def test_a_image_is_encoded_once_for_all_of_its_questions(model: Model) -> None:
+def test_an_image_is_encoded_once_for_all_of_its_questions(model: Model) -> None:
     seen = []
     model.net.vision_model.register_forward_hook(lambda module, arguments, out: seen.append(len(out.last_hidden_state)))
     with torch.no_grad():
@@ -256,7 +255,7 @@ def test_a_image_is_encoded_once_for_all_of_its_questions(model: Model) -> None:
     assert seen == [len(QUESTIONS)] and len(PAIRS) > len(QUESTIONS)
 
 
-def test_a_image_whose_questions_are_cut_over_two_batches_is_encoded_once_in_training(model: Model) -> None:
+def test_an_image_cut_over_two_batches_is_encoded_once_in_training(model: Model) -> None:
     lora = LoraSettings(dropout=0.0)
     apply_lora_to_model(model, lora)
     model.net.train()

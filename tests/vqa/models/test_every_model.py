@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from data_prep.outcomes import UserError
+from tests.vqa.rounding import PROBABILITY
 from tests.vqa.tiny_models import ANSWERS, QUESTIONS, make_model, noise_images
 from vqa.inference.answerer import PER_IMAGE, Answerer
 from vqa.models.base import Answer, Model, known_models, model_class
@@ -36,7 +37,7 @@ def answered(which: Answerer, count: int = len(QUESTIONS)) -> dict[str, list[Ans
 
 
 @EVERY
-def test_a_batch_has_a_row_a_image_or_a_row_a_question_and_travels_light(kind: str, folder: Path) -> None:
+def test_tensors_of_a_batch_have_a_row_per_image_or_a_row_per_question(kind: str, folder: Path) -> None:
     batch = loaded(kind, folder).processor.collate(noise_images(), QUESTIONS, ANSWERS)
     assert batch["pixels"].dtype == torch.uint8 and len(batch["pixels"]) == len(QUESTIONS)
     assert batch["image_of_question"].tolist() == [0, 0, 1, 2, 2, 2, 3]
@@ -78,7 +79,9 @@ def test_an_adapter_comes_back_and_the_base_answers_as_if_there_were_none(
     alone = answered(Answerer(settings, {"base": None}, SETTINGS, tmp_path))
     assert [a.text for a in answers["lora"]] == [a.text for a in expected]
     assert [a.text for a in answers["base"]] == [a.text for a in alone["base"]]
-    assert [a.confidence for a in answers["base"]] == pytest.approx([a.confidence for a in alone["base"]], abs=1e-6)
+    assert [a.confidence for a in answers["base"]] == pytest.approx(
+        [a.confidence for a in alone["base"]], rel=PROBABILITY
+    )
     assert [a.text for a in answers["base"]] != [a.text for a in answers["lora"]]
     assert all(0 <= answer.confidence <= 1 for said in answers.values() for answer in said)
 
@@ -95,7 +98,7 @@ def test_an_answer_does_not_depend_on_its_batch(kind: str, folder: Path) -> None
 
     together = confidences([0, 1, 2, 3])
     alone = [chance for number in range(4) for chance in confidences([number])]
-    assert together == pytest.approx(alone, abs=1e-5)
+    assert together == pytest.approx(alone, rel=PROBABILITY)
 
 
 @EVERY
@@ -117,7 +120,7 @@ def test_an_adapter_of_another_kind_is_refused_by_every_other_kind(kind: str, fo
 
 
 @EVERY
-def test_its_class_says_what_the_contract_asks_for(kind: str) -> None:
+def test_the_class_has_what_the_contract_asks_for(kind: str) -> None:
     made = model_class(kind)
     assert made.kind == kind and made.lora_targets
     assert {"total", "trainable", "difference"} <= made.published.keys()
@@ -139,7 +142,7 @@ def test_compiled_it_gives_the_same_answers_to_batches_of_all_sizes(kind: str, f
         for variant in adapters:
             assert [a.text for a in said[variant]] == [a.text for a in expected[variant]]
             assert [a.confidence for a in said[variant]] == pytest.approx(
-                [a.confidence for a in expected[variant]], abs=1e-5
+                [a.confidence for a in expected[variant]], rel=PROBABILITY
             )
 
 

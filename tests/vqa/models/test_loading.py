@@ -14,7 +14,7 @@ from transformers import BlipForConditionalGeneration, ViltForMaskedLM
 
 from data_prep.outcomes import UserError
 from tests.vqa.tiny_models import make_model
-from vqa.models.base import model_class
+from vqa.models.base import known_models, model_class
 from vqa.models.lora import apply_lora_to_model, load_adapter
 from vqa.settings import LoraSettings, ModelSettings
 
@@ -90,6 +90,12 @@ def test_weights_of_another_model_are_refused_instead_of_filled_up_at_random(sou
     for kind, folder in (("blip", sound / "vilt"), ("vilt", sound / "blip"), ("blip", captions), ("vilt", words)):
         with pytest.raises(UserError, match="weights of another model"):
             load(kind, folder)
+
+
+def test_an_unknown_kind_is_answered_with_the_kinds_that_the_folder_holds() -> None:
+    with pytest.raises(UserError, match=r"no kind of model 'vlit'\. Did you mean 'vilt'\? Known: blip,.* vilt"):
+        model_class("vlit")
+    assert not {"base", "lora", "attention", "tiny"} & set(known_models())
 
 
 def test_a_configuration_of_another_size_than_the_weights_is_refused(sound: Path, tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from PIL import Image
 from transformers import BlipConfig, BlipForQuestionAnswering
 
 from data_prep.outcomes import UserError
 from data_prep.records import Example
 from tests.conftest import launch, output
+from tests.vqa.rounding import MERGED, assert_same_but_for_rounding
 from tests.vqa.tiny_models import QUESTIONS, make_model, noise_images
 from vqa.inference import saved_model
 from vqa.inference.samples import evaluate_on_samples
@@ -59,7 +60,10 @@ def test_an_adapter_of_every_sort_comes_back_and_plain_peft_loads_it(
     expected = scores(model)
     assert (expected - scores(make_model("blip", folder))).abs().max() > 1e-3
     again = load_adapter(make_model("blip", folder), tmp_path / "adapter")
-    torch.testing.assert_close(scores(again), expected, atol=1e-5, rtol=1e-5)
+    saved, loaded_again = (get_peft_model_state_dict(m.net) for m in (model, again))
+    assert saved.keys() == loaded_again.keys()
+    assert all(torch.equal(loaded_again[name], weight) for name, weight in saved.items())
+    assert_same_but_for_rounding(scores(again), expected)
     plain = PeftModel.from_pretrained(BlipForQuestionAnswering.from_pretrained(folder), str(tmp_path / "adapter"))
     assert sum("lora_" in name for name, _ in plain.named_parameters()) > 0
 
@@ -77,7 +81,7 @@ def test_the_table_counts_what_is_trained_and_each_shared_weight_once(folder: Pa
 
 
 @pytest.mark.slow
-def test_at_full_size_rank_16_trains_2_359_296_parameters_and_rank_8_what_was_published() -> None:
+def test_rank_16_trains_2_359_296_parameters_and_rank_8_the_published_number() -> None:
     with torch.device("meta"):
         net = BlipForQuestionAnswering(BlipConfig())
     model: Any = type(
@@ -110,7 +114,7 @@ def test_merged_weights_score_as_base_and_adapter_do(folder: Path, tmp_path: Pat
     settings = ModelSettings(kind="blip", weights=str(folder))
     merged = merge_adapter(settings, tmp_path / "adapter", tmp_path / "merged")
     alone = model_class("blip").load(ModelSettings(kind="blip", weights=str(merged)))
-    torch.testing.assert_close(scores(alone), expected, atol=1e-4, rtol=1e-4)
+    assert_same_but_for_rounding(scores(alone), expected, MERGED)
 
 
 def test_a_saved_model_answers_in_a_fresh_process_as_it_did_here(folder: Path, tmp_path: Path) -> None:

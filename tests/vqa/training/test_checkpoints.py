@@ -147,7 +147,7 @@ def damaged(undisturbed: Path, out: Path, harm: str) -> str:
         ("manifest torn", "its manifest is damaged"),
     ],
 )
-def test_damaged_checkpoint_is_passed_over_aloud_for_the_one_before(
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before_and_named(
     harm: str, words: str, material: Material, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damaged(undisturbed, tmp_path, harm)
@@ -169,9 +169,7 @@ def test_training_without_a_whole_checkpoint_begins_anew(
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
-def test_checkpoints_passed_over_do_not_crowd_out_the_ones_that_follow(
-    material: Material, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_skipped_checkpoints_do_not_crowd_out_newer_ones(material: Material, undisturbed: Path, tmp_path: Path) -> None:
     damaged(undisturbed, tmp_path, "truncated")
     os.truncate(tmp_path / "checkpoint-9" / "rng_state.pth", 10)
     asked = iter([False] * 4 + [True] * 9)

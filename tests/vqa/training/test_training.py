@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_prep.outcomes import UserError
+from tests.vqa.rounding import PROBABILITY
 from tests.vqa.training_data import Material, checkpoint_steps, log, make_material, outcome, quick, write_splits
 from vqa import distributed
 from vqa.dataset import ImageOrder, VQADataset
@@ -133,9 +134,7 @@ def test_log_has_loss_rate_gradient_speed_and_memory_of_every_step(trained: Path
     assert lines[-1]["epoch"] == 3
 
 
-def test_learning_rate_rises_for_the_share_that_was_set_and_then_follows_the_schedule(
-    material: Material, tmp_path: Path
-) -> None:
+def test_learning_rate_warms_up_and_then_follows_the_schedule(material: Material, tmp_path: Path) -> None:
     train(material, tmp_path, quick(schedule="cosine", warmup_share=0.25))
     shares = [line["learning_rate"] / 2e-3 for line in log(tmp_path)]
     falling = [0.5 * (1 + math.cos(math.pi * step / 9)) for step in range(9)]
@@ -143,7 +142,7 @@ def test_learning_rate_rises_for_the_share_that_was_set_and_then_follows_the_sch
 
 
 @pytest.mark.parametrize(("capability", "chosen"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
-def test_precision_is_what_the_card_can_do(
+def test_precision_is_what_the_gpu_supports(
     capability: tuple[int, int], chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A T4 is 7.5; a CPU computes in fp32 unless it is told otherwise."""
@@ -292,7 +291,7 @@ def nan_gradient(net: Any, loss: Any) -> Any:
         pytest.param(1, nan_gradient, id="NaN in the gradient alone"),
     ],
 )
-def test_loss_that_is_no_number_stops_before_a_checkpoint_is_made_of_it(
+def test_a_nan_loss_stops_training_before_it_reaches_a_checkpoint(
     logging_steps: int,
     spoil: Any,
     material: Material,
@@ -447,7 +446,7 @@ def test_validation_halves_its_batch_where_memory_is_scarce(
     found = evaluate_on_samples(model, material.examples, material.images, settings)
     assert sizes == [16, 8, 4, 4, 4, 4]
     assert [row.text for row in found] == [row.text for row in expected]
-    assert [row.confidence for row in found] == pytest.approx([row.confidence for row in expected], rel=1e-4)
+    assert [row.confidence for row in found] == pytest.approx([row.confidence for row in expected], rel=PROBABILITY)
 
 
 # Data
@@ -459,7 +458,18 @@ def test_empty_training_split_is_named(material: Material, tmp_path: Path) -> No
         train(empty, tmp_path / "out")
 
 
-def test_every_image_is_decoded_once_a_batch(material: Material) -> None:
+def test_a_dataset_with_leaks_or_missing_images_is_refused_before_training(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "model_class", pytest.fail)
+    leak = dataclasses.replace(material.validation[0], item_id=material.examples[0].item_id)
+    lost = dataclasses.replace(material.validation[2], image_path="lost.png")
+    bad = dataclasses.replace(material, data=write_splits(tmp_path / "data", material.examples, [leak, lost]))
+    with pytest.raises(UserError, match=rf"2 problems: .*lost\.png.*; item {leak.item_id} is in both train and val"):
+        train(bad, tmp_path / "out")
+
+
+def test_every_image_is_decoded_once_per_batch(material: Material) -> None:
     loaded = model_class("blip").load(material.model())
     dataset = VQADataset(material.examples, material.images)
     batch = dataset.collator(loaded.processor)([dataset[index] for index in (0, 1, 2, 3)])
