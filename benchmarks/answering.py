@@ -1,11 +1,11 @@
-"""Answering at full size: images encoded once for all of their questions, against what people call.
+"""Answering at full size: images encoded once for all of their questions, against transformers' own code.
 
     python -m benchmarks.answering [--images 4] [--questions 5] [--rounds 3] [--sweep] [--out FILE] [--plots FOLDER]
 
-The other side is transformers' own code with the same weights: `BlipForQuestionAnswering.generate` in batches of the same number
-of questions and one question at a time, and `ViltForQuestionAnswering` in the same batches. All sides get tensors that are
-ready, so neither pays for decoding images. Answers have at most 3 tokens (one word and its end), since random weights would
-never end by themselves; that the answers are the same is counted. On a GPU both sides run under the same autocast.
+The other side has the same weights: `BlipForQuestionAnswering.generate` in batches of as many questions and one question at a
+time, and `ViltForQuestionAnswering` in the same batches. All sides get finished tensors, so none pays for decoding images.
+Answers have at most 3 tokens (a word and its end), since random weights would not stop by themselves; equal answers are
+counted. On a GPU both sides run under the same autocast.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WORDS = ("color", "shape", "material", "pattern", "type", "style", "finish", "br
 
 
 def questions_about(image_count: int, each: int) -> list[list[str]]:
-    """Questions of ABO's length, 8 to 12 tokens, all different for an image."""
+    """Questions of ABO's length, 8 to 12 tokens, which differ within an image."""
     return [
         [
             f"What is the main {WORDS[(p + q) % len(WORDS)]} of {'this' if q % 2 else 'the whole'} product?"
@@ -88,7 +88,7 @@ class Transformers:
 
 
 def ours(answerer: Answerer, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> Callable[[], Any]:
-    """Our answers to a batch that is ready, for each of the model's variants."""
+    """A call that answers a finished batch with each variant of our model."""
     model, device = answerer.model, answerer.device
     batch = {name: tensor.to(device) for name, tensor in model.processor.collate(images, questions).items()}
     return lambda: {name: [a.text for a in answers] for name, answers in answerer.answer_batch(batch).items()}
@@ -108,7 +108,7 @@ def make_adapter(kind: str, weights: Path, folder: Path) -> Path:
 
 
 def measure(image_count: int, each: int, rounds: int, sweep: bool, precision: str = "auto") -> dict[str, Any]:
-    """All comparisons; speeds in questions a second."""
+    """All comparisons; speeds in questions per second."""
     answering = EvaluateSettings(max_new_tokens=TOKENS, precision=precision)  # type: ignore[arg-type]
     figures: dict[str, Any] = {
         "images": image_count,
@@ -168,7 +168,7 @@ def compiled_against(
     questions: Sequence[Sequence[str]],
     rounds: int,
 ) -> dict[str, Any]:
-    """Whether `evaluate.compile` pays on this device: the seconds of its start, and our speed with it against that without."""
+    """Whether `evaluate.compile` pays on this device: the seconds it takes at the start, and our speed with and without it."""
     compiled = Answerer(model, {"base": None}, answering.model_copy(update={"compile": True}), Path())
     fast = ours(compiled, images, questions)
     began = time.perf_counter()
@@ -186,11 +186,11 @@ def compiled_against(
 
 
 def sweeps(one: Answerer, base: Transformers, rounds: int) -> dict[str, Any]:
-    """Speeds against the batch size (5 questions an image) and against the questions an image (2 images)."""
+    """Speed by batch size (5 questions per image) and by questions per image (2 images)."""
     found: dict[str, Any] = {}
     for name, shapes in (
         ("batch size", [(1, 5), (2, 5), (4, 5), (8, 5)]),
-        ("questions an image", [(2, 1), (2, 2), (2, 5), (2, 10)]),
+        ("questions per image", [(2, 1), (2, 2), (2, 5), (2, 10)]),
     ):
         rows = []
         for image_count, each in shapes:
@@ -200,7 +200,7 @@ def sweeps(one: Answerer, base: Transformers, rounds: int) -> dict[str, Any]:
             times = alternate(sides, rounds=max(1, rounds - 1), warm_up=1)
             x = image_count * each if name == "batch size" else each
             rows.append({"x": x, **{side: times[side].per_second(image_count * each) for side in sides}})
-        found[f"questions a second by {name}"] = rows
+        found[f"questions per second by {name}"] = rows
     return found
 
 
@@ -208,7 +208,7 @@ def main() -> None:
     """Measure, print, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4, help="images in a batch")
-    parser.add_argument("--questions", type=int, default=5, help="questions an image")
+    parser.add_argument("--questions", type=int, default=5, help="questions per image")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sweep", action="store_true", help="also other batch sizes and numbers of questions")
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -217,9 +217,9 @@ def main() -> None:
     figures = measure(arguments.images, arguments.questions, arguments.rounds, arguments.sweep)
     report("answering", figures, arguments.out)
     if arguments.plots and arguments.sweep:
-        for name in ("batch size", "questions an image"):
-            title = f"questions a second by {name}"
-            draw(figures[title], name, "questions a second", arguments.plots / f"{title.replace(' ', '_')}.png")
+        for name in ("batch size", "questions per image"):
+            title = f"questions per second by {name}"
+            draw(figures[title], name, "questions per second", arguments.plots / f"{title.replace(' ', '_')}.png")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.full_size_step [blip|vilt] [--steps N] [--out FILE]
 
-Batches are the configuration's defaults (4 questions, the gradients of 4 batches summed), 5 questions an image as in a run.
+Batches are the configuration's defaults (4 questions, the gradients of 4 batches summed), 5 questions per image as in a run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QUESTIONS_PER_IMAGE = 5
 
 
 def measure(kind: str, steps: int) -> dict[str, Any]:
-    """Losses, seconds a step (the first, which warms up, left out), highest memory, parameters."""
+    """Losses, seconds per step (without the first, which warms up), peak memory, parameter counts."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         settings = ModelSettings(kind=kind, weights=str(make_full_size(kind, folder / "weights")))
@@ -59,8 +59,8 @@ def measure(kind: str, steps: int) -> dict[str, Any]:
         "batch": f"{settings.batch_size} x {settings.gradient_accumulation}",
         "loss": [round(line["loss"], 4) for line in lines],
         "grad_norm": [round(line["grad_norm"], 3) for line in lines],
-        "seconds_a_step": [round(value, 2) for value in step_seconds],
-        "questions_a_second": round(effective * len(step_seconds) / sum(step_seconds), 2) if step_seconds else None,
+        "seconds_per_step": [round(value, 2) for value in step_seconds],
+        "questions_per_second": round(effective * len(step_seconds) / sum(step_seconds), 2) if step_seconds else None,
         "seconds_in_all": round(seconds, 1),
         "peak_resident_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
         "peak_gpu_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if torch.cuda.is_available() else None,

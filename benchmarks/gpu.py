@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu [--rounds N] [--out FILE] [--plots FOLDER]
 
-Twice, each in a process of its own: in fp16 with no more than 16 GB of the GPU's memory, as a T4 has, and in bf16 with all of it.
+Runs twice, each time in a new process: in fp16 with at most 16 GB of the GPU's memory, as a T4 has, and in bf16 with all of it.
 
-Utilization is counted operations (`torch.utils.flop_counter`, of our network: what transformers does twice is not work) by the
-seconds and the GPU's peak for dense tensors of that type, as its maker states it.
+Utilization is counted operations divided by seconds and the GPU's peak for dense tensors of that type, from the data sheet. The
+operations are those of our network (`torch.utils.flop_counter`): what transformers computes twice is not work.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ QUESTIONS_PER_IMAGE = 5
 
 
 def peak_of(name: str) -> float | None:
-    """The peak of a GPU by its name; None for one that is not in the list."""
+    """The peak of a GPU by name; None if it is not listed."""
     return next((PEAKS[word] for word in name.replace("-", " ").split() if word in PEAKS), None)
 
 
@@ -49,13 +49,13 @@ def operations(do: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-def utilization(a_question: float, questions_a_second: float, peak: float | None) -> float | None:
+def utilization(a_question: float, questions_per_second: float, peak: float | None) -> float | None:
     """Share of the peak, 0 to 1."""
-    return None if peak is None else a_question * questions_a_second / peak
+    return None if peak is None else a_question * questions_per_second / peak
 
 
 def answer_from_files(weights: Path, folder: Path, image_count: int, precision: str, batch: int) -> dict[str, Any]:
-    """Answers as a task of the stage gives them, images decoded from files: how fast, and how long the GPU waited."""
+    """Answer as a task of the stage does, with images decoded from files: the speed, and how long the GPU waited."""
     _, images, examples = make_data(folder, image_count, QUESTIONS_PER_IMAGE)
     settings = EvaluateSettings(precision=precision, batch_size=batch, max_new_tokens=answering.TOKENS)  # type: ignore[arg-type]
     answerer = Answerer(ModelSettings(weights=str(weights)), {"base": None}, settings, images)
@@ -75,14 +75,14 @@ def answer_from_files(weights: Path, folder: Path, image_count: int, precision: 
     flop = operations(lambda: answerer.answer_batch(collated)) / (2 * QUESTIONS_PER_IMAGE)
     return {
         "questions": answered,
-        "questions_a_second": answered / answerer.seconds,
+        "questions_per_second": answered / answerer.seconds,
         "share_of_waiting": answerer.waited / answerer.seconds,
-        "gflop_a_question": flop / 1e9,
+        "gflop_per_question": flop / 1e9,
     }
 
 
 def training_operations(model: Model, batch: Batch, precision: str) -> float:
-    """Operations of a training step, forward and back, for each question."""
+    """Operations per question of a training step, forward and backward."""
     device = next(model.net.parameters()).device
     moved = {name: tensor.to(device) for name, tensor in batch.items()}
 
@@ -111,7 +111,7 @@ def measure(precision: str, memory: float | None, rounds: int) -> dict[str, Any]
         weights = make_full_size("blip", folder / "weights")
         found = answer_from_files(weights, folder / "files", 400, precision, batch=160)
         found["model_flops_utilization"] = utilization(
-            found["gflop_a_question"] * 1e9, found["questions_a_second"], peak
+            found["gflop_per_question"] * 1e9, found["questions_per_second"], peak
         )
         figures["answering from files"] = found | _memory()
         figures |= answering.measure(16, QUESTIONS_PER_IMAGE, rounds, sweep=True, precision=precision)
@@ -148,7 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks/gpu.json"))
-    parser.add_argument("--plots", type=Path, help="folder for speed against batch size and questions an image")
+    parser.add_argument("--plots", type=Path, help="folder for speed against batch size and questions per image")
     parser.add_argument("--precision", choices=list(RUNS), help="only this one, in this process")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -168,10 +168,10 @@ def main() -> int:
         subprocess.run([*command, "--out", str(part)], check=True)
         if arguments.plots:
             figures = json.loads(part.read_text())
-            for name in ("batch size", "questions an image"):
-                title = f"questions a second by {name}"
+            for name in ("batch size", "questions per image"):
+                title = f"questions per second by {name}"
                 out = arguments.plots / f"{precision}_{title.replace(' ', '_')}.png"
-                draw(figures[title], name, "questions a second", out)
+                draw(figures[title], name, "questions per second", out)
     return 0
 
 

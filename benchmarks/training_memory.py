@@ -1,14 +1,13 @@
-"""What a training step keeps in memory for its backward pass, counted at full size (the weights are random: sizes are all that
-matters).
+"""What a training step keeps in memory for its backward pass, counted at full size. The weights are random: only sizes matter.
 
     python -m benchmarks.training_memory [blip|vilt] [--out FILE]
 
-Every tensor that autograd saves is counted once by its storage, weights themselves left out. Three batches of different numbers
-of questions and images tell three parts apart: what one question adds, what one image adds, and what is there whatever
-the batch is. Counted twice: in fp32, and under a CPU's autocast to a 2-byte type. A GPU's autocast is between the two in what a
-question or image adds (it keeps the inputs of layer norm and softmax in fp32, a CPU's does not), and has the fixed part of
-the latter: 2-byte copies of the frozen weights, since the backward pass goes through those layers too. `launch.py plan`
-computes with the higher of both; see SIZES in jobs/verbs/plan.py.
+Every tensor that autograd saves is counted once, by its storage, without the weights. Three batches with different numbers of
+questions and images separate what a question adds, what an image adds, and what is always there. This is done in fp32 and under
+a CPU's autocast to a 2-byte type. A GPU's autocast lies between the two in what a question or image adds (it keeps the inputs of
+layer norm and softmax in fp32, a CPU's does not). Its fixed part is that of the CPU's autocast: 2-byte copies of the frozen
+weights, since the backward pass goes through those layers too. `launch.py plan` uses the higher of both; see SIZES in
+jobs/verbs/plan.py.
 """
 
 from __future__ import annotations
@@ -34,14 +33,13 @@ IMAGE = (256, 154)  # ViLT keeps sides up to 5 : 3, and has more patches then; B
 
 
 def saved_bytes(model: Model, questions: int, image_count: int, mixed: bool) -> int:
-    """Bytes that one step of ``questions`` about ``image_count`` images saves for its backward pass; ``mixed`` is under autocast."""
+    """Bytes that a step saves for its backward pass; ``mixed`` is under autocast."""
     each = questions // image_count
     images = [Image.new("RGB", IMAGE, "grey")] * image_count
     batch = model.processor.collate(images, [[QUESTION] * each] * image_count, [[ANSWER] * each] * image_count)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.net.parameters()}
-    kept: dict[
-        int, tuple[int, torch.Tensor]
-    ] = {}  # the tensor too, so that no storage is freed and its address used again
+    # By address: size, and the tensor itself, so that no storage is freed and its address used again.
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -59,7 +57,7 @@ def saved_bytes(model: Model, questions: int, image_count: int, mixed: bool) -> 
 
 
 def measure(kind: str) -> dict[str, Any]:
-    """The parts in bytes in both precisions, and the parameters."""
+    """The parts in bytes, in both precisions, and the parameter counts."""
     with tempfile.TemporaryDirectory() as folder:
         settings = ModelSettings(kind=kind, weights=str(make_full_size(kind, Path(folder))))
         model = model_class(kind).load(settings, [ANSWER])
@@ -73,7 +71,7 @@ def measure(kind: str) -> dict[str, Any]:
 
 
 def parts(model: Model, *, mixed: bool) -> dict[str, float]:
-    """Bytes a question, an image and always; and how well they predict a batch that they were not taken from."""
+    """Bytes per question, per image and always, and how well they predict another batch."""
     first, more_questions, more_images, check = (saved_bytes(model, *batch, mixed) for batch in (*BATCHES, CHECK))
     question = (more_questions - first) / 2
     image = (more_images - more_questions) / 2

@@ -1,5 +1,5 @@
-"""A training step at full size, a question: images encoded once for their questions, against what people call; and whether
-keeping the questions of an image together costs anything in what is learnt.
+"""Training at full size with images encoded once for their questions, against the plain Trainer; and whether keeping an image's
+questions together costs accuracy.
 
     python -m benchmarks.training_step [--rounds N] [--steps N] [--seeds N] [--out FILE] [--plots FOLDER]
 
@@ -7,20 +7,20 @@ Speed: both sides are the HF Trainer with the same weights, the same LoRA (query
 the same questions (5 an image, 384 px) and 16 of them in an optimizer step: 4 in a batch and the gradients of 4 batches
 summed, as our defaults say, or all 16 in one batch. A turn is a whole `Trainer.train()` of some optimizer steps.
 
-- "image once" is `vqa.training.trainer.LoraTrainer` as a run has it: batches of questions that are kept together by image, from
-  decoded images held in memory. Making pixels and tokens of them is in its time.
-- "Trainer" is `transformers.Trainer` with `default_data_collator` over a dataset that holds finished tensors: tokens, and the
-  pixel values of the question's own image. The network is `BlipForQuestionAnswering` within peft, with explicit decoder
-  inputs that start with [DEC] and with our labels. Its loss is divided by the accumulated batches, as ours is.
+- "image once" is `vqa.training.trainer.LoraTrainer` as in a run: batches in which an image's questions are together, from
+  decoded images held in memory. Its time includes making pixels and tokens of them.
+- "Trainer" is `transformers.Trainer` with `default_data_collator` over a dataset of finished tensors: tokens, and the pixel
+  values of the question's own image. The network is `BlipForQuestionAnswering` within peft, with explicit decoder inputs that
+  start with [DEC] and with our labels. Its loss is divided by the accumulated batches, as ours is.
 
-Neither writes checkpoints. The vision tower has gradients in neither: peft freezes all but the adapters, and no adapter is
-there. So what is compared is going through it for every question with going through it once an image, and the same for the
-keys and values of cross-attention.
+Neither writes checkpoints. Neither has gradients in the vision tower: peft freezes all but the adapters, and the tower has none.
+So the comparison is between running the tower for every question and once per image; likewise the keys and values of
+cross-attention.
 
-Loss: a tiny model, taught a little about some drawn images, then trained with LoRA on the questions about others,
-by `LoraTrainer` both times: once in its own order, once with all questions shuffled. The questions and the
-number of them in an optimizer step are the same; the loss is that of held-out images' questions. It is done with several seeds
-(of order and adapter), and the differences are those of two trainings with one seed.
+Loss: a tiny model is pretrained on some drawn images, then trained with LoRA on questions about others, by `LoraTrainer` both
+times: once in its own order, once with all questions shuffled. The questions and their number per optimizer step are the same;
+the loss is that of questions about held-out images. This is repeated with several seeds (of order and adapter), and differences
+are taken between the two trainings of a seed.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ TINY_LORA = LoraSettings(dropout=0.0, targets=["query", "key", "value", "dense",
 
 
 def distinct(examples: Sequence[Example]) -> list[Example]:
-    """The examples with questions and answers that differ, all of one length, so that no padding is in any batch.
+    """The examples with distinct questions and answers of one length, so that no batch has padding.
 
-    transformers looks at the padding of questions in part, so with it the two sides would not compute the same loss.
+    transformers' decoder attends to the questions' padding, so that with padding the two sides would have different losses.
     """
     return [
         replace(example, question=f"What is the word{number} of the product in this image?", answer=f"word{number}")
@@ -79,7 +79,7 @@ def distinct(examples: Sequence[Example]) -> list[Example]:
 
 
 def load_ours(weights: Path) -> Model:
-    """Our network with adapters that change its answers."""
+    """Our network, with adapters that are not zero."""
     torch.manual_seed(0)
     model = apply_lora_to_model(model_class("blip").load(ModelSettings(weights=str(weights))), LORA)
     with torch.no_grad():
@@ -100,7 +100,7 @@ def load_theirs(weights: Path, ours: Model) -> Any:
 
 
 def finished_rows(model: Model, examples: Sequence[Example], images: Path) -> list[dict[str, torch.Tensor]]:
-    """What transformers' network takes: a row a question, with its own image."""
+    """What transformers' network takes: a row per question, with its own image."""
     processor: Any = model.processor
     seen = {
         path: processor.image_processor(open_image(images, path), return_tensors="pt")["pixel_values"][0]
@@ -153,7 +153,7 @@ def loss_of(trainer: Trainer, count: int) -> float:
 def measure_speed(
     weights: Path, folder: Path, rounds: int, steps: int, precision: Literal["fp32", "fp16", "bf16"] = "fp32"
 ) -> dict[str, Any]:
-    """Both sides with both sizes of batch, all in turns; speeds in questions a second."""
+    """Both sides with both batch sizes, in turns; speeds in questions per second."""
     image_count = -(-steps * EFFECTIVE // QUESTIONS_PER_IMAGE)
     _, images, examples = make_data(folder / "data", image_count, QUESTIONS_PER_IMAGE)
     examples = distinct(examples)[: steps * EFFECTIVE]
@@ -249,7 +249,7 @@ def measure_losses(folder: Path, image_count: int, seeds: int, epochs: int = 8, 
     Args:
         folder: takes images and weights.
         image_count: two fifths of the images make the base, two fifths train the adapters, one fifth is held out.
-        seeds: how many pairs of trainings.
+        seeds: number of pairs of trainings.
         epochs: of the adapters.
         base_epochs: of the base.
     """

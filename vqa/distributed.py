@@ -72,8 +72,7 @@ def rank0_decides(decide: Callable[[], T]) -> T:
     distributed.broadcast_object_list(shared)
     if shared[1] is not None:
         raise UserError(shared[1])
-    decision: T = shared[0]
-    return decision
+    return shared[0]
 
 
 @contextlib.contextmanager

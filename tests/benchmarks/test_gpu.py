@@ -39,7 +39,7 @@ def test_operations_are_counted_under_inference_mode_too() -> None:
 def test_answering_from_files_counts_all_answers_and_the_share_of_waiting(tmp_path: Path) -> None:
     make_model("blip", tmp_path / "weights")
     found = gpu.answer_from_files(tmp_path / "weights", tmp_path / "data", 6, "fp32", batch=10)
-    assert found["questions"] == 30 and found["questions_a_second"] > 0 and found["gflop_a_question"] > 0
+    assert found["questions"] == 30 and found["questions_per_second"] > 0 and found["gflop_per_question"] > 0
     assert 0 <= found["share_of_waiting"] <= 1
 
 

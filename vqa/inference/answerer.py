@@ -156,8 +156,7 @@ class Answerer:
         if self.adapters[variant] is not None:
             self.model.net.set_adapter(variant)
         elif hasattr(self.model.net, "disable_adapter"):
-            context: contextlib.AbstractContextManager[object] = self.model.net.disable_adapter()
-            return context
+            return self.model.net.disable_adapter()
         return contextlib.nullcontext()
 
     def _batches(self, questions: Iterator[Example]) -> Iterator[_Ready]:

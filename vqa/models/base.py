@@ -148,12 +148,11 @@ def model_class(kind: str) -> type[Model]:
     known = known_models()
     if kind not in known:
         raise UserError(f"models: {unknown_name(kind, known, 'kind of model')}")
-    found: type[Model] = importlib.import_module(f"vqa.models.{kind}").Model
-    return found
+    return importlib.import_module(f"vqa.models.{kind}").Model
 
 
 def load_parts(weights: str, network_class: Any, image_processor_class: Any) -> tuple[Any, Any, Any]:
-    """Load network, tokenizer and image processor from a folder or the hub.
+    """Load network, tokenizer and image processor from a folder or the hub; the network gets the processor's mean and deviation.
 
     transformers makes up what is missing: random weights, a tokenizer without words. Here both are errors.
 
@@ -187,7 +186,11 @@ def load_parts(weights: str, network_class: Any, image_processor_class: Any) -> 
             f"{weights} has no tokenizer that fits its weights: the tokenizer knows {words} words, the embedding has {rows} "
             f"rows. Copy tokenizer.json and tokenizer_config.json (or vocab.txt) of the same model into the folder."
         )
-    return net, tokenizer, image_processor
+    # Not persistent: they belong to the image processor and are not saved with the weights.
+    for name in ("image_mean", "image_std"):
+        values = torch.tensor(getattr(image_processor, name)).view(3, 1, 1)
+        net.register_buffer(name, values, persistent=False)
+    return net.eval(), tokenizer, image_processor
 
 
 def missing_weights(weights: str, error: Exception) -> UserError:

@@ -116,8 +116,6 @@ class ImageOnceBlip(BlipForQuestionAnswering):
         self._last_image: tuple[Tensor, Tensor] | None = (
             None  # pixels (3, S, S) and states (1, T, D); see encode_images
         )
-        self.register_buffer("image_mean", torch.zeros(3, 1, 1), persistent=False)
-        self.register_buffer("image_std", torch.ones(3, 1, 1), persistent=False)
 
     def forward(  # type: ignore[override]  # images with their questions instead of pairs
         self,
@@ -171,11 +169,9 @@ class ImageOnceBlip(BlipForQuestionAnswering):
 
     def _vision(self, pixels: Tensor) -> Tensor:
         normal = (pixels.float() / 255 - self.image_mean) / self.image_std
-        states: Tensor = self.vision_model(pixel_values=normal.to(self._vision_dtype())).last_hidden_state
-        return states
-
-    def _vision_dtype(self) -> torch.dtype:
-        return self.vision_model.embeddings.class_embedding.dtype
+        # Under DeepSpeed the weights are in half precision.
+        normal = normal.to(self.vision_model.embeddings.class_embedding.dtype)
+        return self.vision_model(pixel_values=normal).last_hidden_state
 
     def encode_questions(
         self, image_states: Tensor, input_ids: Tensor, attention_mask: Tensor, image_of_question: Tensor
@@ -236,8 +232,7 @@ class ImageOnceBlip(BlipForQuestionAnswering):
             states = layer.feed_forward_chunk(states)
         if past is not None:
             past[:] = kept
-        logits: Tensor = self.text_decoder.cls(states)
-        return logits
+        return self.text_decoder.cls(states)
 
 
 class Model(base.Model):
@@ -245,6 +240,7 @@ class Model(base.Model):
 
     kind = "blip"
     lora_targets = ("query", "value")
+    processor: Processor
     published: ClassVar[dict[str, str]] = {
         "total": "385 M",
         "trainable": "1.2 M at r = 16",
@@ -262,26 +258,22 @@ class Model(base.Model):
     def load(cls, settings: ModelSettings, answers: Iterable[str] = ()) -> Model:
         """See `vqa.models.base.Model`; BLIP generates its answers, so ``answers`` is not used."""
         net, tokenizer, image_processor = load_parts(settings.weights, ImageOnceBlip, BlipImageProcessorPil)
-        net.image_mean.copy_(torch.tensor(image_processor.image_mean).view(3, 1, 1))
-        net.image_std.copy_(torch.tensor(image_processor.image_std).view(3, 1, 1))
         text = net.config.text_config
         # bos is [DEC]. [ENC] is the id after it: the original vocabulary has both, transformers' tokenizer neither.
         enc_id = text.bos_token_id + 1 if settings.question_prefix == "enc" else None
         processor = Processor(
             tokenizer, image_processor, net.config.vision_config.image_size, text.bos_token_id, enc_id
         )
-        model = cls(net.eval(), processor, text.sep_token_id)
+        model = cls(net, processor, text.sep_token_id)
         model.load_extra(Path(settings.weights))
         return model
 
     def save_extra(self, folder: Path) -> None:
         """Write the questions' first token."""
-        assert isinstance(self.processor, Processor)
         self.processor.save_prefix(folder)
 
     def load_extra(self, folder: Path) -> None:
         """Use the first token of questions that the adapter or the weights in ``folder`` were trained with."""
-        assert isinstance(self.processor, Processor)
         if (folder / PREFIX).is_file():
             self.processor.enc_id = self.blip.config.text_config.bos_token_id + 1
 
@@ -364,7 +356,6 @@ class Model(base.Model):
 
     def set_candidates(self, answers: Sequence[str]) -> None:
         """See `vqa.models.base.Model`."""
-        assert isinstance(self.processor, Processor)
         self.candidate_texts = list(answers)
         self.candidates = self.processor.targets(self.candidate_texts)
 
@@ -397,11 +388,9 @@ class Model(base.Model):
 
     def processor_dec(self) -> int:
         """The id of [DEC], which every answer starts with."""
-        assert isinstance(self.processor, Processor)
         return self.processor.dec_id
 
     def _texts(self, ids: Tensor, certainty: Tensor) -> list[Answer]:
-        assert isinstance(self.processor, Processor)
         rows = ids.tolist()
         cut = [row[: row.index(self.stop_id)] if self.stop_id in row else row for row in rows]
         texts = self.processor.tokenizer.batch_decode(cut, skip_special_tokens=True)

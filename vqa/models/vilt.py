@@ -100,11 +100,6 @@ class Processor(base.Processor):
 class ImageOnceVilt(ViltForQuestionAnswering):
     """transformers' ViLT, with the same weights and names and a forward pass over images with their questions."""
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.register_buffer("image_mean", torch.zeros(3, 1, 1), persistent=False)
-        self.register_buffer("image_std", torch.ones(3, 1, 1), persistent=False)
-
     def forward(  # type: ignore[override]  # images with their questions instead of pairs
         self,
         pixels: Tensor,
@@ -173,8 +168,7 @@ class ImageOnceVilt(ViltForQuestionAnswering):
             mixed = attend(attention, normal, *keys_values(attention, normal), mask)
             states = states + layer.attention.output(mixed, states)
             states = layer.output(layer.intermediate(layer.layernorm_after(states)), states)
-        scores: Tensor = self.classifier(vilt.pooler(vilt.layernorm(states)))
-        return scores
+        return self.classifier(vilt.pooler(vilt.layernorm(states)))  # the pooler takes the first word's state, [CLS]
 
 
 class Model(base.Model):
@@ -205,12 +199,10 @@ class Model(base.Model):
         net, tokenizer, image_processor = load_parts(settings.weights, ImageOnceVilt, ViltImageProcessorPil)
         known = net.config.num_labels
         extend(net, sorted(set(answers) - set(net.config.label2id)))
-        net.image_mean.copy_(torch.tensor(image_processor.image_mean).view(3, 1, 1))
-        net.image_std.copy_(torch.tensor(image_processor.image_std).view(3, 1, 1))
         max_tokens = min(net.config.max_position_embeddings, tokenizer.model_max_length)
         labels = dict(net.config.label2id)
         processor = Processor(tokenizer, image_processor, net.config.patch_size, max_tokens, labels)
-        return cls(net.eval(), processor, known)
+        return cls(net, processor, known)
 
     @classmethod
     def adapter_answers(cls, folder: Path) -> list[str]:

@@ -75,15 +75,7 @@ def train(
         UserError: weights or data are missing or wrong, the loss became NaN, the disk is full, memory does not suffice, or the
             checkpoint is from another number of processes or strategy.
     """
-    splits, _ = load_dataset_and_metadata(data)
-    if not splits["train"]:
-        raise UserError(f"{data / 'train.jsonl'} is empty: there is nothing to train {name} on.")
-    if problems := verify_dataset({split: rows for split, rows in splits.items() if rows}, image_root):
-        shown = "; ".join(problems[:PROBLEMS_SHOWN])
-        raise UserError(
-            f"The dataset in {data} has {len(problems)} problems: {shown}. Restore the missing images, or run the stage "
-            f"curate again."
-        )
+    splits = _sound_splits(data, image_root)
     task = _Task(name, model, settings, data, image_root, out)
     batch, accumulation = model.batch_size, model.gradient_accumulation
     while True:
@@ -105,6 +97,25 @@ def train(
         print(f"{name}: out of GPU memory, continuing with batches of {batch} x {accumulation}", flush=True)
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def _sound_splits(data: Path, image_root: Path) -> dict[str, list[Example]]:
+    """The splits. A mistake in them is found here, before hours of training.
+
+    Raises:
+        UserError: the training split is empty, or `verify_dataset` finds a problem.
+    """
+    splits, _ = load_dataset_and_metadata(data)
+    if not splits["train"]:
+        raise UserError(f"{data / 'train.jsonl'} is empty: there is nothing to train on.")
+    # A small dataset may have no validation or test split.
+    if problems := verify_dataset({name: rows for name, rows in splits.items() if rows}, image_root):
+        shown = "; ".join(problems[:PROBLEMS_SHOWN])
+        raise UserError(
+            f"The dataset in {data} has {len(problems)} problems: {shown}. Restore the missing images, or run the stage "
+            f"curate again."
+        )
+    return splits
 
 
 def divided(batch: int, accumulation: int) -> tuple[int, int]:

@@ -454,7 +454,7 @@ def test_validation_halves_its_batch_where_memory_is_scarce(
 
 def test_empty_training_split_is_named(material: Material, tmp_path: Path) -> None:
     empty = dataclasses.replace(material, data=write_splits(tmp_path / "data", [], material.examples))
-    with pytest.raises(UserError, match=r"train\.jsonl is empty: there is nothing to train tiny on"):
+    with pytest.raises(UserError, match=r"train\.jsonl is empty: there is nothing to train on"):
         train(empty, tmp_path / "out")
 
 

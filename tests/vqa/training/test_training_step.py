@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import training_step
 from benchmarks.full_size import make_data
+from benchmarks.measure import Comparison
 from benchmarks.training_step import distinct, finished_rows, load_ours, load_theirs, our_trainer, their_trainer
 from data_prep.records import Example
 from tests.vqa.rounding import BACKWARD, DEPTH, EPS, assert_same_but_for_rounding
@@ -64,7 +65,7 @@ def test_the_benchmark_of_speed_runs_from_end_to_end(weights: Path, tmp_path: Pa
     assert figures["questions"] == 16
     losses = figures["loss of the same questions"]
     assert len(losses) == 4 and max(losses.values()) - min(losses.values()) < 2 * DEPTH * EPS * max(losses.values())
-    assert sum("speed_ratio" in value for value in figures.values() if isinstance(value, dict)) == 3
+    assert sum(isinstance(value, Comparison) for value in figures.values()) == 3
 
 
 def test_the_benchmark_of_losses_trains_on_the_same_questions_in_both_orders(
