@@ -7,8 +7,7 @@ the setting, its old value and its new one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import orjson
 
@@ -30,7 +29,7 @@ def keys_digest(keys: Iterable[str]) -> str:
     return f"{total % 2**64:016x}"
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(old: Mapping[str, object], new: Mapping[str, object], prefix: str = "") -> list[str]:
     """The settings in which two dictionaries differ, as ``name: old → new``."""
     found: list[str] = []
     for name in sorted(old.keys() | new.keys()):
@@ -42,7 +41,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return found
 
 
-def freeze_settings(store: ShardStore, settings: dict[str, Any]) -> str:
+def freeze_settings(store: ShardStore, settings: Mapping[str, object]) -> str:
     """Write down the settings of a store's records, or check them against those written down; returns the fingerprint.
 
     Raises:
@@ -56,7 +55,7 @@ def freeze_settings(store: ShardStore, settings: dict[str, Any]) -> str:
     return digest(settings)
 
 
-def refuse_other_settings(store: ShardStore, settings: dict[str, Any]) -> None:
+def refuse_other_settings(store: ShardStore, settings: Mapping[str, object]) -> None:
     """Check that the records of a store, if there are any, were made under these settings.
 
     Raises:

@@ -37,7 +37,7 @@ class ShardSource(ABC, Generic[ItemT]):
         """Where records go, by variant; ``""`` names the only one."""
 
     @abstractmethod
-    def settings(self, variant: str) -> dict[str, Any]:
+    def settings(self, variant: str) -> Mapping[str, object]:
         """The settings that decide a variant's records. Records made under others are never mixed in."""
 
     @abstractmethod

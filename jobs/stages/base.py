@@ -10,10 +10,10 @@ import dataclasses
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from data_prep.files import file_digest, read_json, read_jsonl, write_json
 from data_prep.outcomes import UserError
@@ -170,7 +170,7 @@ class StageMarker:
 
     counts: dict[str, int]
     reasons: dict[str, int]
-    settings: dict[str, Any]  # those that decide the result
+    settings: Mapping[str, object]  # those that decide the result
     inputs: dict[str, str]  # digests by name
     outputs: dict[str, str]  # SHA-256 by file, relative to the stage's folder
     seconds: float
@@ -189,7 +189,7 @@ class SingleStage(Stage):
     rerun_freely: ClassVar[bool] = True  # cheap and deterministic; False: expensive, rerun only on request
 
     @abstractmethod
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         """The settings that decide the result."""
 
     @abstractmethod

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from data_prep.curate import curate
 from data_prep.curate.dataset import verify, write_dataset
@@ -22,7 +21,7 @@ class Curate(SingleStage):
 
     name = "curate"
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         return self.config.curate.model_dump(mode="json")
 
     def inputs(self) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from data_prep.files import read_jsonl
 from data_prep.outcomes import Failed, Todo, UserError
@@ -33,7 +32,7 @@ class Evaluate(ShardedStage[Example]):
     def stores(self) -> Mapping[str, ShardStore]:
         return {variant: self.run_dir.predictions(self.target, variant) for variant in VARIANTS}
 
-    def settings(self, variant: str) -> dict[str, Any]:
+    def settings(self, variant: str) -> Mapping[str, object]:
         settings = self.config.evaluate
         model = self.config.models[self.target]
         common = {

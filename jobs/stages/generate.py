@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
 
 from data_prep import dataset_csv
 from data_prep.generate.batch_state import products_under_way
@@ -42,7 +41,7 @@ class Generate(ShardedStage[Product]):
     def stores(self) -> Mapping[str, ShardStore]:
         return {"": self.store}
 
-    def settings(self, variant: str) -> dict[str, Any]:
+    def settings(self, variant: str) -> Mapping[str, object]:
         return identity(self.config.generate)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
 
 from data_prep.abo import listings
 from data_prep.files import AtomicFile, dumps, write_jsonl
@@ -16,7 +16,7 @@ class Prepare(SingleStage):
 
     name = "prepare"
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         return self.config.prepare.model_dump(mode="json")
 
     def inputs(self) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from data_prep.files import last_json_line, read_json, write_json
@@ -30,7 +31,7 @@ class Train(SingleStage):
     process_per_gpu = True
     rerun_freely = False  # an adapter costs hours
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         return {
             "model": self.config.models[self.target].model_dump(mode="json"),
             "train": self.config.train.model_dump(mode="json", exclude=SPEED_ONLY),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from data_prep.images.validate import validate
 from data_prep.outcomes import Todo
@@ -28,7 +27,7 @@ class Validate(ShardedStage[Product]):
     def stores(self) -> Mapping[str, ShardStore]:
         return {"": self.run_dir.store("validate")}
 
-    def settings(self, variant: str) -> dict[str, Any]:
+    def settings(self, variant: str) -> Mapping[str, object]:
         return self.config.validate_.model_dump(mode="json", exclude={"shards"})
 
     def items(self) -> Iterator[Product]:

@@ -18,7 +18,7 @@ def test_questions_that_ask_the_same_are_compared_and_others_are_not() -> None:
     first = {"A": [QAPair("What color is the mug?", "red", "easy"), QAPair("How many handles?", "one", "easy")]}
     second = {
         "A": [
-            QAPair("Which color does the mug have?", "maroon", "easy"),
+            QAPair("Which colour does the mug have?", "maroon", "easy"),
             QAPair("How many handles?", "one", "easy"),
             QAPair("Is it for coffee?", "yes", "easy"),
         ],
@@ -30,7 +30,7 @@ def test_questions_that_ask_the_same_are_compared_and_others_are_not() -> None:
     assert found.different_answers == [["A", "What color is the mug?", "red", "maroon"]]
 
 
-def test_no_question_in_common_is_no_agreement_of_zero() -> None:
+def test_no_question_in_common_is_no_consistency_of_zero() -> None:
     first, second = {"A": [QAPair("What color is it?", "red", "")]}, {"A": [QAPair("How many legs?", "four", "")]}
     assert self_consistency(first, second, 0.75).same_answer_share is None
 
@@ -42,18 +42,18 @@ def test_a_sample_is_asked_about_again_under_the_same_cap_and_shown_in_the_repor
     with StandIn(catalogue / "facts.jsonl") as server:
         config = write_config(tmp_path / "c.yaml", catalogue, generate={"endpoint": server.url, "max_dollars": 1.0})
         run = tmp_path / "run"
-        early = launch("agreement", run)
+        early = launch("self-consistency", run)
         assert early.returncode == 2, output(early)
         done = launch(*launch_args(config, run, "--stages", "prepare,validate,generate,curate,report"))
         assert done.returncode == 0, output(done)
         before = Counter(entry["image"] for entry in server.entries)
         for _ in range(2):  # the second time it is all there
-            again = launch("agreement", run, "--products", "7")
+            again = launch("self-consistency", run, "--products", "7")
             assert again.returncode == 0, output(again)
         asked = Counter(entry["image"] for entry in server.entries) - before
     assert sorted(asked.values()) == [1] * 7
     assert "(100.0%) got the same answer" in output(again)
-    assert json.loads((run / "3_generate/agreement.json").read_text())["products"] == 7
+    assert json.loads((run / "3_generate/self_consistency.json").read_text())["products"] == 7
     status = json.loads(launch("status", run, "--json").stdout)
     assert next(step for step in status["steps"] if step["step"] == "generate")["state"] == "done"
     assert launch("report", run).returncode == 0
