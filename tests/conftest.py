@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -59,6 +60,15 @@ def launch_command(*arguments: str | Path) -> list[str]:
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment, with one thread for torch: several tests run at once on two cores."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **extra}
+
+
+def heed_signals() -> None:
+    """As ``preexec_fn``: the process heeds SIGHUP and SIGINT even where this one was started to ignore them.
+
+    A child inherits what is ignored: SIGHUP under nohup, SIGINT in the background of a script.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def launch(*arguments: str | Path, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:

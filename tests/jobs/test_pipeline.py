@@ -17,7 +17,17 @@ from data_prep.stand_in import StandIn, StandInOptions
 from jobs.run.layout import RunDir
 from jobs.shards.journal import ReadReport
 from jobs.shards.store import read_records
-from tests.conftest import ROOT, SAMPLE, environment, launch, launch_args, launch_command, output, write_config
+from tests.conftest import (
+    ROOT,
+    SAMPLE,
+    environment,
+    heed_signals,
+    launch,
+    launch_args,
+    launch_command,
+    output,
+    write_config,
+)
 
 pytestmark = pytest.mark.xdist_group("pipeline")  # one worker makes the finished run, once
 
@@ -233,6 +243,7 @@ def test_ctrl_c_and_a_lost_terminal_end_cleanly_and_the_next_start_goes_on(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=heed_signals,
     )
     store = RunDir(tmp_path / "run").store("generate")
     deadline = time.monotonic() + 60

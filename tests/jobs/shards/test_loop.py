@@ -16,6 +16,7 @@ from jobs.shards.journal import JournalWriter, ReadReport, journal_files
 from jobs.shards.loop import pending_shards, run_shard
 from jobs.shards.marker import ShardMarker
 from jobs.shards.store import freeze_shards, latest_outcomes, read_records, shard_of
+from tests.conftest import heed_signals
 from tests.jobs.shards.loop_worker import Square, Squares
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -123,7 +124,7 @@ def test_killed_at_random_moments_it_ends_with_the_records_of_an_undisturbed_run
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
 def test_a_signal_ends_the_batch_and_asks_to_be_started_again(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "tests.jobs.shards.loop_worker", str(tmp_path), "500", "0", "1", "0.02"]
-    process = subprocess.Popen(command, cwd=ROOT)
+    process = subprocess.Popen(command, cwd=ROOT, preexec_fn=heed_signals)
     while not (tmp_path / "tried").is_dir() or len(list((tmp_path / "tried").iterdir())) < 3:
         time.sleep(0.02)
     process.send_signal(number)

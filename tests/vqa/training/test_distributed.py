@@ -18,7 +18,7 @@ from transformers import BlipForQuestionAnswering
 from data_prep.records import Example
 from jobs.run.layout import RunDir, Step
 from slurm.process import REQUEUE
-from tests.conftest import ROOT, environment, launch, launch_args, launch_command, output, write_config
+from tests.conftest import ROOT, environment, heed_signals, launch, launch_args, launch_command, output, write_config
 from tests.vqa.training_data import (
     EVERYWHERE,
     Material,
@@ -142,7 +142,11 @@ def test_launch_on_a_machine_with_two_gpus_trains_in_two_processes_and_resumes(c
     run = RunDir(tmp_path / "run")
     folder = run.step_folder(Step("train", "blip"))
     process = subprocess.Popen(
-        launch_command(*command), stdout=subprocess.DEVNULL, env=environment(CUDA_VISIBLE_DEVICES="0,1"), cwd=ROOT
+        launch_command(*command),
+        stdout=subprocess.DEVNULL,
+        env=environment(CUDA_VISIBLE_DEVICES="0,1"),
+        cwd=ROOT,
+        preexec_fn=heed_signals,
     )
     while not log(folder):
         assert process.poll() is None
