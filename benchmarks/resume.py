@@ -164,7 +164,7 @@ def measure(records: int, shards: int, rounds: int) -> dict[str, Any]:
                 peak[case] = max(peak[case], megabytes)
     figures: dict[str, Any] = {"records": records, "shards": shards}
     for case in CASES[:-1]:
-        figures[case] = compare(times, case, "floor", answers=records, unit="records")
+        figures[case] = compare(times, case, "floor", work=records, unit="records")
         figures[f"{case}: seconds"] = times[case].median
         figures[f"{case}: peak megabytes"] = peak[case]
     figures["bar"] = "5 s, 500 MB"
