@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import BlipForQuestionAnswering
 
-from data_prep.records import Example
 from jobs.run.layout import RunDir, Step
 from slurm.process import REQUEUE
 from tests.conftest import ROOT, environment, heed_signals, launch, launch_args, launch_command, output, write_config
@@ -111,7 +111,7 @@ def test_asking_one_process_to_stop_saves_and_ends_both_and_resuming_loses_nothi
     assert codes == [REQUEUE, REQUEUE], said
     codes, said = both_ended(start_workers(2, material, stopped, model(material), settings))
     assert codes == [0, 0], said
-    assert "going on from checkpoint-" in said
+    assert "resuming from checkpoint-" in said
     assert [line["step"] for line in log(stopped)] == list(range(1, 13))
     assert [line["loss"] for line in log(stopped)] == [line["loss"] for line in log(whole)]
     assert outcome(stopped) == outcome(whole)
@@ -119,17 +119,18 @@ def test_asking_one_process_to_stop_saves_and_ends_both_and_resuming_loses_nothi
 
 @pytest.mark.slow
 def test_failure_in_one_process_ends_the_other_too(material: Material, tmp_path: Path) -> None:
-    """The validation image that is not there is in one process's part of the sample."""
-    known = material.examples[0]
-    lost = Example(**{name: getattr(known, name) for name in Example.__slots__} | {"id": "x", "image_path": "lost.png"})
-    data = write_splits(tmp_path / "data", material.examples, [known, lost])
-    broken = Material(material.images, data, material.weights, material.examples)
-    workers = start_workers(2, broken, tmp_path / "out", model(material), quick())
+    """The validation image that cannot be decoded is in one process's part of the sample."""
+    (material.images / "broken.png").write_bytes(b"\x89PNG")
+    known = material.validation[0]
+    broken = dataclasses.replace(known, id="x", image_path="broken.png")
+    data = write_splits(tmp_path / "data", material.examples, [known, broken])
+    workers = start_workers(2, dataclasses.replace(material, data=data), tmp_path / "out", model(material), quick())
     codes, said = both_ended(workers)
     assert codes == [1, 1], said
-    assert "There is no image" in said
+    words = "An image of the curated dataset can no longer be used"
+    assert f"error: {words}" in said
     assert (
-        "Another process of this training failed at answering the validation questions: UserError: There is no" in said
+        f"Another process of this training failed while answering the validation questions: UserError: {words}" in said
     )
 
 
@@ -160,6 +161,6 @@ def test_launch_on_a_machine_with_two_gpus_trains_in_two_processes_and_resumes(c
     done = launch(*command, CUDA_VISIBLE_DEVICES="0,1")
     assert done.returncode == 0, output(done)
     logs = "".join(path.read_text() for path in run.logs(Step("train", "blip")).glob("*.log"))
-    assert logs.count(f"going on from {stopped.parent.name}") == 1
+    assert logs.count(f"resuming from {stopped.parent.name}") == 1
     assert (run.adapter("blip") / "adapter_model.safetensors").is_file()
     assert "2 processes (ddp)" in (run.adapter("blip") / "README.md").read_text()
