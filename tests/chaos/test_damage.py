@@ -182,9 +182,7 @@ def test_random_damage_anywhere_in_the_sharded_stages_of_a_finished_run_is_mende
 
 
 @pytest.mark.slow
-def test_a_bit_flipped_in_the_adapter_is_an_error_that_names_the_file_before_anything_uses_it(
-    tmp_path: Path, catalogue: Path
-) -> None:
+def test_a_flipped_bit_in_an_adapter_is_named_before_the_adapter_is_used(tmp_path: Path, catalogue: Path) -> None:
     """An adapter costs hours: it is not made again unasked. Checkpoints: tests/vqa/training/test_checkpoints.py."""
     config = write_config(tmp_path / "c.yaml", catalogue)
     stages = "prepare,validate,generate,curate,train"

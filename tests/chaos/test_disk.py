@@ -62,7 +62,7 @@ def fill_until(disk: Path, free: int) -> None:
             file.write(b"\0" * size)
 
 
-def test_a_disk_that_fills_up_at_any_page_of_a_shard_loses_no_record_that_was_written(disk: Path) -> None:
+def test_a_disk_that_fills_up_at_any_page_loses_no_written_record(disk: Path) -> None:
     """Full in settings.json, in the middle of a line, in done.json: one page more at each try."""
     resize(disk, ENDLESS)
     failures, tried = Counter[str](), 0

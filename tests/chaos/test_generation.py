@@ -21,7 +21,7 @@ def test_twenty_products_survive_every_fault_and_two_kills(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_of_2000_products_under_every_fault_and_30_kills_none_is_lost_and_none_paid_twice_but_in_flight(
+def test_2000_products_survive_every_fault_and_30_kills(
     tmp_path: Path,
 ) -> None:
     tally = try_generation(tmp_path, products=2000, kills=30, seed=1, generator="google_generativeai")

@@ -140,7 +140,7 @@ def write_catalogue(root: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_hostile_listings_and_images_each_end_as_a_record_within_bounded_memory_and_time(tmp_path: Path) -> None:
+def test_hostile_input_ends_as_records_in_bounded_memory_and_time(tmp_path: Path) -> None:
     bad, expected = write_catalogue(tmp_path / "abo")
     config = write_config(tmp_path / "c.yaml", tmp_path / "abo", validate={"shards": 1})
     run, _ = open_run(tmp_path / "run", load_config(config), [])

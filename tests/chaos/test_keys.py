@@ -79,9 +79,7 @@ def stand_in(answers: Path, log: Path, *keys: str) -> Iterator[str]:
     "generator",
     ["google_genai", *(pytest.param(g, marks=pytest.mark.slow) for g in known_generators() if g != "google_genai")],
 )
-def test_a_key_is_in_no_file_of_a_run_on_no_command_line_and_in_nothing_that_is_printed(
-    tmp_path: Path, generator: str
-) -> None:
+def test_a_key_is_in_no_file_no_command_line_and_no_output(tmp_path: Path, generator: str) -> None:
     catalogue = tmp_path / "catalogue"
     render(catalogue, products=12, seed=3)
     said: list[str] = []

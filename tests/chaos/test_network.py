@@ -344,7 +344,7 @@ def test_a_bad_certificate_is_named_not_retried_and_nothing_is_sent(
     assert server.requests == 0 and not outcomes.ok and not outcomes.failed
 
 
-def test_a_sites_own_certificate_is_accepted_once_its_file_is_named_as_the_error_advises(
+def test_a_sites_own_certificate_is_accepted_once_its_file_is_named(
     shop: Shop, tmp_path: Path, monkeypatch, generator: str
 ) -> None:
     path, context = certificate(tmp_path, 20, "localhost")
