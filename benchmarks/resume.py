@@ -1,17 +1,17 @@
-"""Finding what is left to do of an evaluation, against nothing but reading and parsing the same files.
+"""Measures how long it takes to find what is pending in an evaluation, compared with merely reading and parsing the same files.
 
     python -m benchmarks.resume [--records 738510] [--shards 64] [--rounds 3] [--out FILE]
 
-All of ABO has 147,702 products, five questions each. Their answers are written by the real journal; then, each in a process of its
-own, for its seconds and peak memory:
+All of ABO has 147,702 products with five questions each. The real journal writes their answers. Then each case runs in a process
+of its own, which measures its time and peak memory:
 
-- "all done": `pending_shards`, as ``launch.py`` runs it before it starts anything; the markers are there, so that keys are
-  compared with theirs, and every byte of the records with their checksums;
-- "killed": the same where no shard has a marker, and then what a task does that goes on with one of the shards;
-- "other shards": what a task does after the number of shards was changed, so that answers lie anywhere and every record counts;
-- "floor": the questions and the answers read and parsed by orjson, line by line.
+- "all done": `pending_shards`, as ``launch.py`` calls it before it starts anything. All shards have markers, so keys and
+  every byte of the records are checked against them;
+- "killed": the same without markers, then what a task does to resume one of the shards;
+- "other shards": what a task does after the number of shards changed, so that it must read every record;
+- "floor": orjson reads and parses the questions and the answers, line by line.
 
-The bar is 5 seconds and 500 MB for each. Seconds are those of the answers, without starting Python.
+The limit is 5 seconds and 500 MB for each case. The seconds do not include starting Python.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from jobs.shards.loop import pending_shards, run_shard
 from jobs.shards.progress import ShardSource, load_progress
 from jobs.shards.store import freeze_shards, shard_of
 
-QUESTIONS_A_IMAGE = 5
+QUESTIONS_PER_IMAGE = 5
 CASES = ("all done", "killed", "other shards", "floor")
 
 
 def examples(count: int) -> Iterator[Example]:
-    """Questions of ABO's size."""
+    """As many questions as ABO has."""
     for number in range(count):
-        item = number // QUESTIONS_A_IMAGE
+        item = number // QUESTIONS_PER_IMAGE
         question = f"What is the {number % 13}th detail of the product in this image?"
         yield Example(
             id=f"{number:016x}",
@@ -62,7 +62,7 @@ def examples(count: int) -> Iterator[Example]:
 
 
 class Answers(ShardSource[Example]):
-    """An evaluation as the stage describes it, but for the model."""
+    """An evaluation like the stage's, without a model."""
 
     value_type = Prediction
 
@@ -92,10 +92,10 @@ class Answers(ShardSource[Example]):
 
 
 def make_answers(folder: Path, records: int, shards: int) -> None:
-    """All questions, all of them answered."""
+    """Write all questions and an answer to each."""
     write_jsonl(folder / "test.jsonl", examples(records))
     answers = Answers(folder)
-    # One pass over the questions a shard would be shards passes: each shard gets its own.
+    # Group the questions by shard first: filtering them for every shard would take one pass per shard.
     parts: dict[int, list[Example]] = {shard: [] for shard in range(shards)}
     for example in answers.items():
         parts[shard_of(example.image_id, shards)].append(example)
@@ -105,7 +105,7 @@ def make_answers(folder: Path, records: int, shards: int) -> None:
 
 
 def do(case: str, folder: Path, shards: int) -> None:
-    """What is measured."""
+    """Run one case."""
     if case == "floor":
         for path in [folder / "test.jsonl", *sorted((folder / "blip-base/shards").rglob("records.*"))]:
             with path.open("rb") as lines:
@@ -125,7 +125,7 @@ def do(case: str, folder: Path, shards: int) -> None:
 
 
 def in_a_process(case: str, folder: Path, shards: int) -> tuple[float, float]:
-    """Seconds and peak megabytes."""
+    """Run a case in a process of its own; return its seconds and peak MB."""
     command = [
         sys.executable,
         "-m",
@@ -143,7 +143,7 @@ def in_a_process(case: str, folder: Path, shards: int) -> tuple[float, float]:
 
 
 def measure(records: int, shards: int, rounds: int) -> dict[str, Any]:
-    """All cases in turns."""
+    """Run all cases, alternating."""
     times = {case: Times() for case in CASES}
     peak = dict.fromkeys(CASES, 0.0)
     with tempfile.TemporaryDirectory() as scratch:
@@ -172,7 +172,7 @@ def measure(records: int, shards: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print and write; or, in a process of its own, do one case."""
+    """Measure, print and write the results; or run a single case, in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=738_510)
     parser.add_argument("--shards", type=int, default=64)

@@ -1,4 +1,4 @@
-"""What tests share: a small rendered catalogue, a configuration for it, and real processes of launch.py."""
+"""Shared by the tests: a small rendered catalog, a configuration for it, and real processes of launch.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 
 from data_prep.demo.catalogue import render
 
-# Machines are slow and busy at times, and the first call imports things: no example of a property has a time limit.
+# No deadline for property tests: a machine can be slow or loaded, and the first call imports modules.
 hypothesis.settings.register_profile("without deadline", deadline=None)
 hypothesis.settings.load_profile("without deadline")
 
@@ -33,7 +33,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_config(path: Path, catalogue: Path, **sections: dict[str, object]) -> Path:
-    """A configuration of the whole pipeline that takes seconds; sections are merged over it."""
+    """Write a configuration that runs the whole pipeline in seconds; ``sections`` override parts of it."""
     tree: dict[str, dict[str, object]] = {
         "data": {"root": str(catalogue)},
         "validate": {"shards": 2},
@@ -53,12 +53,12 @@ def write_config(path: Path, catalogue: Path, **sections: dict[str, object]) -> 
 
 
 def launch_command(*arguments: str | Path) -> list[str]:
-    """launch.py with this interpreter."""
+    """The command that runs launch.py with this interpreter."""
     return [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)]
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's environment, with one thread for torch: several tests run at once on two cores."""
+    """This process's environment, with one thread for torch, because several tests share the cores."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **extra}
 
 
@@ -72,7 +72,7 @@ def heed_signals() -> None:
 
 
 def launch(*arguments: str | Path, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run launch.py to its end."""
+    """Run launch.py and wait for it."""
     return subprocess.run(
         launch_command(*arguments),
         cwd=cwd,
@@ -85,10 +85,10 @@ def launch(*arguments: str | Path, cwd: Path = ROOT, **extra: str) -> subprocess
 
 
 def output(done: subprocess.CompletedProcess[str]) -> str:
-    """All that a process printed."""
+    """Everything that a process printed."""
     return done.stdout + done.stderr
 
 
 def launch_args(config: Path, run_dir: Path, *more: str) -> Sequence[str | Path]:
-    """The options of a local launch."""
+    """The arguments of a local launch."""
     return ["--cluster", "local", "--config", config, "--run-dir", run_dir, "--workers", "2", *more]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Debian packages that some tests need: SLURM for the cluster tests, Chromium for the report. Without them those tests are
-# skipped and say so. As root; about half a minute.
+# Installs the Debian packages that some tests need: SLURM for the cluster tests, Chromium for the report. Without them, those
+# tests are skipped and say so. Needs root; takes about half a minute.
 set -euo pipefail
 wanted=(slurmctld slurmd slurmdbd slurm-client munge mariadb-server-core chromium chromium-driver)
 missing=()
@@ -11,7 +11,7 @@ done
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-# The packages' own services are not wanted: the tests start daemons of their own.
+# Disable the packages' services, because the tests start their own daemons.
 for service in slurmctld slurmd slurmdbd munge; do
   command -v systemctl >/dev/null && systemctl disable --now "$service" 2>/dev/null || true
 done

@@ -1,1 +1,1 @@
-"""The pipeline under faults: what is lost, what is done twice, against an undisturbed run."""
+"""Runs the pipeline under injected faults and counts what is lost or done twice, compared with an undisturbed run."""

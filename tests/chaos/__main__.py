@@ -1,4 +1,4 @@
-"""The pipeline under ``kill -9``, against an undisturbed run: ``python -m tests.chaos --kills 200 --seed 1``.
+"""Compares a pipeline under ``kill -9`` with an undisturbed run: ``python -m tests.chaos --kills 200 --seed 1``.
 
 ::
 
@@ -28,35 +28,35 @@ from tests.chaos.kills import BETWEEN, Kills, disturbed, undisturbed
 from tests.chaos.outcome import lost, records, repeated
 from tests.conftest import launch_args, launch_command, write_config
 
-KILLS_A_RUN = 3  # of each stage: enough to hit a stage that resumed, few enough that runs differ
+KILLS_PER_RUN = 3  # per stage: enough to hit a resumed stage, few enough to need several runs
 SHARDS = CONCURRENCY = 2
 
 
 @dataclass(slots=True)
 class Tally:
-    """What the faults came to, over all runs."""
+    """Totals over all runs."""
 
     runs: int = 0
     kills: Kills = field(default_factory=Kills)
     records: int = 0  # compared
     lost: list[str] = field(default_factory=list)
-    repeated: int = 0  # recorded twice
-    paid_twice: int = 0  # replies that a kill took while they were on their way
+    repeated: int = 0  # written twice
+    paid_twice: int = 0  # replies that a kill lost in flight
 
     def paid_twice_at_most(self) -> int:
-        """Requests that can be in flight at the kills which hit generate."""
+        """Upper bound: the requests that can be in flight at each kill in generate."""
         return self.kills.by_stage["generate"] * SHARDS * CONCURRENCY
 
 
 def try_kills(folder: Path, kills: int, seed: int, stages: Sequence[str] = STAGES, products: int = 40) -> Tally:
-    """Kill until ``kills`` are done, a fresh run each time the last one is finished, and compare every run.
+    """Kill until ``kills`` is reached, starting a new run whenever one finishes, and compare every run.
 
     Args:
-        folder: takes catalogue, configuration and runs.
-        kills: how many in all, spread evenly over the stages and the time between them.
-        seed: of the moments and victims.
-        stages: which stages are run.
-        products: size of the catalogue.
+        folder: where the catalog, the configuration and the runs are written.
+        kills: total number, spread evenly over the stages and the time between them.
+        seed: for the moments and targets.
+        stages: the stages to run.
+        products: size of the catalog.
     """
     os.environ.setdefault("GEMINI_API_KEY", "not-a-key")
     rng = random.Random(seed)
@@ -91,10 +91,10 @@ def try_kills(folder: Path, kills: int, seed: int, stages: Sequence[str] = STAGE
 
 
 def _quota(done: Kills, kills: int, stages: Sequence[str], rng: random.Random) -> Mapping[str, int]:
-    """How often to kill in each stage of the next run: what is left of an even share, at most `KILLS_A_RUN`."""
+    """Kills per stage for the next run: the rest of an even share, at most `KILLS_PER_RUN`."""
     places = [*stages, BETWEEN]
     share = math.ceil(kills / len(places))
-    quota = {place: max(0, min(KILLS_A_RUN, share - done.by_stage[place])) for place in places}
+    quota = {place: max(0, min(KILLS_PER_RUN, share - done.by_stage[place])) for place in places}
     over = sum(quota.values()) - (kills - done.by_stage.total())
     for place in rng.sample(places, len(places)):
         taken = min(max(over, 0), quota[place])
@@ -104,7 +104,7 @@ def _quota(done: Kills, kills: int, stages: Sequence[str], rng: random.Random) -
 
 
 def show(tally: Tally, seconds: float, stages: Sequence[str] = STAGES) -> None:
-    """Print the figures."""
+    """Print the totals."""
     print("stage       kills")
     for stage in (BETWEEN, *stages):
         print(f"{stage:<10}{tally.kills.by_stage[stage]:>7,}")
@@ -120,7 +120,7 @@ def show(tally: Tally, seconds: float, stages: Sequence[str] = STAGES) -> None:
 
 
 def main() -> int:
-    """Parse the command line; 1 where anything was lost."""
+    """Run from the command line; return 1 if anything was lost."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,6 +1,6 @@
-"""Generation under every fault of the network at once and ``kill -9``: ``python -m tests.chaos.generation --products 2000``.
+"""Runs generate under all network faults at once and ``kill -9``: ``python -m tests.chaos.generation --products 2000``.
 
-What was paid for is proved by the server's own log, what was kept by the records::
+The server's own log shows what was paid for, the records show what was kept::
 
     2,000 products = 1,140 done + 860 failed + 0 remaining; 30 kills (...) in 20 launches, 801 s
     ...
@@ -35,22 +35,22 @@ from jobs.shards.store import read_records
 from tests.chaos.kills import Kills, disturbed
 from tests.conftest import launch, launch_args, launch_command, output, write_config
 
-# Nine in ten requests go wrong. Rule-breaking is one kind of fault with five faces. Every request draws anew, so retries end
-# it; what is left below 1 is the share of replies that are good at once.
+# Nine in ten requests fail; the rest to 1 is the share of good replies. Invalid replies are one kind of fault in five variants.
+# Each request draws again, so retries eventually succeed.
 FAULTS = {
     **dict.fromkeys(("status_429", "status_500", "status_503", "break_off", "hang", "html"), 0.1),
     **dict.fromkeys(("four_pairs", "six_pairs", "two_words", "no_category", "truncated"), 0.02),
     **dict.fromkeys(("max_tokens", "safety"), 0.1),
 }
-PAID = {"ok", *CONTENT}  # outcomes in the log that are on the bill
+PAID = {"ok", *CONTENT}  # outcomes in the log that are billed
 SHARDS, CONCURRENCY = 4, 8
-# So long that the machine is never busy enough for a good answer to come too late, which would be paid for twice without a kill.
+# Long enough that no good reply times out on a loaded machine: it would be paid for twice without any kill.
 TIMEOUT_SECONDS, HANG_SECONDS = 3.0, 6.0
 
 
 @dataclass(slots=True)
 class Tally:
-    """What came of it."""
+    """Totals of one run, from its records and the server's log."""
 
     products: int
     done: int = 0
@@ -59,15 +59,15 @@ class Tally:
     damaged: int = 0
     kills: Kills = field(default_factory=Kills)
     seconds: float = 0.0
-    outcomes: Counter[str] = field(default_factory=Counter)  # of requests, by the server's log
-    good_twice: int = 0  # replies that were good, about products which had a good one already
+    outcomes: Counter[str] = field(default_factory=Counter)  # of requests, according to the server's log
+    good_twice: int = 0  # good replies for products that already had one
     paid: int = 0
     stored: int = 0  # replies on disk
-    in_flight: int = 0  # of the paid ones, those that were on their way at a kill, or sent in the second before it
+    in_flight: int = 0  # paid replies in flight at a kill, or sent within the second before it
     untrue: list[str] = field(default_factory=list)  # records that the server's log contradicts
 
     def problems(self) -> list[str]:
-        """What is not as promised; empty where all is."""
+        """Broken guarantees; empty if there are none."""
         found = [f"the log contradicts the records: {line}" for line in self.untrue]
         if self.done + self.failed.total() != self.products or self.remaining:
             found.append(
@@ -83,14 +83,14 @@ class Tally:
 
 
 def try_generation(folder: Path, products: int, kills: int, seed: int, generator: str) -> Tally:
-    """Generate under all faults and kills until it is done, and compare the records with the server's log.
+    """Run generate under all faults and kills until it finishes, then compare its records with the server's log.
 
     Args:
-        folder: takes catalogue, configuration and run.
-        products: how many, or a few less: images that cannot be read are none.
-        kills: how many.
-        seed: of faults, moments and victims.
-        generator: the client.
+        folder: where the catalog, the configuration and the run are written.
+        products: how many; products with unreadable images do not count.
+        kills: how many processes to kill.
+        seed: for faults, moments and targets.
+        generator: which client to use.
     """
     os.environ.setdefault("GEMINI_API_KEY", "not-a-key")
     catalogue, run_dir, said = folder / "catalogue", folder / "run", folder / "launch.txt"
@@ -112,14 +112,14 @@ def try_generation(folder: Path, products: int, kills: int, seed: int, generator
                 "concurrency": CONCURRENCY,
                 "shards": SHARDS,
                 "max_asks": 3,
-                "max_retries": 2,  # then the product is taken up again in the next pass, instead of after minutes
+                "max_retries": 2,  # retry the product in the next pass rather than after minutes
                 "max_tries": 5,
             },
         )
         options = launch_args(config, run_dir, "--workers", str(SHARDS))
         first = launch(*options, "--stages", "prepare,validate")
         assert first.returncode == 0, output(first)
-        # The life of a task over which the moments of kills are drawn: short against what is to do, so that none is wasted.
+        # The task lifetime from which kill moments are drawn: much shorter than the work, so that no kill comes too late.
         lives = {"generate": 4 + max(4.0, products / kills / 8)}
         started = time.monotonic()
         command = launch_command(*options, "--stages", "generate")
@@ -130,10 +130,10 @@ def try_generation(folder: Path, products: int, kills: int, seed: int, generator
 
 
 def compare(run: RunDir, catalogue: Path, log: list[dict[str, Any]], kills: Kills) -> Tally:
-    """Count what the records hold against what the server answered."""
+    """Compare the records with what the server sent."""
     damage = ReadReport()
     readable = {record.key for record in read_records(run.store("validate"), damage) if record.ok}
-    # Several products can share an image, by which alone the server knows them.
+    # The server identifies products by their image alone, and several can share one.
     images: dict[str, str] = {}
     for product in read_jsonl(run.products, Product):
         if product.item_id in readable:
@@ -169,7 +169,7 @@ def compare(run: RunDir, catalogue: Path, log: list[dict[str, Any]], kills: Kill
 
 
 def show(tally: Tally) -> None:
-    """Print the figures."""
+    """Print the totals."""
     victims = ", ".join(f"{victim} {count:,}" for victim, count in sorted(tally.kills.by_victim.items()))
     print(
         f"{tally.products:,} products = {tally.done:,} done + {tally.failed.total():,} failed + {tally.remaining:,} "
@@ -186,11 +186,11 @@ def show(tally: Tally) -> None:
         f"({tally.in_flight} were on their way at a kill or sent in the second before it)"
     )
     for line in tally.problems():
-        print(f"  not as promised: {line}")
+        print(f"  broken guarantee: {line}")
 
 
 def main() -> int:
-    """Parse the command line; 1 where a promise is broken."""
+    """Run from the command line; return 1 if a guarantee is broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.generation", description=__doc__.split("\n")[0])
     parser.add_argument("--products", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=30)

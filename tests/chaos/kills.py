@@ -1,7 +1,7 @@
-"""``kill -9`` of launch.py and of its tasks at random moments of every stage, until the run is finished all the same.
+"""Sends ``kill -9`` to launch.py and its tasks at random moments of every stage, until the run finishes anyway.
 
-The moment is drawn evenly over the life that a task of the stage had in an undisturbed run, from its first instruction on; so
-imports, the work itself, the marker at the end and the time between stages are all hit.
+The moment is drawn uniformly over the lifetime of the stage's tasks in an undisturbed run. So imports, the work itself, the
+final marker and the time between stages are all hit.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from pathlib import Path
 
 from tests.conftest import ROOT, environment
 
-BETWEEN = "launch.py"  # the time in which launch.py runs and no task does
+BETWEEN = "launch.py"  # the time when only launch.py runs
 POLL_SECONDS = 0.01
 GIVE_UP_SECONDS = 900.0
 
 
 @dataclass(slots=True)
 class Kills:
-    """What was done to a run."""
+    """The kills of a run."""
 
     by_stage: Counter[str] = field(default_factory=Counter)
     by_victim: Counter[str] = field(default_factory=Counter)
     launches: int = 0
-    moments: list[float] = field(default_factory=list)  # of all kills, in seconds of the epoch
+    moments: list[float] = field(default_factory=list)  # Unix times of all kills
 
     def add(self, other: Kills) -> None:
-        """Sum over runs."""
+        """Add the kills of another run."""
         self.by_stage.update(other.by_stage)
         self.by_victim.update(other.by_victim)
         self.launches += other.launches
@@ -42,7 +42,7 @@ class Kills:
 
 
 def tasks_of(launcher: int) -> dict[int, str]:
-    """The living tasks of a launch.py: process id → stage."""
+    """The running tasks of a launch.py: process ID → stage."""
     found: dict[int, str] = {}
     with suppress(OSError):
         for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
@@ -54,7 +54,7 @@ def tasks_of(launcher: int) -> dict[int, str]:
 
 
 def undisturbed(command: Sequence[str], said: Path) -> dict[str, float]:
-    """Run a command to its end; how long the longest task of each stage lived, and launch.py before its first task."""
+    """Run a command undisturbed; return the lifetime of each stage's longest task, and of launch.py before its first task."""
     process = _start(command, said)
     began = time.monotonic()
     first: dict[int, tuple[str, float]] = {}
@@ -78,13 +78,13 @@ def disturbed(
     rng: random.Random,
     give_up: float = GIVE_UP_SECONDS,
 ) -> Kills:
-    """Start a command again and again until it ends by itself, killing in every stage as often as ``quota`` says.
+    """Rerun a command until it finishes, killing in every stage as often as ``quota`` says.
 
-    A kill that comes too late, because the stage was done, is drawn again as long as the stage is worked on; what a stage
-    did not use of its quota when it is done is not made up for.
+    A kill that comes after its task has finished is drawn again while the stage still has work. Kills left over when a stage
+    finishes are dropped.
 
     Raises:
-        AssertionError: it failed by itself, or did not end.
+        AssertionError: the command failed by itself or never finished.
     """
     kills = Kills()
     left = Counter(quota)
@@ -100,7 +100,7 @@ def disturbed(
             if process.poll() == 0:
                 return kills
             if process.returncode is not None:
-                # It was killed itself, or a task was killed more often than launch.py starts one again.
+                # launch.py was killed itself, or a task more often than launch.py restarts it.
                 text = said.read_text()
                 assert process.returncode == -signal.SIGKILL or "killed (signal 9)" in text, text
                 process = _start(command, said)
@@ -112,7 +112,7 @@ def disturbed(
 
 
 def _kill_before_tasks(process: subprocess.Popen[bytes], left: Counter[str], delay: float, kills: Kills) -> None:
-    """Kill launch.py so long after its start, unless it has tasks by then."""
+    """Kill launch.py after a delay, unless it has started tasks by then."""
     end = time.monotonic() + delay
     while time.monotonic() < end and process.poll() is None:
         time.sleep(POLL_SECONDS)
@@ -132,7 +132,7 @@ def _kill_in_a_task(
     rng: random.Random,
     kills: Kills,
 ) -> None:
-    """Wait for the next task of a stage that has kills left, and kill it, launch.py, or all of them."""
+    """Wait for the next task of a stage that has kills left; kill that task, launch.py, or all processes."""
     while process.poll() is None:
         wanted = {pid: stage for pid, stage in tasks_of(process.pid).items() if left[stage] > 0}
         if not wanted:
@@ -144,7 +144,7 @@ def _kill_in_a_task(
             time.sleep(POLL_SECONDS)
         alive = tasks_of(process.pid)
         if pid not in alive:
-            return  # too late: it was done
+            return  # too late: the task has finished
         victim = rng.choices(("a task", "launch.py", "all at once"), (5, 3, 2))[0]
         victims = {"a task": [pid], "launch.py": [process.pid], "all at once": [process.pid, *alive]}[victim]
         if sum(_kill(one) for one in victims):

@@ -1,9 +1,8 @@
-"""Two views of one folder, as two nodes have of a network file system: what one writes, the other sees later, in any order.
+"""Two views of one folder, like those of two nodes on a network file system: each sees the other's writes late, in any order.
 
-A view is an ordinary folder; a thread carries changes from each to the other every so many seconds. So in one view, for a
-while, files are missing that exist, files are shorter than they are (a record may be cut anywhere), markers are those of
-before, and files are replaced while somebody reads them. Where both changed a file, either may win. No lock reaches the
-other view.
+A view is an ordinary folder; a thread periodically copies changes in both directions. So for a while, a view can lack files that
+exist, hold truncated files (cut anywhere in a record) or old markers, and see files replaced while they are read. If both
+views change a file, either version may win. Locks do not reach the other view.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-State = tuple[int, int]  # size, time of change in nanoseconds
+State = tuple[int, int]  # size in bytes, modification time in nanoseconds
 
 
 class LaggingViews:
-    """``with LaggingViews(folder, lag=0.5) as (first, second): ...``; both views agree when it is left.
+    """``with LaggingViews(folder, lag=0.5) as (first, second): ...``; the views agree on exit.
 
     Args:
-        folder: takes the views ``a`` and ``b``.
-        lag: seconds between two exchanges.
-        leave: files that stay in their view, by name below it.
-        seed: of the order in which changes arrive.
+        folder: where the views ``a`` and ``b`` are created.
+        lag: seconds between exchanges.
+        leave: files that are not exchanged, by path within the view.
+        seed: for the order in which changes arrive.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class LaggingViews:
             self.exchange()
 
     def exchange(self) -> None:
-        """Carry every change of both views to the other."""
+        """Copy every change to the other view, in both directions."""
         changes = [
             (here, there, path) for here, there in (self.views, self.views[::-1]) for path in self._changed(here)
         ]

@@ -1,7 +1,7 @@
-"""How large a run may become: ``python -m tests.chaos.load`` prints seconds and memory; about ten minutes.
+"""Measures time and memory of very large runs: ``python -m tests.chaos.load``, about ten minutes.
 
-Listings go through the real task. The million items of the sharded stages go through the real loop, journal and markers, with a
-stand-in for the work on an item, which is what costs nothing here; the figures are those of processes of their own.
+Listings go through the real task. The million items of the sharded stages go through the real loop, journal and markers; only
+the work on each item is stubbed out. Each figure is measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STEPS = (Step("validate"), Step("generate"), Step("evaluate", "blip"))
 
 
 def write_listings(root: Path, good: int, rejected: int) -> None:
-    """Listings of which so many qualify, and so many do not, in ABO's layout."""
+    """Write listings in ABO's layout, of which ``good`` qualify."""
     for folder in ("listings/metadata", "images/metadata", "images/small"):
         (root / folder).mkdir(parents=True)
     (root / "facts.jsonl").touch()
@@ -55,7 +55,7 @@ def write_listings(root: Path, good: int, rejected: int) -> None:
 
 
 def value_of(stage: str, key: str) -> dict[str, Any]:
-    """What the stage records of an item: as large as the real thing."""
+    """What the stage would record for an item, in realistic size."""
     if stage == "validate":
         record: Any = ImageFacts(f"image-{key}", "a.jpg", "0" * 64, 64, 64, "JPEG", "0" * 16, "f" * 96)
     else:
@@ -65,7 +65,7 @@ def value_of(stage: str, key: str) -> dict[str, Any]:
 
 
 def fill(run: RunDir, items: int, shards: int, unfinished: int = 0) -> None:
-    """Bring the sharded stages of a run to their end, but for so many shards that are left in the middle."""
+    """Finish the sharded stages of a run, except for some shards that are left half done."""
     _, config = load_run(run.path)
     parts: list[list[str]] = [[] for _ in range(shards)]
     for number in range(items):
@@ -80,7 +80,7 @@ def fill(run: RunDir, items: int, shards: int, unfinished: int = 0) -> None:
 
 
 class Fed(ShardSource[str]):
-    """The stores and settings of a stage with other items, of which only the first ``most`` are worked on."""
+    """A stage with its stores and settings but other items, of which only the first ``most`` are processed."""
 
     def __init__(self, stage: Any, items: Callable[[], Iterable[str]], most: int) -> None:
         self._stage, self._items, self._most = stage, items, most
@@ -109,7 +109,7 @@ class Fed(ShardSource[str]):
 
 
 def make_run(folder: Path, items: int, shards: int, unfinished: int) -> RunDir:
-    """A run of so many items and shards whose stages are finished, but for `unfinished` shards of each."""
+    """Create a run whose stages are finished, except for ``unfinished`` shards of each."""
     write_listings(folder / "abo", 2, 0)
     config = write_config(
         folder / "c.yaml",
@@ -134,7 +134,7 @@ def make_run(folder: Path, items: int, shards: int, unfinished: int) -> RunDir:
 
 
 def one_shard(folder: Path, items: int) -> None:
-    """Run by `measure_loop` in a process of its own."""
+    """Process one shard; `measure_loop` runs this in a process of its own."""
     config = write_config(folder / "c.yaml", folder / "abo", validate={"shards": 1})
     run, _ = open_run(folder / "run", load_config(config), [])
     stage = make_stage(STEPS[0], *load_run(run.path))
@@ -153,7 +153,7 @@ def one_shard(folder: Path, items: int) -> None:
 
 
 def measure_loop(folder: Path, items: int) -> tuple[int, float]:
-    """Peak MB and seconds of one task that does so many items in one shard, and then finds them all done."""
+    """Peak MB and seconds of a task that processes one shard, then finds it all done."""
     write_listings(folder / "abo", 2, 0)
     program = "import sys; from pathlib import Path; from tests.chaos.load import one_shard; one_shard(Path(sys.argv[1]), int(sys.argv[2]))"
     megabytes, seconds, _ = measured("-c", program, str(folder), str(items))
@@ -176,7 +176,7 @@ def measure_status(run: RunDir) -> tuple[int, float]:
 
 
 def main() -> int:
-    """Parse the command line, print a line a figure."""
+    """Run from the command line; print one line per figure."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.load", description=__doc__.split("\n")[0])
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--shards", type=int, default=1_000)

@@ -1,7 +1,7 @@
-"""What the kernel counted for one task: its peak memory and its seconds.
+"""Measures one task: its peak memory according to the kernel, and its seconds.
 
-The peak that Linux reports for a process counts what its parent held when it was started, and a test may hold a lot: so a small
-process in between starts it.
+Linux counts the parent's memory at fork time towards a process's peak, and a test can hold a lot. So a small process in between
+starts the task.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _MEASURE = (
 
 
 def measured(*arguments: str) -> tuple[int, float, str]:
-    """Run a Python command to its end, alone: its peak memory in MB, its seconds, what it printed.
+    """Run a Python command; return its peak memory in MB, its seconds and its output.
 
     Raises:
-        AssertionError: it failed.
+        AssertionError: the command failed.
     """
     done = subprocess.run(
         [sys.executable, "-ISuc", _MEASURE, sys.executable, *arguments],
@@ -42,5 +42,5 @@ def measured(*arguments: str) -> tuple[int, float, str]:
 
 
 def measured_task(run: Path, *arguments: str) -> tuple[int, float, str]:
-    """The same for a task of a run."""
+    """Measure a task of a run."""
     return measured("-m", "jobs.backends.task", str(run), *arguments)

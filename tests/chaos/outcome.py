@@ -1,4 +1,4 @@
-"""What a run came to, item by item, without the times, attempts and machines that no two runs share."""
+"""The outcome of a run, item by item, without the times, attempts and machines that differ between runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jobs.run.layout import RunDir, ShardStore
 from jobs.shards.journal import ReadReport
 from jobs.shards.store import read_records
 
-# Measured anew by every run; everything else in a record must come out equal.
+# Differs between runs; everything else in a record must be equal.
 MEASURED = {"seconds", "at"}
 
 
 def stores(run: RunDir) -> Iterator[tuple[str, ShardStore]]:
-    """The sharded stages of a run, by name; evaluation has one a model and variant."""
+    """The sharded stages of a run, by name; evaluate has one per model and variant."""
     yield "validate", run.store("validate")
     yield "generate", run.store("generate")
     folder = run.stage_folder("evaluate")
@@ -38,7 +38,7 @@ def records(run_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def files(run_dir: Path) -> dict[str, str]:
-    """SHA-256 of every file that must come out byte for byte: the dataset and the adapters."""
+    """SHA-256 of every file that must be identical byte for byte: the dataset and the adapters."""
     run = RunDir(run_dir)
     paths = [run.products, run.rejected("prepare"), run.rejected("curate")]
     paths += [run.split(name) for name in ("train", "val", "test")]
@@ -63,7 +63,7 @@ def _unmeasured(value: Any) -> Any:
 
 
 def repeated(run_dir: Path) -> int:
-    """Successes that were recorded for items which had one already."""
+    """Number of successes recorded for items that already had one."""
     total = 0
     for _, store in stores(RunDir(run_dir)):
         counts = Counter(record.key for record in read_records(store, ReadReport()) if record.ok)
@@ -72,7 +72,7 @@ def repeated(run_dir: Path) -> int:
 
 
 def lost(expected: Path, found: Path) -> list[str]:
-    """Whatever a run lacks or has otherwise than the undisturbed one; empty where they came to the same."""
+    """Whatever a run lacks or has changed compared with the undisturbed one; empty if they are equal."""
     missing: list[str] = []
     before, after = records(expected), records(found)
     for name in sorted(before.keys() | after.keys()):

@@ -1,4 +1,4 @@
-"""Looks for a key wherever it could be read: command lines of running processes, files in any encoding, file names."""
+"""Searches for a key wherever it could leak: command lines of running processes, files in any encoding, file names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 
 
 def forms(key: str) -> dict[str, bytes]:
-    """What a key looks like as text, in base64 (which depends on what stands before it), in hexadecimal and in a URL."""
+    """A key as text, in base64 (which depends on what precedes it), in hexadecimal and in a URL."""
     raw = key.encode()
     found = {"text": raw, "hex": raw.hex().encode(), "URL": urllib.parse.quote(key, safe="").encode()}
     for before in range(3):
-        # Without the characters at the edges, which hold bits of the neighbors too.
+        # Drop the characters at the edges, which also hold bits of the neighbors.
         encoded = base64.b64encode(bytes(before) + raw + bytes(3))[4 if before else 0 : -8]
         found[f"base64 {before}"] = encoded
         found[f"base64url {before}"] = encoded.translate(bytes.maketrans(b"+/", b"-_"))
@@ -26,12 +26,12 @@ def forms(key: str) -> dict[str, bytes]:
 
 
 def leaks(text: bytes, keys: Iterable[str]) -> list[str]:
-    """The forms in which any of the keys is in a text."""
+    """The forms in which a text contains any of the keys."""
     return [form for key in keys for form, needle in forms(key).items() if needle in text]
 
 
 def leaks_in_files(folder: Path, keys: Iterable[str]) -> list[str]:
-    """Every file under a folder with a key in its bytes, unpacked where it is packed, or in its name."""
+    """Every file under a folder with a key in its name or its (decompressed) content."""
     found = []
     for path in sorted(folder.rglob("*")):
         data = bytes(path)
@@ -45,7 +45,7 @@ def leaks_in_files(folder: Path, keys: Iterable[str]) -> list[str]:
 
 
 class Watch:
-    """Reads the command lines of all processes of the machine, as ``ps`` does, again and again while it is entered."""
+    """Context manager that keeps reading the command lines of all processes, as ``ps`` does."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._keys = list(keys)

@@ -1,6 +1,6 @@
-"""Records that change after their shard was finished: found before anything builds on them, done again, reported.
+"""Records that change after their shard finished are detected before anything uses them, redone and reported.
 
-`tests/jobs/shards/test_journal.py` cuts a file at every byte and flips a bit in each; here the marker says already that all is done.
+`tests/jobs/shards/test_journal.py` truncates a file at every byte and flips a bit in each; here the shard's marker already exists.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def test_the_same_after_the_number_of_shards_was_changed(tmp_path: Path, harm: C
     run_all(tmp_path, 4)
     run_all(tmp_path, SHARDS)
     work = Squares(tmp_path, ITEMS)
-    (path,) = journal_files(work.store.shard(3))  # a folder that no shard has any more
+    (path,) = journal_files(work.store.shard(3))  # a folder that no longer belongs to a shard
     harm(path)
     assert pending_shards(work, SHARDS) != []
     run_all(tmp_path, SHARDS)
@@ -112,7 +112,7 @@ def test_every_byte_of_a_marker_is_watched(tmp_path: Path) -> None:
         changed = bytearray(whole)
         changed[position] ^= 1 << (position % 8)
         store.done(0).write_bytes(changed)
-        assert ShardMarker.read(store, 0) in (None, good), position  # a blank that became another blank is no matter
+        assert ShardMarker.read(store, 0) in (None, good), position  # one blank turned into another is harmless
         store.done(0).write_bytes(whole[:position])
         assert ShardMarker.read(store, 0) in (None, good), position
 
@@ -126,7 +126,7 @@ def test_lines_that_another_attempt_appends_after_the_marker_are_no_damage(tmp_p
 
 
 def test_of_a_hundred_finished_stages_damaged_at_random_each_is_mended(tmp_path: Path) -> None:
-    """Two faults each, in records, markers and the number of shards: flipped, cut, emptied, deleted."""
+    """Two faults each, in records, markers and the number of shards: flipped, truncated, emptied, deleted."""
     rng = random.Random(7)
     run_all(tmp_path / "good", 4)
     run_all(tmp_path / "good", SHARDS)
@@ -158,7 +158,7 @@ def test_of_a_hundred_finished_stages_damaged_at_random_each_is_mended(tmp_path:
 def test_random_damage_anywhere_in_the_sharded_stages_of_a_finished_run_is_mended(
     tmp_path: Path, catalogue: Path
 ) -> None:
-    """Every record file and marker of two stages at once: flipped, cut, emptied or deleted."""
+    """Every record file and marker of two stages at once: flipped, truncated, emptied or deleted."""
     rng = random.Random(6)
     config = write_config(tmp_path / "c.yaml", catalogue, validate={"shards": 3}, generate={"shards": 3})
     arguments = launch_args(config, tmp_path / "run", "--stages", "prepare,validate,generate,curate")
@@ -183,7 +183,7 @@ def test_random_damage_anywhere_in_the_sharded_stages_of_a_finished_run_is_mende
 
 @pytest.mark.slow
 def test_a_flipped_bit_in_an_adapter_is_named_before_the_adapter_is_used(tmp_path: Path, catalogue: Path) -> None:
-    """An adapter costs hours: it is not made again unasked. Checkpoints: tests/vqa/training/test_checkpoints.py."""
+    """An adapter takes hours, so it is not retrained automatically. Checkpoints: tests/vqa/training/test_checkpoints.py."""
     config = write_config(tmp_path / "c.yaml", catalogue)
     stages = "prepare,validate,generate,curate,train"
     assert launch(*launch_args(config, tmp_path / "run", "--stages", stages)).returncode == 0
@@ -195,4 +195,4 @@ def test_a_flipped_bit_in_an_adapter_is_named_before_the_adapter_is_used(tmp_pat
     assert done.returncode != 0
     assert "adapter_model.safetensors is missing or damaged" in output(done)
     assert not (tmp_path / "run" / "6_evaluate").exists()
-    assert files(tmp_path / "run")  # the rest is as it was
+    assert files(tmp_path / "run")  # the other files are unchanged

@@ -1,4 +1,4 @@
-"""A disk that is full, read-only, or somewhere else; times that mean nothing."""
+"""Full and read-only disks, runs that are moved or copied, and file times that mean nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def mount(*arguments: str | Path) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own, which a test may fill, and make read-only."""
+    """A small file system that a test can fill up and make read-only."""
     if os.geteuid() != 0 or not shutil.which("mount"):
         pytest.skip("only root can mount a small file system to fill")
     folder = tmp_path / "disk"
@@ -54,7 +54,7 @@ def resize(disk: Path, kilobytes: int) -> None:
 
 
 def fill_until(disk: Path, free: int) -> None:
-    """Leave so many bytes, to a page: the next write that needs more gets a part of its bytes onto the disk, or none."""
+    """Leave this much space, to the page: the next larger write is cut short or fails."""
     status = os.statvfs(disk)
     size = status.f_bavail * status.f_frsize - free
     if size > 0:
@@ -63,13 +63,13 @@ def fill_until(disk: Path, free: int) -> None:
 
 
 def test_a_disk_that_fills_up_at_any_page_loses_no_written_record(disk: Path) -> None:
-    """Full in settings.json, in the middle of a line, in done.json: one page more at each try."""
+    """Each try has one page more, so the disk fills up in settings.json, within a line and in done.json."""
     resize(disk, ENDLESS)
     failures, tried = Counter[str](), 0
     for pages in range(20):
         run = disk / "run"
         shutil.rmtree(run, ignore_errors=True)
-        work = Squares(disk.parent / f"tried-{pages}", 8 * ITEMS)  # what was tried is noted elsewhere
+        work = Squares(disk.parent / f"tried-{pages}", 8 * ITEMS)  # notes its tries on another disk
         work.store = ShardStore(run / "stage")
         store = work.store
         fill_until(disk, pages * 4096)
@@ -141,7 +141,7 @@ def scramble_times(folder: Path, rng: random.Random) -> None:
 
 
 def test_no_decision_looks_at_a_files_time(tmp_path: Path, catalogue: Path) -> None:
-    """Half done, times from 1971 to 2100, goes on; done, other times, is skipped."""
+    """A half-done run resumes and a finished one is skipped, whatever the times of its files."""
     rng = random.Random(8)
     config = write_config(tmp_path / "c.yaml", catalogue)
     assert launch(*launch_args(config, tmp_path / "run", "--stages", "prepare,validate")).returncode == 0
@@ -154,7 +154,7 @@ def test_no_decision_looks_at_a_files_time(tmp_path: Path, catalogue: Path) -> N
 
 
 def test_attempts_whose_clocks_were_years_off_are_read_like_any_other(tmp_path: Path) -> None:
-    """The name of a record file holds its writer's clock, and so does each record: neither decides anything."""
+    """A record file's name and each record hold the writer's clock; neither affects any decision."""
     work = Squares(tmp_path, ITEMS)
     store = work.store
     freeze_shards(store, 1)
@@ -206,7 +206,7 @@ def move(path: Path, rng: random.Random, name: str) -> Path:
 
 @pytest.mark.slow
 def test_a_run_that_is_moved_or_copied_between_all_stages_comes_to_the_same(tmp_path: Path, catalogue: Path) -> None:
-    """And its folder's name may hold whatever a file name can."""
+    """The folder's name may contain any characters that a file name can."""
     rng = random.Random(9)
     config = write_config(tmp_path / "c.yaml", catalogue)
     place = tmp_path / "runs"

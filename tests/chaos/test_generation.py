@@ -1,4 +1,4 @@
-"""Under every fault of the network and kills at once, no product is lost, and none is paid for twice but what was in flight."""
+"""Under all network faults and kills at once, no product is lost, and only replies in flight are paid for twice."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Whatever was skipped, capped, failed or approximated is said three times: at the end of the command, by status, by the report."""
+"""Whatever was skipped, capped, failed or approximated is stated by the command's last lines, by status and by the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conftest import launch, launch_args, output, write_config
 
 @pytest.fixture(scope="module")
 def imperfect(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run of all stages in which something went wrong everywhere, and what the command printed."""
+    """A run in which something went wrong in every stage, and the command's output."""
     folder = tmp_path_factory.mktemp("imperfect")
     catalogue = folder / "catalogue"
     render(catalogue, products=60, seed=4)

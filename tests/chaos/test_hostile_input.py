@@ -1,7 +1,7 @@
-"""A catalogue in which everything is wrong, through the real tasks: a record with a reason each, bounded memory and time.
+"""A catalog of hostile input through the real tasks: each item gets a record with a reason, in bounded memory and time.
 
-Item by item, in one process: tests/data_prep/abo/test_listings.py and test_images.py. Here are the tasks themselves, and how much memory
-the kernel says that they took.
+tests/data_prep/abo/test_listings.py and tests/data_prep/images/test_images.py test the cases one by one. This file runs the tasks
+as processes and measures their peak memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MB = 1 << 20
 
 
 def many_scans(scans: int, side: int = 8000) -> bytes:
-    """A progressive JPEG whose last scan is repeated; each is a hundred bytes long, and is one more pass over all pixels."""
+    """A progressive JPEG that repeats its last scan: a hundred bytes each, and one more pass over all pixels."""
     buffer = io.BytesIO()
     Image.new("RGB", (side, side), (3, 200, 90)).save(buffer, "JPEG", progressive=True, quality=30)
     data = buffer.getvalue()
@@ -58,8 +58,8 @@ def turned() -> bytes:
     return encoded(Image.effect_noise((80, 40), 60).convert("RGB"), "JPEG", exif=exif)
 
 
-def pictures() -> dict[str, tuple[bytes, str]]:
-    """File name → bytes and the reason that they must end in; "" where they are fine."""
+def hostile_images() -> dict[str, tuple[bytes, str]]:
+    """File name → content and the expected reason, "" if the image is valid."""
     noise = Image.effect_noise((64, 64), 80)
     frames = {"save_all": True, "append_images": [noise.rotate(90).convert("P")]}
     return {
@@ -84,7 +84,7 @@ def pictures() -> dict[str, tuple[bytes, str]]:
 
 
 def write_catalogue(root: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Write the hostile catalogue; the reasons by item of listings and of images."""
+    """Write the hostile catalog; return the expected reasons by item, of listings and of images."""
     images, outside = root / "images" / "small", root / "outside"
     for folder in (root / "listings/metadata", root / "images/metadata", images, outside):
         folder.mkdir(parents=True)
@@ -96,7 +96,7 @@ def write_catalogue(root: Path) -> tuple[dict[str, str], dict[str, str]]:
     (images / "zero.jpg").symlink_to("/dev/zero")
     expected_images: dict[str, str] = {}
     paths: dict[str, str] = {}
-    for name, (data, reason) in pictures().items():
+    for name, (data, reason) in hostile_images().items():
         (images / name).write_bytes(data)
         expected_images[name], paths[name] = reason, name
     with (images / "sparse.jpg").open("wb") as file:
@@ -127,10 +127,10 @@ def write_catalogue(root: Path) -> tuple[dict[str, str], dict[str, str]]:
         "no fields": (b"{}", "no_item_id"),
     }
     huge = b'{"item_id":"huge","main_image_id":"good.jpg","item_weight":' + b"9" * 5000 + b"}"
-    bad["huge number"] = (huge, "broken_json")  # out of any range that a reader has
+    bad["huge number"] = (huge, "broken_json")  # beyond any range that a parser accepts
     content = b"\n".join([*lines, *(line for line, _ in bad.values())])
     (root / "listings/metadata/listings_0.json.gz").write_bytes(gzip.compress(content, 1))
-    # a gigabyte in a megabyte, on one line
+    # a gigabyte compressed into a megabyte, on one line
     endless = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = b"".join(endless.compress(b"a" * (10 * MB)) for _ in range(100)) + endless.flush()
     (root / "listings/metadata/listings_1.json.gz").write_bytes(bomb)
@@ -154,7 +154,7 @@ def test_hostile_input_ends_as_records_in_bounded_memory_and_time(tmp_path: Path
     print(f"validate: {megabytes} MB, {seconds:.1f} s")
     records = list(read_records(run.store("validate"), ReadReport()))
     assert {r.key: r.get("reason", "") for r in records} == expected
-    assert megabytes < 1500  # twenty bytes for each of the 64 million pixels that an image may have
+    assert megabytes < 1500  # some twenty bytes for each of the 64 million pixels allowed
     assert seconds < 60
     shown = launch("status", run.path)
     assert shown.returncode == 0, output(shown)
@@ -162,14 +162,14 @@ def test_hostile_input_ends_as_records_in_bounded_memory_and_time(tmp_path: Path
 
 
 def test_a_jpeg_of_many_scans_is_rejected_before_it_costs_hours() -> None:
-    """100 kB a minute of work: 40 ms a scan of a hundred bytes. A photograph of ten scans passes."""
+    """100 kB would take a minute: each scan of a hundred bytes takes 40 ms. A photo with ten scans passes."""
     decode(many_scans(5, side=500), 64_000_000)
     with pytest.raises(ImageProblem, match="image_too_many_scans"):
         decode(many_scans(200, side=500), 64_000_000)
 
 
 def test_status_of_hostile_items_prints_no_terminal_codes(tmp_path: Path) -> None:
-    """An item's name comes from a file that others wrote; a terminal obeys what it prints."""
+    """Item names come from untrusted files, and a terminal obeys the escape codes it is sent."""
     bad = [listing("B\x1b[31m"), listing("[red]B[/red]"), listing("\u202eB")]
     root = tmp_path / "abo"
     for folder in (root / "listings/metadata", root / "images/metadata", root / "images/small"):

@@ -1,4 +1,4 @@
-"""Keys are nowhere but in the environment: not in a file of a run, not on a command line, not in what is printed."""
+"""Keys exist only in the environment: in no file of a run, on no command line and in no output."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FAULTS = {"status_429": 0.1, "status_503": 0.1, "html": 0.1, "break_off": 0.1, "
     ],
 )
 def test_a_key_would_be_found(tmp_path: Path, text: bytes) -> None:
-    """So that the tests below can fail."""
+    """Proves that the tests below can fail."""
     assert leaks(b"before" + text + b"after", [REJECTED, GOOD])
     (tmp_path / "plain").write_bytes(text)
     (tmp_path / "packed").write_bytes(gzip.compress(text))
@@ -45,7 +45,7 @@ def test_a_key_would_be_found(tmp_path: Path, text: bytes) -> None:
 
 
 def test_a_key_on_a_command_line_would_be_found() -> None:
-    """The same, with a key that is no key of the other tests: command lines are read over the whole machine."""
+    """Uses a key of its own, because the command lines of the whole machine are searched."""
     with Watch(["not-a-key-0123456789"]) as watch:
         subprocess.run([sys.executable, "-c", "import time; time.sleep(1)", "not-a-key-0123456789"], check=True)
     assert watch.leaks
@@ -53,7 +53,7 @@ def test_a_key_on_a_command_line_would_be_found() -> None:
 
 @contextmanager
 def stand_in(answers: Path, log: Path, *keys: str) -> Iterator[str]:
-    """A stand-in with faults that takes only these keys. They reach it through a file of code: its command line is watched."""
+    """A stand-in with faults that accepts only these keys. It gets them through a script, because command lines are searched."""
     code = (
         "import os, sys, pathlib\n"
         "from data_prep.stand_in import StandIn, StandInOptions\n"
@@ -100,7 +100,7 @@ def test_a_key_is_in_no_file_no_command_line_and_no_output(tmp_path: Path, gener
             options = [*launch_args(config, run_dir), "--stages", "prepare,validate,generate,curate"]
             assert run(*options) == 1
             run("doctor", "--config", config, "--run-dir", run_dir, "--cluster", "local")
-        # A crash that nobody foresaw, with its traceback: a file where a folder must be.
+        # An unexpected crash with a traceback: a file where a folder must be.
         (run_dir / "3_generate/quota").rename(data / "quota")
         (run_dir / "3_generate/quota").touch()
         with stand_in(answers, data / "takes.jsonl", GOOD) as url:
@@ -112,7 +112,7 @@ def test_a_key_is_in_no_file_no_command_line_and_no_output(tmp_path: Path, gener
             assert run("status", run_dir) == 0
             assert run("plan", "--config", config) == 0
     logs = "".join(path.read_text() for path in (run_dir / "logs").rglob("*.log"))
-    assert "Traceback" in logs, "the crash was to leave one"
+    assert "Traceback" in logs, "the crash must leave a traceback"
     assert f"The key ending in {REJECTED[-4:]} of project mine was rejected" in logs
     assert f"The key ending in {GOOD[-4:]} of project mine was rejected" in logs
     assert any("jobs.backends.task" in line and " generate" in line for line in watch.seen)

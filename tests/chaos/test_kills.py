@@ -1,4 +1,4 @@
-"""Killed at random moments, a run comes to what an undisturbed one comes to. `make chaos` is the same with 200 kills."""
+"""A run killed at random moments ends like an undisturbed one. `make chaos` does the same with 200 kills."""
 
 from pathlib import Path
 

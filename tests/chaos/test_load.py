@@ -1,4 +1,4 @@
-"""What a run costs to look at and to go on with does not grow out of hand. `python -m tests.chaos.load` does the large sizes."""
+"""Inspecting and resuming a run stays cheap as it grows. `python -m tests.chaos.load` tests the large sizes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""An endpoint that misbehaves in every way known, and the three clients: nothing hangs, nothing half-read is a reply.
+"""The three clients against an endpoint that misbehaves in every known way: nothing hangs, no partial response becomes a reply.
 
-Elsewhere, in tests/data_prep/generate: errors that pass are retried until a good reply comes (test_workers.py), a redirect does not carry
-the key away, and no traceback shows it (test_security.py).
+See also tests/data_prep/generate: transient errors are retried until a good reply comes (test_workers.py); a redirect does not
+forward the key, and no traceback shows it (test_security.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PAIRS = json.dumps([{"question": f"What is the {w} thing?", "answer": w, "catego
 
 @pytest.fixture(autouse=True)
 def direct_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy between the client and the server of the test; pauses that a test can wait for; a key."""
+    """No proxy between client and test server, short pauses, and a key."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -52,7 +52,7 @@ def shop(tmp_path: Path) -> Shop:
 
 
 class Endpoint:
-    """A server that reads each request to its end and then does what a test says, on the bare connection."""
+    """A server that reads each whole request and then runs a test's code on the raw connection."""
 
     def __init__(self, behave: Behavior, context: ssl.SSLContext | None = None, port: int = 0) -> None:
         self._behave, self._context = behave, context
@@ -63,7 +63,7 @@ class Endpoint:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # closed
+        with contextlib.suppress(OSError):  # the listener was closed
             while True:
                 connection, _ = self._listening.accept()
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
@@ -115,7 +115,7 @@ def ask(shop: Shop, generator: str, url: str, **changes: Any) -> Outcomes:
 
 
 def answer(body: bytes, head: bytes = b"", status: bytes = b"200 OK", length: int | None = None) -> bytes:
-    """A whole HTTP answer, the only one of its connection; ``length`` says another length than there is."""
+    """A complete HTTP response that ends its connection; ``length`` overrides the Content-Length."""
     stated = b"content-length: %d\r\n" % (len(body) if length is None else length)
     return b"HTTP/1.1 %s\r\nconnection: close\r\ncontent-type: application/json\r\n%s%s\r\n%s" % (
         status,
@@ -131,14 +131,14 @@ def good_reply(generator: str) -> bytes:
 
 
 def drip(connection: socket.socket, data: bytes) -> None:
-    """A byte a second: no time-out between two bytes ever ends it."""
+    """One byte per second, so no timeout between bytes ever fires."""
     for byte in data:
         connection.sendall(bytes([byte]))
         time.sleep(1.0)
 
 
 def chunked(body: bytes) -> bytes:
-    """The whole body as one chunk, without the chunk that says it was the last."""
+    """The whole body as one chunk, without the terminating chunk."""
     return b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(body), body)
 
 
@@ -147,12 +147,12 @@ def without_length(body: bytes) -> bytes:
 
 
 def reset(connection: socket.socket) -> None:
-    """Drop the connection as a crashed server's machine does."""
+    """Reset the connection, as a crashed machine does."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     connection.close()
 
 
-# What the server sends instead of a good reply, given one; and the reason that is counted.
+# What the server sends instead of a good reply, and the reason that is counted.
 BODIES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "HTML": (lambda good: answer(b"<html>Sign in to the network</html>"), "not_json"),
     "an empty body": (lambda good: answer(b""), "not_json"),
@@ -205,7 +205,7 @@ def test_an_error_in_a_shape_of_its_own_is_retried_as_any_other(
 
 
 def test_the_server_of_these_tests_can_give_a_good_reply(shop: Shop, generator: str) -> None:
-    """So that the tests around can fail."""
+    """Proves that the other tests can fail."""
     with endpoint(lambda connection: connection.sendall(answer(good_reply(generator)))) as server:
         outcomes = ask(shop, generator, server.url, timeout=20.0)
     assert len(outcomes.ok) == len(shop.products) and not outcomes.failed
@@ -255,7 +255,7 @@ def test_a_server_that_cannot_be_reached_ends_the_task_and_gives_no_product_up(
     shop: Shop, generator: str, url: str, says: str
 ) -> None:
     outcomes = Outcomes()
-    settings = settings_for(url, generator=generator, max_retries=2, max_dollars=0.001)  # a request or two
+    settings = settings_for(url, generator=generator, max_retries=2, max_dollars=0.001)  # one or two requests
     with pytest.raises(UserError, match=says) as caught:
         workers.generate_all(
             outcomes.todos(shop.products), image_root=shop.root, settings=settings, quota_folder=shop.quota
@@ -289,7 +289,7 @@ def test_a_server_that_comes_back_in_time_is_not_given_up(shop: Shop, generator:
 
 
 def certificate(folder: Path, days: int, name: str) -> tuple[Path, ssl.SSLContext]:
-    """A self-signed certificate for ``name`` that ends in so many days, and a server's context with it."""
+    """A self-signed certificate for ``name`` that expires after ``days``, and a server context that uses it."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
@@ -356,7 +356,7 @@ def test_a_sites_own_certificate_is_accepted_once_its_file_is_named(
 
 
 def test_no_failure_of_the_network_shows_the_key(shop: Shop, generator: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """A server that says back what it was sent, in every place where an error's words come from."""
+    """A server that echoes the request in every place that error messages come from."""
     said = json.dumps({"error": {"code": 503, "message": f"bad key {KEY}", "status": f"X {KEY}"}}).encode()
     echo = answer(said, b"x-key: " + KEY.encode() + b"\r\n", b"503 " + KEY.encode())
     with endpoint(lambda connection: connection.sendall(echo)) as server:

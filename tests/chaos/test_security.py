@@ -1,6 +1,6 @@
-"""Nothing that is loaded can run code, nothing that is written can be changed by others, no name reaches a shell.
+"""Loading a file runs no code, a run's files keep the umask's modes, and no name reaches a shell.
 
-Elsewhere: keys in tests/data_prep/generate/test_security.py; what the report escapes in tests/vqa/report/test_report.py and
+See also: keys in tests/data_prep/generate/test_security.py; the report's escaping in tests/vqa/report/test_report.py and
 test_report_in_browser.py; names with quotes and ``$()`` through sbatch, on a real SLURM, in tests/slurm/test_on_slurm.py,
 test_pipeline.py and test_by_hand.py, and through the local pool in tests/jobs/backends/test_pool.py; run directories with such names
 through all seven stages in test_disk.py.
@@ -27,7 +27,7 @@ STAGES = "prepare,validate,generate,curate,train"
 
 
 class Evil:
-    """Unpickled, it leaves a file behind."""
+    """Leaves a file behind when unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -38,7 +38,7 @@ class Evil:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, catalogue: Path) -> tuple[Path, Path]:
-    """A run up to training, and its configuration."""
+    """A run up to train, and its configuration."""
     folder = tmp_path_factory.mktemp("trained")
     config = write_config(folder / "c.yaml", catalogue)
     done = launch(*launch_args(config, folder / "run", "--stages", STAGES))
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, catalogue: Path) -> tuple[
 
 
 def test_the_planted_pickle_runs_code_where_pickles_are_trusted(tmp_path: Path) -> None:
-    """So that the tests below can fail."""
+    """Proves that the tests below can fail."""
     torch.save(Evil(tmp_path / "ran"), tmp_path / "x.pt")
     torch.load(tmp_path / "x.pt", weights_only=False)
     assert (tmp_path / "ran").exists()
@@ -135,7 +135,7 @@ def test_the_files_of_a_run_have_the_modes_that_the_umask_leaves(
 
 
 def test_nothing_in_this_project_asks_for_a_pickle_or_a_shell() -> None:
-    """The linter's rules for pickle (S301), shell=True (S602) and os.system (S605) are on, and have no exceptions."""
+    """The linter's rules against pickle (S301), shell=True (S602) and os.system (S605) are on, without exceptions."""
     found = subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--select", "S301,S302,S307,S506,S602,S604,S605", "--ignore-noqa", "."],
         cwd=ROOT,

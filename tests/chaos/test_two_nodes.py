@@ -1,4 +1,4 @@
-"""Two nodes that see each other's files late, at work on the same shards at once."""
+"""Two nodes that see each other's files late work on the same shards at once."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_an_attempt_on_one_node_takes_up_what_another_node_left(tmp_path: Path) 
 def test_records_that_a_marker_names_are_found_where_the_listing_is_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A listing that a node keeps for a minute: the one thing about it that a copy of the folder cannot show."""
+    """A node caches directory listings for up to a minute, which a copy of the folder cannot imitate."""
     run_all(tmp_path, 2)
     monkeypatch.setattr("jobs.shards.loop.journal_files", lambda folder: [])
     assert results(tmp_path) == expected()
@@ -97,7 +97,7 @@ def test_a_marker_that_another_node_replaces_while_it_is_read_is_read_again(
 
 
 def test_settings_that_nothing_was_made_with_do_not_bind_a_run(tmp_path: Path) -> None:
-    """A task that failed before its first record, say because it did not see yet what it builds on."""
+    """A task can fail before its first record, for example because it does not see its input yet."""
     assert freeze_settings(ShardStore(tmp_path), {"adapter": {}}) != freeze_settings(
         ShardStore(tmp_path), {"adapter": "d1f0"}
     )
@@ -110,7 +110,7 @@ def test_settings_that_nothing_was_made_with_do_not_bind_a_run(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_the_sharded_stages_on_two_nodes_at_once_come_to_the_same_records(tmp_path: Path, catalogue: Path) -> None:
-    """Each task on one node or on both, no waiting for the other's files; whatever is then left is started again."""
+    """Each task runs on one or both nodes, without waiting for the other's files; what is left is run again."""
     rng = random.Random(12)
     config = write_config(tmp_path / "c.yaml", catalogue, validate={"shards": 3}, generate={"shards": 3})
     stages = "prepare,validate,generate,curate"
@@ -143,5 +143,5 @@ def test_the_sharded_stages_on_two_nodes_at_once_come_to_the_same_records(tmp_pa
 
 
 def pending(run: Path, stage: str) -> list[int]:
-    """What is left to do of a stage, as a node sees it."""
+    """The pending shards of a stage, as one node sees them."""
     return [task for task in make_stage(Step(stage), *load_run(run)).pending() if task is not None]
