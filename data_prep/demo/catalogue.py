@@ -119,7 +119,7 @@ def _listing(item_id: str, look: Look, image_id: str) -> dict[str, Any]:
         "country": "US",
         "marketplace": "Amazon",
         "domain_name": "amazon.com",
-        "item_name": text(f"Demo House {look.color} {look.pattern} {noun}{amount}"),
+        "item_name": text(f"Demo House {look.shape} {look.color} {look.pattern} {noun}{amount}"),
         "brand": text("Demo House"),
         "product_type": [{"value": look.noun.upper()}],
         "color": [{"language_tag": "en_US", "value": look.color, "standardized_values": [look.color.title()]}],

@@ -1,41 +1,38 @@
 """Draws made-up products: what one looks like (`Look`), and the image of it.
 
->>> draw(Look("mug", "red", "striped", "two", "")).size
+>>> draw(Look("mug", "crimson", "striped", "two", "oval")).size
 (256, 256)
 
-Everything asked about a product stays visible at 64 pixels, so that a small model can learn it: few, wide stripes,
-distinct colors, at most three pieces. Position, size, tilt, light and background vary from image to image.
+Attributes are independent of each other: every kind of product comes in every color, pattern, number and shape. The
+shape is the body's outline, the color and pattern its filling, and the kind shows in the parts around it (a handle,
+legs, clock hands). All of it stays visible at 64 pixels, so that a small model can learn it. Position, size, tilt,
+light and background vary from image to image.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+NOUNS = ("mug", "lamp", "tote", "clock", "tray", "stool")
 COLORS = {
-    "red": (206, 44, 48),
-    "orange": (240, 134, 30),
-    "yellow": (244, 208, 50),
-    "green": (52, 150, 76),
-    "blue": (40, 92, 196),
-    "purple": (128, 62, 164),
-    "pink": (240, 138, 178),
-    "black": (46, 46, 50),
+    "crimson": (206, 40, 44),
+    "tangerine": (242, 132, 24),
+    "lemon": (246, 214, 50),
+    "emerald": (40, 150, 76),
+    "navy": (40, 76, 190),
+    "plum": (130, 60, 164),
 }
 PATTERNS = ("plain", "striped", "dotted", "checkered")
 COUNTS = {"one": 1, "two": 2, "three": 3}
-SHAPES = {"cushion": ("round", "square", "star", "heart"), "rug": ("round", "square", "hexagonal")}
-NOUNS = ("mug", "lamp", "vase", "shirt", "bag", "chair", "cushion", "rug")
+SHAPES = ("square", "triangular", "oval", "oblong")
 
 _BACKGROUNDS = ((250, 250, 250), (238, 234, 228), (226, 234, 240), (234, 240, 228), (244, 232, 228), (232, 230, 242))
-_SIDE = 256
 _SCALE = 2  # drawn at twice the size and reduced, for smooth edges
-_METAL = (120, 116, 112)
-_WOOD = (150, 108, 72)
+_DARK = (64, 54, 50)
 Box = tuple[float, float, float, float]
 
 
@@ -47,40 +44,39 @@ class Look:
     color: str
     pattern: str
     count: str
-    shape: str  # "" for products that come in one shape only
+    shape: str
     seed: int = field(default=0)  # of everything that no question asks about: place, tilt, light, background
 
 
 def random_look(rng: random.Random) -> Look:
-    """A product drawn uniformly from everything that the catalogue has."""
-    noun = rng.choice(NOUNS)
+    """A product whose attributes are drawn uniformly, each independently of the others."""
     return Look(
-        noun=noun,
+        noun=rng.choice(NOUNS),
         color=rng.choice(list(COLORS)),
         pattern=rng.choice(PATTERNS),
         count=rng.choice(list(COUNTS)),
-        shape=rng.choice(SHAPES[noun]) if noun in SHAPES else "",
+        shape=rng.choice(SHAPES),
         seed=rng.getrandbits(32),
     )
 
 
-def draw(look: Look) -> Image.Image:
-    """The product's image: RGB, 256 x 256 pixels."""
+def draw(look: Look, size: int = 256) -> Image.Image:
+    """The product's image: RGB, a square of ``size`` pixels."""
     rng = random.Random(look.seed)
-    side = _SIDE * _SCALE
+    side = size * _SCALE
     canvas = _background(rng, side)
     number = COUNTS[look.count]
-    places, size = _arrangement(number, rng)
+    places, part = _arrangement(number, rng)
     tint = rng.uniform(-14, 14)
     pieces = []
     for x, y in places:
-        extent = int(size * side * rng.uniform(0.94, 1.04))
-        piece = _piece(look, extent, tint).rotate(rng.uniform(-9, 9), Image.Resampling.BICUBIC)
+        extent = int(part * side * rng.uniform(0.94, 1.04))
+        piece = _piece(look, extent, tint).rotate(rng.uniform(-6, 6), Image.Resampling.BILINEAR)
         pieces.append((piece, (int(x * side - extent / 2), int(y * side - extent / 2))))
     canvas.paste((70, 66, 74), mask=_shadow(pieces, side))
     for piece, corner in pieces:
         canvas.paste(piece, corner, piece)
-    return canvas.resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    return canvas.resize((size, size), Image.Resampling.BOX)
 
 
 def _background(rng: random.Random, side: int) -> Image.Image:
@@ -110,47 +106,48 @@ def _arrangement(number: int, rng: random.Random) -> tuple[list[tuple[float, flo
         return [(0.5 + rng.uniform(-0.06, 0.06), 0.5 + rng.uniform(-0.06, 0.06))], rng.uniform(0.72, 0.86)
     if number == 2:
         tilt = rng.uniform(-0.12, 0.12)
-        return [(0.27, 0.5 - tilt), (0.73, 0.5 + tilt)], rng.uniform(0.46, 0.52)
-    top = [(0.27, 0.28), (0.73, 0.28), (0.5 + rng.uniform(-0.14, 0.14), 0.73)]
-    return (top if rng.random() < 0.5 else [(x, 1 - y) for x, y in top]), rng.uniform(0.41, 0.46)
+        return [(0.26, 0.5 - tilt), (0.74, 0.5 + tilt)], rng.uniform(0.46, 0.52)
+    top = [(0.26, 0.27), (0.74, 0.27), (0.5 + rng.uniform(-0.14, 0.14), 0.74)]
+    return (top if rng.random() < 0.5 else [(x, 1 - y) for x, y in top]), rng.uniform(0.45, 0.5)
 
 
 def _piece(look: Look, extent: int, tint: float) -> Image.Image:
-    """One piece on a transparent square: plain parts first, the patterned body over them."""
+    """One piece on a transparent square: the body in its shape and pattern, the parts that show its kind around it."""
     rgb = COLORS[look.color]
     color = tuple(max(0, min(255, int(channel + tint))) for channel in rgb)
-    plain = Image.new("RGBA", (extent, extent))
+    piece = Image.new("RGBA", (extent, extent))
     body = Image.new("L", (extent, extent))
-    _OUTLINES[look.noun](look, _Pen(plain, extent), _Pen(body, extent), color)
-    fabric = _fabric(look.pattern, color, extent)
-    shade = (
-        Image.linear_gradient("L").rotate(90).resize((extent, extent)).point([255 - value // 5 for value in range(256)])
-    )
-    plain.paste(ImageChops.multiply(fabric, Image.merge("RGB", [shade] * 3)), mask=body)
-    return plain
+    parts = _Pen(piece, extent)
+    kind = _KINDS[look.noun]
+    kind.behind(parts)
+    _body(look.shape, kind.box, _Pen(body, extent))
+    piece.paste(_fabric(look.pattern, color, extent), mask=body)
+    kind.before(parts)
+    return piece
 
 
 def _fabric(pattern: str, color: tuple[int, ...], extent: int) -> Image.Image:
-    """A square of the pattern, white on the product's color."""
+    """A square of the pattern, white on the product's color, a little darker toward the right."""
     cloth = Image.new("RGB", (extent, extent), color)
     pen = ImageDraw.Draw(cloth)
     white = (250, 248, 244)
     if pattern == "striped":
-        step = extent / 6
-        for i in range(6):
-            pen.rectangle((0, (i + 0.62) * step, extent, (i + 1) * step), white)
+        step = extent / 5
+        for i in range(5):
+            pen.rectangle((0, (i + 0.55) * step, extent, (i + 1) * step), white)
     elif pattern == "dotted":
-        step, radius = extent / 6, extent / 19
-        for row in range(7):
-            for column in range(7):
+        step, radius = extent / 5, extent / 13
+        for row in range(6):
+            for column in range(6):
                 x, y = (column + (row % 2) / 2) * step, row * step
                 pen.ellipse((x - radius, y - radius, x + radius, y + radius), white)
     elif pattern == "checkered":
-        step = extent / 7
-        for row in range(8):
-            for column in range(row % 2, 8, 2):
+        step = extent / 5
+        for row in range(6):
+            for column in range(row % 2, 6, 2):
                 pen.rectangle((column * step, row * step, (column + 1) * step, (row + 1) * step), white)
-    return cloth
+    shade = Image.linear_gradient("L").rotate(90).resize((extent, extent)).point([255 - v // 5 for v in range(256)])
+    return ImageChops.multiply(cloth, Image.merge("RGB", [shade] * 3))
 
 
 class _Pen:
@@ -172,84 +169,65 @@ class _Pen:
     def arc(self, box: Box, start: float, end: float, fill: object, width: float) -> None:
         self._draw.arc([v * self._unit for v in box], start, end, fill, int(width * self._unit))  # type: ignore[arg-type]
 
-    def around(self, corners: int, radius: float, inner: float = 1.0, turn: float = -90) -> None:
-        """A regular polygon about the middle, or a star where every second corner lies further in."""
-        steps = corners * 2 if inner != 1.0 else corners
-        angles = [math.radians(turn + 360 * i / steps) for i in range(steps)]
-        reach = [radius * (inner if i % 2 and inner != 1.0 else 1) for i in range(steps)]
-        self.polygon([(50 + r * math.cos(a), 50 + r * math.sin(a)) for r, a in zip(reach, angles, strict=True)])
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of product: where its body goes, and what is drawn behind and before that."""
+
+    box: Box
+    behind: Callable[[_Pen], None] = lambda pen: None
+    before: Callable[[_Pen], None] = lambda pen: None
 
 
-def _mug(look: Look, plain: _Pen, body: _Pen, color: tuple[int, ...]) -> None:
-    plain.arc((58, 32, 96, 72), -100, 100, color, 8)
-    body.box((10, 16, 74, 88), radius=9)
-
-
-def _lamp(look: Look, plain: _Pen, body: _Pen, color: tuple[int, ...]) -> None:
-    plain.box((46, 52, 54, 90), _METAL)
-    plain.box((26, 88, 74, 96), _METAL, 3)
-    body.polygon([(34, 6), (66, 6), (90, 60), (10, 60)])
-
-
-def _vase(look: Look, plain: _Pen, body: _Pen, color: tuple[int, ...]) -> None:
-    right = [(50 + w, y) for y, w in ((4, 18), (12, 14), (24, 12), (38, 24), (56, 33), (74, 30), (88, 20), (96, 16))]
-    body.polygon(right + [(100 - x, y) for x, y in reversed(right)])
-
-
-def _shirt(look: Look, plain: _Pen, body: _Pen, color: tuple[int, ...]) -> None:
-    right = [(58, 10), (70, 10), (97, 30), (86, 46), (75, 39), (75, 92)]
-    body.polygon([(50, 18), *right, *[(100 - x, y) for x, y in reversed(right)]])
-
-
-def _bag(look: Look, plain: _Pen, body: _Pen, color: tuple[int, ...]) -> None:
-    plain.arc((30, 4, 70, 64), 180, 360, _WOOD, 6)
-    body.polygon([(16, 36), (84, 36), (92, 94), (8, 94)])
-
-
-def _chair(look: Look, plain: _Pen, body: _Pen, color: tuple[int, ...]) -> None:
-    for x in (17, 76):
-        plain.box((x, 60, x + 7, 98), _WOOD)
-    plain.box((32, 60, 38, 86), _WOOD)
-    plain.box((62, 60, 68, 86), _WOOD)
-    body.box((18, 3, 82, 50), radius=8)
-    body.box((10, 54, 90, 70), radius=5)
-
-
-def _cushion(look: Look, plain: _Pen, body: _Pen, color: tuple[int, ...]) -> None:
-    if look.shape == "round":
-        body.ellipse((8, 8, 92, 92))
-    elif look.shape == "square":
-        body.polygon([(6, 6), (50, 12), (94, 6), (88, 50), (94, 94), (50, 88), (6, 94), (12, 50)])
-    elif look.shape == "star":
-        body.around(5, 49, inner=0.5)
+def _body(shape: str, box: Box, pen: _Pen) -> None:
+    """The shapes differ in their proportions: at 64 pixels those are learned sooner than how round a corner is."""
+    left, top, right, bottom = box
+    x, y, half = (left + right) / 2, (top + bottom) / 2, (right - left) / 2
+    if shape == "square":
+        pen.box(box, radius=3)
+    elif shape == "triangular":
+        pen.polygon([(x, top), (right, bottom), (left, bottom)])
+    elif shape == "oval":
+        pen.ellipse((left, y - 0.5 * half, right, y + 0.5 * half))
     else:
-        body.ellipse((5, 10, 53, 58))
-        body.ellipse((47, 10, 95, 58))
-        body.polygon([(9, 46), (50, 42), (91, 46), (50, 95)])
+        pen.box((x - 0.42 * half, top, x + 0.42 * half, bottom), radius=3)
 
 
-def _rug(look: Look, plain: _Pen, body: _Pen, color: tuple[int, ...]) -> None:
-    """A cloth that lies inside a pale border."""
-    border = (228, 206, 160)
-    if look.shape == "round":
-        plain.ellipse((2, 2, 98, 98), border)
-        body.ellipse((15, 15, 85, 85))
-    elif look.shape == "square":
-        plain.box((3, 3, 97, 97), border)
-        body.box((16, 16, 84, 84))
-    else:
-        angles = [math.radians(60 * i) for i in range(6)]
-        plain.polygon([(50 + 49 * math.cos(a), 50 + 49 * math.sin(a)) for a in angles], border)
-        body.around(6, 35, turn=0)
+def _handle_at_the_side(pen: _Pen) -> None:
+    pen.arc((36, 28, 98, 76), 0, 360, _DARK, 11)
 
 
-_OUTLINES: dict[str, Callable[[Look, _Pen, _Pen, tuple[int, ...]], None]] = {
-    "mug": _mug,
-    "lamp": _lamp,
-    "vase": _vase,
-    "shirt": _shirt,
-    "bag": _bag,
-    "chair": _chair,
-    "cushion": _cushion,
-    "rug": _rug,
+def _stand(pen: _Pen) -> None:
+    pen.box((45, 40, 55, 94), _DARK)
+    pen.box((24, 88, 76, 98), _DARK, 3)
+
+
+def _handle_on_top(pen: _Pen) -> None:
+    pen.arc((28, 2, 72, 76), 0, 360, _DARK, 10)
+
+
+def _hands(pen: _Pen) -> None:
+    pen.ellipse((34, 36, 66, 68), (250, 248, 244))
+    pen.box((47, 36, 53, 55), _DARK)
+    pen.box((47, 49, 64, 55), _DARK)
+
+
+def _two_grips(pen: _Pen) -> None:
+    for x in (2, 86):
+        pen.box((x, 32, x + 12, 70), _DARK, 4)
+    pen.box((8, 46, 92, 56), _DARK)
+
+
+def _legs(pen: _Pen) -> None:
+    for x, foot in ((40, 18), (60, 82)):
+        pen.polygon([(x - 6, 40), (x + 6, 40), (foot + 6, 98), (foot - 6, 98)], _DARK)
+
+
+_KINDS = {
+    "mug": _Kind((4, 14, 80, 90), behind=_handle_at_the_side),
+    "lamp": _Kind((14, 2, 86, 74), behind=_stand),
+    "tote": _Kind((12, 24, 88, 98), behind=_handle_on_top),
+    "clock": _Kind((8, 8, 92, 92), before=_hands),
+    "tray": _Kind((14, 14, 86, 86), behind=_two_grips),
+    "stool": _Kind((14, 2, 86, 74), behind=_legs),
 }
