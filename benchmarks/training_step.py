@@ -55,7 +55,7 @@ from data_prep.records import Example
 from vqa.dataset import VQADataset, open_image
 from vqa.models.base import Batch, Model, model_class
 from vqa.models.lora import apply_lora_to_model
-from vqa.models.tiny import make_tiny_model, pretrain
+from vqa.models.tiny import Pretraining, make_tiny_model, pretrain
 from vqa.settings import LoraSettings, ModelSettings, TrainSettings
 from vqa.training.trainer import LoraTrainer, training_arguments
 
@@ -258,7 +258,7 @@ def measure_losses(folder: Path, image_count: int, seeds: int, epochs: int = 8, 
     fifth = image_count // 5 * QUESTIONS_PER_IMAGE
     base, train, held_out = examples[: 2 * fifth], examples[2 * fifth : 4 * fifth], examples[4 * fifth :]
     weights = make_tiny_model("blip", folder / "tiny", [text for e in examples for text in (e.question, e.answer)])
-    pretrain(weights, "blip", base, images, epochs=base_epochs)
+    pretrain(weights, "blip", base, images, Pretraining(epochs=base_epochs, batch_size=20))
     steps = -(-len(train) // EFFECTIVE) * epochs
     every = max(1, steps // 12)
     curves: dict[str, list[list[float]]] = {"kept together": [], "shuffled": []}

@@ -180,6 +180,21 @@ def compare(
     verb.compare(run_a, run_b, model, variant, json, out)
 
 
+@app.command("tiny-base")
+def tiny_base(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Takes the model; must not be there yet.")],
+    kind: Annotated[str, typer.Option(help="blip, vilt.")] = "blip",
+    words: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="JSONL with qas, whose words the model is to know; may be repeated."),
+    ] = None,
+) -> None:
+    """Make a tiny model, taught on drawn images, as weights for a first run without a GPU or a download."""
+    from jobs.verbs.tiny_base import make_tiny_base
+
+    make_tiny_base(folder, kind, words or (), out)
+
+
 @app.command()
 def demo(
     run_dir: Annotated[Path, typer.Option(help="Where the demo's run goes.")] = Path("runs/demo"),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import signal
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import pytest
 import yaml
 
 from data_prep.demo.catalogue import render
+from data_prep.demo.questions import vocabulary
 
 # No deadline for property tests: a machine can be slow or loaded, and the first call imports modules.
 hypothesis.settings.register_profile("without deadline", deadline=None)
@@ -32,15 +37,23 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@functools.cache
+def tiny_base() -> Path:
+    """Untrained weights of a tiny BLIP that knows the words of rendered catalogues."""
+    from vqa.models.tiny import make_tiny_model  # torch: not for tests that never configure a run
+
+    folder = Path(tempfile.mkdtemp(prefix="tiny-base-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return make_tiny_model("blip", folder, vocabulary())
+
+
 def write_config(path: Path, catalogue: Path, **sections: dict[str, object]) -> Path:
     """Write a configuration that runs the whole pipeline in seconds; ``sections`` override parts of it."""
     tree: dict[str, dict[str, object]] = {
         "data": {"root": str(catalogue)},
         "validate": {"shards": 2},
         "generate": {"shards": 2, "stand_in": {"answers": str(catalogue / "facts.jsonl")}},
-        "models": {
-            "blip": {"kind": "blip", "weights": "tiny", "tiny_epochs": 1, "batch_size": 10, "gradient_accumulation": 1}
-        },
+        "models": {"blip": {"kind": "blip", "weights": str(tiny_base()), "batch_size": 10, "gradient_accumulation": 1}},
         "train": {"epochs": 1, "eval_steps": 4, "learning_rate": 0.001, "validation_questions": 10},
         "evaluate": {"shards": 2, "bertscore_model": None},
     }

@@ -15,7 +15,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
-TINY = "tiny"
 
 
 class LoraSettings(BaseModel):
@@ -47,7 +46,7 @@ class ModelSettings(BaseModel):
     """A model of vqa/models/: blip or vilt."""
 
     weights: str = "Salesforce/blip-vqa-base"
-    """A name on the hub, a folder, or ``tiny``: a model small enough for tests, made by the run itself."""
+    """A name on the hub, or a folder."""
 
     lora: LoraSettings = LoraSettings()
     batch_size: int = Field(default=4, ge=1)
@@ -55,9 +54,6 @@ class ModelSettings(BaseModel):
 
     gradient_accumulation: int = Field(default=4, ge=1)
     """Batches per optimizer step."""
-
-    tiny_epochs: int = Field(default=10, ge=1)
-    """``weights: tiny`` only: passes over one half of the training questions that make the base."""
 
     question_prefix: Literal["cls", "enc"] = "cls"
     """BLIP only: the question's first token. The original BLIP uses [ENC], transformers [CLS]."""

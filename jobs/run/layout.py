@@ -25,7 +25,6 @@ STAGES = ("prepare", "validate", "generate", "curate", "train", "evaluate", "rep
 BASE = "base"
 LORA = "lora"
 VARIANTS = (BASE, LORA)
-TINY_LOG = "tiny-base.jsonl"  # steps of the tiny base, in the folder of the training
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +151,6 @@ class RunDir:
     def adapter(self, model: str) -> Path:
         """The trained adapter in peft's format."""
         return self.stage_folder("train") / model / "adapter"
-
-    def tiny_base(self, model: str) -> Path:
-        """The base weights that the run makes itself, where the configuration says ``weights: tiny``."""
-        return self.stage_folder("train") / model / "tiny-base"
-
-    def tiny_rest(self, model: str) -> Path:
-        """The splits that such a base leaves for LoRA."""
-        return self.stage_folder("train") / model / "lora-data"
 
     @property
     def report(self) -> Path:

@@ -11,7 +11,6 @@ from data_prep.records import Example, Prediction
 from jobs.run.layout import BASE, LORA, VARIANTS, RunDir, ShardStore, Step
 from jobs.shards.store import latest_outcomes
 from jobs.stages.base import ShardedStage, StageMarker
-from jobs.stages.weights import model_settings
 
 
 class Evaluate(ShardedStage[Example]):
@@ -63,7 +62,7 @@ class Evaluate(ShardedStage[Example]):
             )
         candidates = sorted({example.answer for example in read_jsonl(self.run_dir.split("train"), Example)})
         answerer = Answerer(
-            model_settings(self.run_dir, self.config, self.target),
+            self.config.models[self.target],
             {BASE: None, LORA: self.run_dir.adapter(self.target)},
             self.config.evaluate,
             self.config.data.image_root,

@@ -13,7 +13,6 @@ from jobs.run.layout import VARIANTS, Step
 from jobs.stages.base import Outcome, SingleStage, outputs_digest, store_digest
 from jobs.stages.evaluate import read_predictions
 from jobs.stages.status import StepStatus
-from vqa.settings import TINY
 
 
 class Report(SingleStage):
@@ -121,13 +120,6 @@ class Report(SingleStage):
                 )
             )
             warnings += status.warnings()
-        tiny = [name for name, model in self.config.models.items() if model.weights == TINY]
-        if tiny:
-            warnings.append(
-                f"{', '.join(tiny)}: a tiny model that this run made itself, not the published one. Its base was taught the "
-                f"easy questions (all, where they have no category) about half of the training images, LoRA all questions about "
-                f"the other half. The scores say whether the pipeline works, nothing about the published model."
-            )
         return summaries, warnings
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +10,10 @@ from typing import Any
 from data_prep.files import last_json_line, read_json, write_json
 from data_prep.outcomes import UserError
 from data_prep.records import Example
-from jobs.run.layout import TINY_LOG, Step
+from jobs.run.layout import Step
 from jobs.shards.digest import differences
 from jobs.stages.base import Outcome, SingleStage, StageMarker
 from jobs.stages.status import DONE, PARTIAL, StepStatus
-from jobs.stages.weights import make_tiny_base, model_settings
-from vqa.settings import TINY
 
 # Settings that decide how fast the adapter comes out, or how much is printed, but not which adapter.
 SPEED_ONLY = {"workers", "logging_steps", "keep_checkpoints"}
@@ -63,24 +60,19 @@ class Train(SingleStage):
             while read_json(file) != now:  # the first process tidies up, then writes
                 time.sleep(0.5)
         elif known != now:
-            for made in (self.run_dir.tiny_base(self.target), self.run_dir.tiny_rest(self.target)):
-                shutil.rmtree(made, ignore_errors=True)
             write_json(file, now)
 
     def execute(self) -> Outcome:
         from vqa.training.train import train  # torch takes seconds to import; launch and status never need it
 
         folder = self.run_dir.step_folder(self.step)
-        data = self.run_dir.dataset
         self.read(self.run_dir.split("train"), Example)
         self.begin()
-        if self.config.models[self.target].weights == TINY:
-            data = make_tiny_base(self.run_dir, self.config, self.target)
         steps = train(
             self.target,
-            model_settings(self.run_dir, self.config, self.target),
+            self.config.models[self.target],
             self.config.train,
-            data=data,
+            data=self.run_dir.dataset,
             image_root=self.config.data.image_root,
             out=folder,
             stop=self.stopping,
@@ -95,7 +87,7 @@ class Train(SingleStage):
     def status(self) -> StepStatus:
         status = super().status()
         folder = self.run_dir.step_folder(self.step)
-        line = last_json_line(folder / "log.jsonl") or last_json_line(folder / TINY_LOG)
+        line = last_json_line(folder / "log.jsonl")
         if status.state != DONE and line and line.get("max_steps"):
             status.state, status.unit = PARTIAL, "steps"
             status.items, status.done = int(line["max_steps"]), int(line["step"])

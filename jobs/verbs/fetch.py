@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 
 from jobs.config import DEFAULT_CONFIG, load_config
-from vqa.settings import TINY
 
 
 def fetch(config: Path | None, overrides: Sequence[str], out: Console) -> None:
@@ -22,9 +21,6 @@ def fetch(config: Path | None, overrides: Sequence[str], out: Console) -> None:
     from vqa.models.base import missing_weights
 
     for name, model in load_config(config or DEFAULT_CONFIG, overrides).models.items():
-        if model.weights == TINY:
-            out.print(f"{name}: tiny, made by the run itself")
-            continue
         if Path(model.weights).is_dir():
             out.print(f"{name}: {model.weights} is a folder", markup=False)
             continue

@@ -14,7 +14,7 @@ from data_prep.generate import cost
 from data_prep.records import Rejected
 from jobs.config import DEFAULT_CONFIG, Config, load_config
 from jobs.verbs.status import duration
-from vqa.settings import TINY, ModelSettings
+from vqa.settings import ModelSettings
 
 GB = 1e9
 
@@ -94,9 +94,6 @@ def _show_training(config: Config, console: Console) -> None:
         table.add_column(name, justify="right")
     for name, model in config.models.items():
         parts = training_memory(model)
-        if model.weights == TINY:
-            console.print(f"train: {name} is a tiny model; it fits anywhere.", markup=False)
-            continue
         if parts is None:
             table.add_row(name, *["unknown"] * 6)
             continue

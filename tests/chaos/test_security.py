@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from jobs.run.layout import RunDir
-from tests.conftest import ROOT, environment, launch, launch_args, launch_command, output, write_config
+from tests.conftest import ROOT, environment, launch, launch_args, launch_command, output, tiny_base, write_config
 from vqa.training.checkpoints import MANIFEST, checkpoints, problem, seal
 
 STAGES = "prepare,validate,generate,curate,train"
@@ -91,7 +91,7 @@ def test_weights_that_come_as_a_pickle_run_no_code(
 ) -> None:
     run = RunDir(trained[0])
     base, adapter = tmp_path / "base", tmp_path / "adapter"
-    shutil.copytree(run.tiny_base("blip"), base)
+    shutil.copytree(tiny_base(), base)
     shutil.copytree(run.adapter("blip"), adapter)
     image = next((catalogue / "images").rglob("*.jpg"))
     request = (

@@ -82,7 +82,7 @@ def test_a_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_configuration_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ABO_ROOT", "DEMO_CATALOGUE"):
+    for name in ("ABO_ROOT", "DEMO_BASE", "DEMO_CATALOGUE"):
         monkeypatch.setenv(name, "/somewhere")
     load_config(path)
 

@@ -154,17 +154,13 @@ def test_an_interrupted_training_goes_on_only_from_the_splits_that_it_began_with
     folder = run_dir / "5_train/blip"
     (folder / "done.json").unlink()
     shutil.rmtree(folder / "adapter")
-    base = (folder / "tiny-base/model.safetensors").read_bytes()
     again = launch_args(config, run_dir, "--stages", "curate,train", "--set", "curate.seed=5")
     refused = launch(*again)
     assert refused.returncode == 1 and "input train.jsonl" in output(refused), output(refused)
-    assert (folder / "tiny-base/model.safetensors").read_bytes() == base
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     done = launch(*again)
     assert done.returncode == 0, output(done)
-    # The base has seen what it was taught: with other splits that could be an image of the test side.
-    assert (folder / "tiny-base/model.safetensors").read_bytes() != base
 
 
 def kill_at_random(

@@ -17,10 +17,10 @@ from torch import Tensor
 
 EPS = torch.finfo(torch.float32).eps  # 1.2e-7
 
-# The longest chain through a layer of the tiny networks: sums over 96 numbers (query), 24 (score), at most 41 tokens or patches, 96
-# (output), 96 and 192 (feed-forward), and two layer norms over 96; each in at least 4 lanes of a vector unit.
-LAYER = (96 + 24 + 41 + 96 + 96 + 192 + 2 * 96) // 4
-DEPTH = 6 * LAYER  # BLIP: two layers each for image, question and answer; ViLT has 3 in all
+# The longest chain through a layer of the tiny networks: sums over 96 numbers (ViLT's query; BLIP is narrower), 24 (score), at most
+# 65 tokens or patches, 96 (output), 96 and 192 (feed-forward), and two layer norms over 96; each in at least 4 lanes of a vector unit.
+LAYER = (96 + 24 + 65 + 96 + 96 + 192 + 2 * 96) // 4
+DEPTH = 5 * LAYER  # BLIP: three layers for the image, one each for question and answer; ViLT has 3 in all
 BACKWARD = 3 * DEPTH  # each product of the forward pass has two more in the backward pass
 PIXEL = 4  # scaling, subtraction of the mean, division by the deviation; scaling is a division or a product
 MERGED = 2 * DEPTH  # W x + B (A x) against (W + B A) x: each of the two has a sum that the other has not

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessorPil
 
+from data_prep.demo.questions import vocabulary
 from data_prep.files import read_jsonl
 from data_prep.outcomes import Interrupted, UserError
 from data_prep.records import Example
@@ -317,7 +318,8 @@ def test_two_processes_train_adapter_and_head_as_one_does(strategy: str, materia
 def test_a_run_with_vilt_goes_from_listings_to_report(catalogue: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "c.yaml", catalogue)
     tree = yaml.safe_load(config.read_text())
-    tree["models"] = {"patches": {**tree["models"]["blip"], "kind": "vilt"}}
+    weights = make_tiny_model("vilt", tmp_path / "weights", vocabulary())
+    tree["models"] = {"patches": {**tree["models"]["blip"], "kind": "vilt", "weights": str(weights)}}
     config.write_text(yaml.safe_dump(tree))
     done = launch(*launch_args(config, tmp_path / "run"))
     assert done.returncode == 0, output(done)

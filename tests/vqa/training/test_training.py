@@ -27,7 +27,7 @@ from vqa.inference.samples import evaluate_on_samples
 from vqa.models.base import model_class
 from vqa.models.blip import ImageOnceBlip
 from vqa.models.lora import load_adapter
-from vqa.models.tiny import make_tiny_model, pretrain
+from vqa.models.tiny import Pretraining, make_tiny_model, pretrain
 from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings, TrainSettings
 from vqa.training import checkpoints
 from vqa.training import train as training
@@ -82,7 +82,7 @@ def test_tiny_model_overfits_to_every_answer_right(kind: str, material: Material
     base = tmp_path / "base"
     make_tiny_model(kind, base, [text for e in material.examples for text in (e.question, e.answer)])
     taught = [dataclasses.replace(e, answer=wrong(e.question_type, e.answer)) for e in material.examples]
-    pretrain(base, kind, taught, material.images, epochs=300, batch_size=8)
+    pretrain(base, kind, taught, material.images, Pretraining(epochs=300, batch_size=8))
     model = material.model(kind=kind, weights=str(base), batch_size=8, lora=LoraSettings(dropout=0.0))
 
     def share(adapter: Path | None) -> float:
