@@ -64,7 +64,7 @@ def test_an_attempt_on_one_node_takes_up_what_another_node_left(tmp_path: Path) 
         first.kill()
         first.wait()
     records = list(read_records(ShardStore(nodes.views[1] / "stage"), ReadReport()))
-    left = {r.key for r in records if r.ok or not r["retry"]}
+    left = {r.key for r in records if r.ok or not r.retry}
     assert left
     subprocess.run([*command, str(nodes.views[1]), "500", "0", "1", "0"], cwd=ROOT, check=True)
     again = {p.name for p in (nodes.views[1] / "tried").iterdir()}
