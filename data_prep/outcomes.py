@@ -33,13 +33,6 @@ class Failed:
     value: Reply | None = None  # a reply that was paid for and cannot be used
 
 
-class Emit(Protocol):
-    """How a stage hands over the outcome of one item; safe to call from several threads."""
-
-    def __call__(self, key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
-        """Append the outcome; with ``durable`` return only when it is on the disk."""
-
-
 class Recorder(Protocol):
     """Takes the outcome of one item. Safe to call from several threads."""
 

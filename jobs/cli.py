@@ -91,7 +91,7 @@ def logs(
 @app.command()
 def cancel(run_dir: RunDirArgument) -> None:
     """Cancel the jobs of a run in SLURM's queue, and no others."""
-    from jobs.verbs import cancel as verb
+    from jobs.verbs import launch as verb
 
     raise typer.Exit(verb.cancel(run_dir, out))
 

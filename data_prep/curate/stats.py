@@ -14,9 +14,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from pydantic import TypeAdapter
 
 from data_prep.curate.blind_floor import BlindFloor, blind_floor, share
 from data_prep.records import Example
@@ -132,16 +129,6 @@ def describe(splits: Splits, *, products: Kept, pairs: Kept, group_sizes: Sequen
         product_types=_product_types(splits),
         blind_floor=blind_floor(splits["train"], splits["test"]),
     )
-
-
-def read_stats(folder: Path) -> DatasetStats:
-    """What stats.json of a written dataset holds.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it does not have these fields.
-    """
-    return TypeAdapter(DatasetStats).validate_json((folder / "stats.json").read_bytes())
 
 
 def _split_size(rows: Sequence[Example]) -> SplitSize:

@@ -1,4 +1,4 @@
-"""``launch.py --cluster local|slurm``: resolve the request, check it, hand it to a back end."""
+"""``launch.py --cluster local|slurm``: resolve the request, check it, hand it to a back end. And ``launch.py cancel``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs.options import Cluster, LaunchRequest
 from jobs.pipeline import make_stage, parse_stages, steps_of
 from jobs.run.claim import living_launcher
 from jobs.run.layout import RunDir, Step
-from jobs.run.run import open_run
+from jobs.run.run import load_run, open_run
 
 
 def launch(request: LaunchRequest, console: Console) -> int:
@@ -51,6 +51,18 @@ def launch(request: LaunchRequest, console: Console) -> int:
     if request.cluster is Cluster.slurm:
         return slurm.submit(run, config, steps, profile, console)
     return run_local(run, config, steps, request.workers, console)
+
+
+def cancel(run_dir: Path, console: Console) -> int:
+    """Cancel a run's jobs in SLURM's queue, and no others; the exit code.
+
+    Raises:
+        UserError: the folder is not a run, or SLURM does not answer.
+    """
+    run, _ = load_run(run_dir)
+    from jobs.backends import slurm  # only runs on SLURM need it
+
+    return slurm.cancel(run, console)
 
 
 def resolve(

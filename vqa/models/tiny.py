@@ -179,8 +179,9 @@ def pretrain(
             model.net.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.net.parameters(), 1.0)
-            for each in (*optimizers, *schedules):
-                each.step()
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
             step += 1
             progress(step, steps, float(loss.detach()))
     model.net.eval()
@@ -190,7 +191,8 @@ def pretrain(
 def _optimizers(net: nn.Module, settings: Pretraining) -> list[torch.optim.Optimizer]:
     """Muon for the matrices between layers, AdamW for the rest: tables of words and places, biases, norms."""
     tables = {id(module.weight) for module in net.modules() if isinstance(module, nn.Embedding)}
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for parameter in net.parameters():
         (matrices if parameter.dim() == 2 and id(parameter) not in tables else rest).append(parameter)
     adamw = torch.optim.AdamW(rest, lr=settings.learning_rate, betas=(0.9, 0.98))
