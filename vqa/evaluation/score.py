@@ -15,8 +15,10 @@ from pathlib import Path
 
 import orjson
 
+from data_prep.curate.question_text import question_type
 from data_prep.outcomes import UserError, unknown_name
 from vqa.evaluation.bertscore import BertSettings
+from vqa.evaluation.collapse import Spread, alarm, spreads
 from vqa.evaluation.metrics import DEFINITIONS, Scores, score
 from vqa.evaluation.statistics import Interval, format_interval, label_codes
 
@@ -33,6 +35,7 @@ class TableScores:
     group_by: str | None  # the column whose values are resampled for the intervals; None: every row is independent
     groups: int
     scores: Scores
+    answers: dict[str, Spread]  # how varied they are, by type of question; "" where the table has no questions
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -126,8 +129,17 @@ def score_table(
         raise UserError(f"{path}: the column {truth!r} is empty in all rows: there is no truth to score against.")
     group_by = group_by or next((name for name in GROUPS if any(row.get(name) for row in table)), None)
     groups = label_codes([(row.get(group_by) if group_by else None) or number for number, row in enumerate(rows)])
-    scores = score([(row.get(truth, ""), row.get(prediction, "")) for row in rows], groups, bert)
-    return TableScores(str(path), len(table) - len(rows), group_by, int(groups.max()) + 1, scores)
+    pairs = [(row.get(truth, ""), row.get(prediction, "")) for row in rows]
+    # The type by the question's words alone: "yes/no" is known from the truth, which a guesser must not be told.
+    types = [question_type(row["question"], "") if row.get("question") else "" for row in rows]
+    return TableScores(
+        file=str(path),
+        without_truth=len(table) - len(rows),
+        group_by=group_by,
+        groups=int(groups.max()) + 1,
+        scores=score(pairs, groups, bert),
+        answers=spreads((kind, *pair) for kind, pair in zip(types, pairs, strict=True)),
+    )
 
 
 def render(result: TableScores) -> str:
@@ -147,4 +159,6 @@ def render(result: TableScores) -> str:
         else:
             figure = f"{value:.4f}"
         lines.append(f"  {definition.label:<32} {figure}")
+    if said := alarm(result.answers):
+        lines += ["", f"collapsed answers: {said}"]
     return "\n".join(lines)

@@ -18,15 +18,17 @@ from markupsafe import Markup
 from data_prep.files import write_atomic, write_json
 from vqa.evaluation.metrics import exact_match
 from vqa.evaluation.statistics import FEW, RESAMPLES
+from vqa.evaluation.verdict import LEARNED, WORSE
 from vqa.report.browser import LABELS, browser_data, script_json
 from vqa.report.charts import reliability, training_charts
-from vqa.report.figures import ModelFigures, ReportFigures, Table, figures, join
+from vqa.report.figures import ReportFigures, Table, figures, join
 from vqa.report.images import data_uri, link_prefix, thumbnails
 from vqa.report.inputs import ReportInputs
 from vqa.report.published import NOTES, flatten, score_rows, setting_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
 CONTENTS = (
+    ("types", "By question type"),
     ("examples", "Fixed and broken"),
     ("scores", "Metrics"),
     ("published", "Published figures"),
@@ -39,6 +41,8 @@ CONTENTS = (
     ("run", "The run"),
     ("definitions", "Definitions"),
 )
+# The stylesheet's class of each verdict; the others stay gray.
+TONES = {LEARNED: "up", WORSE: "down"}
 CONFUSIONS = 12  # shown per model, with up to three images each
 
 
@@ -51,14 +55,6 @@ class Card:
     question: str
     truth: str
     answers: list[tuple[str, str, bool]]  # variant, answer, whether it is right
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the paired difference says, in a sentence, and its tone: a class of the stylesheet."""
-
-    tone: str  # "up", "down" or "open"
-    text: str
 
 
 def build(inputs: ReportInputs, out: Path) -> ReportFigures:
@@ -96,7 +92,7 @@ def render(inputs: ReportInputs, result: ReportFigures, page: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(few=FEW, labels=LABELS, confusions_shown=CONFUSIONS, verdict=verdict)
+    environment.globals.update(few=FEW, labels=LABELS, confusions_shown=CONFUSIONS, tones=TONES)
     return environment.get_template("report.html").render(
         f=result,
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -120,27 +116,6 @@ def render(inputs: ReportInputs, result: ReportFigures, page: Path) -> str:
         run_rows=list(flatten(inputs.run)),
         resamples=RESAMPLES,
     )
-
-
-def verdict(model: ModelFigures) -> Verdict:
-    """Whether fine-tuning helped, from the interval of the difference and the blind floor."""
-    assert model.paired is not None
-    difference = model.paired.difference
-    if difference.low is None or difference.high is None:
-        found = Verdict("open", "All questions are about one product: that says nothing about others.")
-    elif difference.low > 0:
-        found = Verdict("up", "Fine-tuning helps: the interval lies above zero.")
-    elif difference.high < 0:
-        found = Verdict("down", "Fine-tuning hurts: the interval lies below zero.")
-    else:
-        found = Verdict("open", "The interval includes zero: this test set shows no difference.")
-    if model.blind and model.paired.after.mean < model.blind.mean:
-        return Verdict(
-            "open",
-            f"{found.text} But the blind floor is higher: guessing the usual answer to each question, without looking at "
-            "the image, is right more often than the fine-tuned model.",
-        )
-    return found
 
 
 def _chosen(table: Table, most: int) -> dict[str, list[int]]:

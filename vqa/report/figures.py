@@ -19,8 +19,10 @@ from data_prep.records import Example, Prediction
 from vqa.evaluation import breakdowns
 from vqa.evaluation.bertscore import BertUsed
 from vqa.evaluation.breakdowns import Confusion, ErrorCount, Group
+from vqa.evaluation.collapse import notice
 from vqa.evaluation.metrics import DEFINITIONS, Definition, exact_match, score
 from vqa.evaluation.statistics import Calibration, Interval, Paired, calibration, interval, label_codes, paired
+from vqa.evaluation.verdict import ModelVerdict, Questions, judge
 from vqa.normalize import normalize
 from vqa.report.inputs import ReportInputs, StageSummary
 
@@ -47,6 +49,7 @@ class ModelFigures:
     questions: int
     products: int
     unshared: int  # questions left out because not every variant answered them
+    verdict: ModelVerdict | None = None  # None without answers
     variants: dict[str, VariantFigures] = field(default_factory=dict)  # "base", "lora"
     gaps: dict[str, str] = field(default_factory=dict)  # metric → why it could not be computed
     paired: Paired | None = None  # lora minus base; None unless both answered
@@ -144,7 +147,9 @@ def notices(inputs: ReportInputs, models: Mapping[str, ModelFigures]) -> list[st
             found.append(f"{name}: no fine-tuned answers, so there is no difference to report.")
         for metric, reason in model.gaps.items():
             found.append(f"{name}: no {DEFINITIONS[metric].label}: {reason}.")
-    return found
+        if model.verdict and (alarm := notice(name, model.verdict.spreads("lora"))):
+            found.append(alarm)
+    return list(dict.fromkeys(found))  # the stage evaluate raises the alarm of a collapse too
 
 
 def model_figures(inputs: ReportInputs, name: str) -> ModelFigures:
@@ -180,12 +185,31 @@ def model_figures(inputs: ReportInputs, name: str) -> ModelFigures:
         questions=len(products),
         products=len(set(products)),
         unshared=unshared,
+        verdict=judge(name, _questions(table, shown, clusters, inputs.controls.get(name, {}))),
         variants=variants,
         gaps=gaps,
         paired=paired(right["base"], right["lora"], clusters) if {"base", "lora"} <= right.keys() else None,
         blind=interval(shown["blind"], clusters) if "blind" in shown else None,
         breakdowns=_breakdowns(inputs.train, table, shown, clusters),
         errors={variant: _errors(inputs.train, table, variant) for variant in table.answers},
+    )
+
+
+def _questions(
+    table: Table, right: Mapping[str, np.ndarray], clusters: np.ndarray, controls: Mapping[str, Sequence[Prediction]]
+) -> Questions:
+    """A table as what a verdict is made of. Answers of a control to questions that are not in the table are left out."""
+    asked = {}
+    for name, predictions in controls.items():
+        by_id = {p.id: exact_match(p.truth, p.answer) for p in predictions}
+        asked[name] = np.array([by_id.get(example.id, np.nan) for example in table.examples], dtype=np.float64)
+    return Questions(
+        types=[example.question_type for example in table.examples],
+        truths=[example.answer for example in table.examples],
+        clusters=clusters,
+        answers={variant: [p.answer for p in predictions] for variant, predictions in table.answers.items()},
+        right=right,
+        controls=asked,
     )
 
 

@@ -36,6 +36,9 @@ class ReportInputs:
     train: Sequence[Example] = ()  # for answer frequencies and the blind floor
     test: Sequence[Example] = ()  # the questions that were asked
     predictions: Mapping[str, Mapping[str, Sequence[Prediction]]] = field(default_factory=dict)  # model → variant → …
+    controls: Mapping[str, Mapping[str, Sequence[Prediction]]] = field(
+        default_factory=dict
+    )  # model → "grey", "swap" → …
     failed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # "blip-lora" → reason → questions
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # model → parameters.json
     training_log: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # model → rows of log.jsonl

@@ -1,0 +1,184 @@
+"""Planted answers: a model gets `learned` only where it has learned to look, and each other model its own verdict."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from data_prep.curate.blind_floor import blind_answers
+from data_prep.records import Example
+from vqa.evaluation.metrics import exact_match
+from vqa.evaluation.statistics import holm, label_codes, mcnemar, sign_flip
+from vqa.evaluation.verdict import GUESSING, LEARNED, UNKNOWN, WORSE, ModelVerdict, Questions, judge
+
+TRUTHS = {
+    "color": ("red", "blue", "green", "white"),
+    "count": ("one", "two", "three"),
+    "shape": ("round", "square", "oval"),
+}
+Answer = Callable[[Example, random.Random], str]
+
+
+def shop(products: int, seed: int) -> list[Example]:
+    """Two questions of each type about each product."""
+    draw = random.Random(seed)
+    return [
+        Example(
+            f"{seed}-{p}-{kind}-{n}", f"p{p}", f"i{p}", "", f"{kind} {n} of it", draw.choice(words), "", kind, "MUG"
+        )
+        for p in range(products)
+        for kind, words in TRUTHS.items()
+        for n in range(2)
+    ]
+
+
+def right_at(share: float) -> Answer:
+    """A model that is right on a share of the questions."""
+    return lambda e, draw: e.answer if draw.random() < share else "nonsense"
+
+
+def others_truth(e: Example, draw: random.Random) -> str:
+    """What a model that looks says about another product's image."""
+    return draw.choice(TRUTHS[e.question_type])
+
+
+def verdict_on(
+    base: Answer, lora: Answer | list[str], swapped: Answer | None, products: int = 100, train: bool = True
+) -> ModelVerdict:
+    """Judge a planted base and fine-tuned model; without ``swapped`` the control is off."""
+    trained, rows = shop(200, seed=1), shop(products, seed=2)
+    draw = random.Random(3)
+
+    def said(model: Answer | list[str]) -> list[str]:
+        return model if isinstance(model, list) else [model(e, draw) for e in rows]
+
+    def right(answers: list[str]) -> np.ndarray:
+        return np.array([exact_match(e.answer, a) for e, a in zip(rows, answers, strict=True)])
+
+    answers = {"base": said(base), "lora": said(lora)}
+    scores = {name: right(given) for name, given in answers.items()}
+    if train:
+        scores["blind"] = right(blind_answers(trained, rows))
+    return judge(
+        "m",
+        Questions(
+            types=[e.question_type for e in rows],
+            truths=[e.answer for e in rows],
+            clusters=label_codes([e.item_id for e in rows]),
+            answers=answers,
+            right=scores,
+            controls={} if swapped is None else {"swap": right(said(swapped)), "grey": right(said(right_at(0.0)))},
+        ),
+    )
+
+
+def given(found: ModelVerdict) -> set[str]:
+    """The verdicts on the question types, which agree in these tests, and on all questions."""
+    return {one.verdict for one in [found.overall, *found.by_question_type.values()]}
+
+
+def test_a_real_improvement_has_learned() -> None:
+    found = verdict_on(right_at(0.3), right_at(0.85), others_truth)
+    assert given(found) == {LEARNED}
+    assert found.headline == "Fine-tuned m learned 3 of 3 question types (color, count, shape)."
+    assert not found.overall.collapsed
+
+
+def test_a_collapsed_model_that_gains_over_its_base_has_not_learned() -> None:
+    found = verdict_on(
+        right_at(0.05), lambda e, _: {"count": "three"}.get(e.question_type, "red"), lambda e, _: "three"
+    )
+    count = found.by_question_type["count"]
+    assert count.over_base is not None and count.over_base.direction == 1
+    assert (count.verdict, count.collapsed) == (GUESSING, True)
+    assert count.answers["lora"].signs == ['200 of 200 answers are "three"']
+    assert "gives collapsed answers on color, count and shape" in found.headline
+
+
+def test_a_model_that_answers_as_the_blind_guesser_is_no_better_than_guessing() -> None:
+    guesses = blind_answers(shop(200, seed=1), shop(100, seed=2))
+    found = verdict_on(right_at(0.05), guesses, lambda e, _: "nonsense")
+    assert given(found) == {GUESSING}
+    assert "sees no image" in found.overall.why
+
+
+def test_a_text_only_model_above_the_floor_is_no_better_than_guessing() -> None:
+    known = [e.answer if n % 10 < 8 else "nonsense" for n, e in enumerate(shop(100, seed=2))]
+    as_before = iter(known)
+    found = verdict_on(right_at(0.3), known, lambda e, _: next(as_before))
+    assert given(found) == {GUESSING}
+    assert "another product's image" in found.overall.why
+    assert found.overall.over_blind is not None and found.overall.over_blind.direction == 1
+
+
+def test_a_better_base_means_it_got_worse() -> None:
+    found = verdict_on(right_at(0.95), right_at(0.7), others_truth)
+    assert given(found) == {WORSE}
+    assert found.headline.endswith("it got worse on color, count and shape.")
+
+
+@pytest.mark.parametrize("products", [5, 12])
+def test_too_few_products_or_questions_cannot_be_told(products: int) -> None:
+    assert given(verdict_on(right_at(0.4), right_at(0.55), others_truth, products)) == {UNKNOWN}
+
+
+@pytest.mark.parametrize(
+    ("lora", "swapped", "train", "why"),
+    [
+        (right_at(0.85), None, True, "control"),
+        (right_at(0.85), others_truth, False, "training"),
+        (right_at(0.82), others_truth, True, "chance"),
+    ],
+)
+def test_without_control_floor_or_difference_it_cannot_be_told(
+    lora: Answer, swapped: Answer | None, train: bool, why: str
+) -> None:
+    base = right_at(0.82 if why == "chance" else 0.3)
+    found = verdict_on(base, lora, swapped, train=train)
+    assert given(found) == {UNKNOWN}
+    assert why in found.overall.why
+
+
+def test_one_type_that_learned_does_not_speak_for_the_others() -> None:
+    def lora(e: Example, draw: random.Random) -> str:
+        return right_at(0.9)(e, draw) if e.question_type == "color" else "three"
+
+    found = verdict_on(right_at(0.0), lora, others_truth)
+    assert [one.verdict for one in found.by_question_type.values()] == [LEARNED, GUESSING, GUESSING]
+    assert found.headline.startswith("Fine-tuned m learned 1 of 3 question types (color)")
+
+
+def test_flipping_signs_is_the_exact_mcnemar_test_where_each_product_has_one_question() -> None:
+    draw = np.random.default_rng(0)
+    before, after = draw.random(300) < 0.4, draw.random(300) < 0.5
+    p = sign_flip(after.astype(float) - before, np.arange(300))
+    assert p == pytest.approx(mcnemar(before, after).p, rel=1e-9)
+
+
+def test_flipping_signs_counts_products_and_not_their_questions() -> None:
+    # Six products whose five questions all went the same way: of 2^6 sign flips two are as extreme.
+    assert sign_flip(np.ones(30), np.repeat(np.arange(6), 5)) == pytest.approx(2 / 64)
+    assert sign_flip(np.zeros(30), np.repeat(np.arange(6), 5)) == 1.0
+    # By hand: sums 2, 1, -1; of the eight totals of ±2 ±1 ±1 six are at least 2 away from 0.
+    assert sign_flip(np.array([1.0, 1.0, 1.0, -1.0]), np.array([0, 0, 1, 2])) == pytest.approx(6 / 8)
+
+
+def test_holm_corrects_in_order_and_never_above_one() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.6]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_many_types_without_effect_are_rarely_called_a_change() -> None:
+    # Twelve types, no effect: without the correction a quarter of all reports would name a type that got worse.
+    draw, named = np.random.default_rng(7), 0
+    for _ in range(30):
+        n = 12 * 100
+        types = np.repeat([f"t{i}" for i in range(12)], 100)
+        scores = {name: (draw.random(n) < 0.5).astype(float) for name in ("base", "lora", "blind")}
+        words = [str(i % 7) for i in range(n)]
+        columns = Questions(list(types), words, np.arange(n), {"base": words, "lora": words}, scores, {})
+        named += any(one.verdict == WORSE for one in judge("m", columns).by_question_type.values())
+    assert named <= 3
