@@ -17,12 +17,12 @@ from vqa.settings import ModelSettings
 WORDS = '{"image_sha256": "d76f", "qas": [{"question": "What is the sofa made of?", "answer": "velvet"}]}\n'
 
 
-def make(folder: Path, kind: str = "blip", words: str = WORDS) -> str:
-    """A base taught on four images, and what was printed meanwhile."""
+def make(folder: Path, kind: str = "blip", words: str = WORDS, images: int = 4) -> str:
+    """A base taught on a few images, and what was printed meanwhile."""
     file = folder.parent / "words.jsonl"
     file.write_text(words)
     said = io.StringIO()
-    tiny_base.make_tiny_base(folder, kind, [file], Console(file=said, width=120), images=4)
+    tiny_base.make_tiny_base(folder, kind, [file], Console(file=said, width=120), images=images)
     return said.getvalue()
 
 
@@ -63,3 +63,8 @@ def test_a_file_without_questions_is_refused_with_the_form_it_needs(words: str, 
     with pytest.raises(UserError, match=r"words\.jsonl: each line must hold .*qas"):
         make(tmp_path / "base", words=words)
     assert not (tmp_path / "base").exists()
+
+
+def test_a_base_is_taught_in_exactly_ten_steps_too(tmp_path: Path) -> None:
+    """torch's one-cycle schedule divides by zero there, unless it is asked for more than one step of rise."""
+    assert "step 10 of 10" in make(tmp_path / "base", images=40)

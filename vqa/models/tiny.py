@@ -166,8 +166,9 @@ def pretrain(
     loader = DataLoader(data, settings.batch_size, sampler=order, collate_fn=collate)
     steps = settings.epochs * len(loader)
     optimizers = _optimizers(model.net, settings)
+    rise = max(0.1, 2.5 / (steps + 2))  # more than one step: torch divides by zero where it is exactly one
     schedules = [
-        OneCycleLR(each, [group["lr"] for group in each.param_groups], steps, pct_start=0.1, cycle_momentum=False)
+        OneCycleLR(each, [group["lr"] for group in each.param_groups], steps, pct_start=rise, cycle_momentum=False)
         for each in optimizers
     ]
     model.net.train()
