@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from data_prep.files import read_json
 from data_prep.outcomes import UserError, unknown_name
@@ -87,8 +88,14 @@ def run_status(run: RunDir, config: Config) -> list[StepStatus]:
     if report.state == DONE:
         known = {warning for status in statuses for warning in status.warnings()}
         page = read_json(run.report / "report.json") or {}
-        report.notes = [warning for warning in page.get("warnings", []) if warning not in known]
+        report.notes = headlines(page) + [warning for warning in page.get("warnings", []) if warning not in known]
     return statuses
+
+
+def headlines(page: Mapping[str, Any]) -> list[str]:
+    """What report.json says of each model, a sentence each."""
+    verdicts = (model.get("verdict") for model in page.get("models", {}).values())
+    return [verdict["headline"] for verdict in verdicts if verdict]
 
 
 def task_command(run: RunDir, step: Step, shard: int | None = None) -> list[str]:

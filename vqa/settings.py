@@ -126,6 +126,10 @@ class EvaluateSettings(BaseModel):
     bertscore_layer: int | None = None
     """Layer whose states are compared; null: the one that bert-score recommends for the model."""
 
+    control: int = Field(default=2000, ge=0)
+    """Questions that the fine-tuned model answers again with a gray image and with another product's, to see whether it looks;
+    0: none, and then the report cannot say that a model has learned."""
+
     def answer_fields(self) -> tuple[str, ...]:
         """The settings that an answer depends on."""
         return ("decoding", "beams", "shortlist", "max_new_tokens", "precision")

@@ -27,7 +27,7 @@ from data_prep.files import read_json
 from jobs.backends.pool import FinishedTask, Task, run_tasks
 from jobs.backends.stop import StopFlag
 from jobs.config import Config
-from jobs.pipeline import make_stage, task_command
+from jobs.pipeline import headlines, make_stage, task_command
 from jobs.run.claim import announced
 from jobs.run.layout import RunDir, Step
 from jobs.run.logs import error_in_log, new_log
@@ -162,7 +162,10 @@ class _LocalLaunch:
         report = self.run.report / "index.html"
         if steps and steps[-1].stage == "report" and report.is_file():
             self.console.print(f"Report: {escape(str(report))}", style="bold")
-            warnings = (read_json(self.run.report / "report.json") or {}).get("warnings", [])
+            page = read_json(self.run.report / "report.json") or {}
+            for headline in headlines(page):
+                self.console.print(escape(headline), style="bold", soft_wrap=True)
+            warnings = page.get("warnings", [])
         else:
             statuses = [make_stage(step, self.run, self.config).status() for step in steps]
             warnings = [warning for status in statuses for warning in status.warnings()]

@@ -9,7 +9,7 @@
       3_generate/                 the same; shards/00007/dataset_7.csv
       4_curate/                   {train,val,test}.jsonl, rejected.jsonl, stats.json, README.md, done.json
       5_train/<model>/            checkpoint-*/, adapter/, log.jsonl, done.json
-      6_evaluate/<model>-<base|lora>/   as 2_validate
+      6_evaluate/<model>-<base|lora>/   as 2_validate; <model>-control-<swap|grey>/ too; <model>-collapse.json
       7_report/                   index.html, report.json, done.json
       logs/<stage>/               one file per task and attempt
 """
@@ -25,6 +25,9 @@ STAGES = ("prepare", "validate", "generate", "curate", "train", "evaluate", "rep
 BASE = "base"
 LORA = "lora"
 VARIANTS = (BASE, LORA)
+SWAP = "swap"  # the fine-tuned model's answers about another product's image, and about a gray one
+GREY = "grey"
+CONTROLS = (SWAP, GREY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,14 @@ class RunDir:
     def predictions(self, model: str, variant: str) -> ShardStore:
         """The answers of one model, with or without its adapter."""
         return ShardStore(self.stage_folder("evaluate") / f"{model}-{variant}")
+
+    def control(self, model: str, name: str) -> ShardStore:
+        """The answers of a fine-tuned model about wrong images."""
+        return self.predictions(model, f"control-{name}")
+
+    def collapse(self, model: str) -> Path:
+        """Whether a fine-tuned model's answers have collapsed, once all are there."""
+        return self.stage_folder("evaluate") / f"{model}-collapse.json"
 
     @property
     def quota(self) -> Path:

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -119,15 +119,22 @@ class ShardedStage(Stage, ShardSource[ItemT]):
     def expected_items(self) -> int | None:
         """How many items there are, from the markers of earlier stages; None before those are done."""
 
+    def sources(self) -> Sequence[ShardSource[ItemT]]:
+        """What a task works on, one after the other: the stage itself, and whatever else it has for the same tasks."""
+        return [self]
+
     def tasks(self) -> list[int | None]:
         return list(range(self.shards()))
 
     def pending(self) -> list[int | None]:
-        return list(pending_shards(self, self.shards()))
+        return [*sorted({shard for source in self.sources() for shard in pending_shards(source, self.shards())})]
 
     def before_tasks(self) -> None:
-        for store in self.stores().values():
+        for store in self._all_stores():
             freeze_shards(store, self.shards())
+
+    def _all_stores(self) -> list[ShardStore]:
+        return [store for source in self.sources() for store in source.stores().values()]
 
     def check_settings(self) -> None:
         for variant, store in self.stores().items():
@@ -135,20 +142,21 @@ class ShardedStage(Stage, ShardSource[ItemT]):
 
     def run(self, task: int | None, stop: Callable[[], bool]) -> TaskResult:
         self.stopping = stop
-        if frozen_shards(next(iter(self.stores().values()))) is None:
+        if any(frozen_shards(store) is None for store in self._all_stores()):
             self.before_tasks()
         shards = self.shards()
         if task is None or not 0 <= task < shards:
             raise UserError(f"{self.step} has shards 0 to {shards - 1}; --shard {task} is not one of them.")
-        result = run_shard(self, task, shards, stop)
-        if result.remaining and not result.stopped:
+        result, *others = (run_shard(source, task, shards, stop) for source in self.sources())
+        remaining = sum(one.remaining for one in (result, *others))
+        if remaining and not any(one.stopped for one in (result, *others)):
             raise UserError(
-                f"{self.step} shard {task} ended with {result.remaining:,} items that were not tried: see the lines above."
+                f"{self.step} shard {task} ended with {remaining:,} items that were not tried: see the lines above."
             )
         return TaskResult(
             f"{self.step} shard {task}: {result.items:,} items = {result.done:,} done + {result.failed:,} failed "
             f"+ {result.remaining:,} remaining",
-            requeue=result.remaining > 0,
+            requeue=remaining > 0,
         )
 
     def status(self) -> StepStatus:

@@ -1,16 +1,31 @@
-"""Stage 6: base and fine-tuned answers, question by question, one pass over the images for both."""
+"""Stage 6: base and fine-tuned answers, question by question, one pass over the images for both.
+
+Then the fine-tuned model answers a sample of the questions about wrong images: the control, see `vqa.evaluation.control`.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data_prep.files import read_jsonl
+from data_prep.curate.question_text import question_type
+from data_prep.files import read_json, read_jsonl, write_json
 from data_prep.outcomes import Failed, Todo, UserError
 from data_prep.records import Example, Prediction
-from jobs.run.layout import BASE, LORA, VARIANTS, RunDir, ShardStore, Step
+from jobs.run.layout import BASE, CONTROLS, GREY, LORA, VARIANTS, RunDir, ShardStore, Step
+from jobs.shards.digest import digest
+from jobs.shards.progress import ShardSource
 from jobs.shards.store import latest_outcomes
-from jobs.stages.base import ShardedStage, StageMarker
+from jobs.stages.base import ShardedStage, StageMarker, TaskResult, store_digest
+from jobs.stages.status import DONE, PARTIAL, StepStatus, finished_shards, sharded_status
+from vqa.evaluation.collapse import notice, spreads
+from vqa.evaluation.control import sample, with_gray, with_other_images
+
+if TYPE_CHECKING:
+    from vqa.inference.answerer import Answerer
 
 
 class Evaluate(ShardedStage[Example]):
@@ -27,6 +42,13 @@ class Evaluate(ShardedStage[Example]):
     def expected_items(self) -> int | None:
         marker = StageMarker.read(self.run_dir, Step("curate"))
         return marker.counts.get(self.config.evaluate.split) if marker else None
+
+    def sources(self) -> Sequence[ShardSource[Example]]:
+        return [self, *self.controls()]
+
+    def controls(self) -> list[Control]:
+        """The control's sources; none where it is off."""
+        return [Control(self, name) for name in CONTROLS] if self.config.evaluate.control else []
 
     def stores(self) -> Mapping[str, ShardStore]:
         return {variant: self.run_dir.predictions(self.target, variant) for variant in VARIANTS}
@@ -54,6 +76,16 @@ class Evaluate(ShardedStage[Example]):
         return item.image_id  # the questions about an image stay together: it is encoded once
 
     def process(self, todos: Iterator[Todo[Example]]) -> None:
+        answerer = self._answerer
+        before = answerer.seconds, answerer.waited
+        answerer.process(todos)
+        if seconds := answerer.seconds - before[0]:
+            waited = (answerer.waited - before[1]) / seconds
+            print(f"{answerer.device.type} waited {waited:.0%} of the time for images")
+
+    @functools.cached_property
+    def _answerer(self) -> Answerer:
+        """The model, loaded once for the questions and their controls."""
         from vqa.inference.answerer import Answerer  # torch takes seconds to import; launch and status never need it
 
         if StageMarker.read(self.run_dir, Step("train", self.target)) is None:
@@ -61,16 +93,78 @@ class Evaluate(ShardedStage[Example]):
                 f"{self.target} is not trained yet, so there is nothing to compare: run --stages train first."
             )
         candidates = sorted({example.answer for example in read_jsonl(self.run_dir.split("train"), Example)})
-        answerer = Answerer(
+        return Answerer(
             self.config.models[self.target],
             {BASE: None, LORA: self.run_dir.adapter(self.target)},
             self.config.evaluate,
             self.config.data.image_root,
             candidates,
         )
-        answerer.process(todos)
-        if answerer.seconds:
-            print(f"{answerer.device.type} waited {answerer.waited / answerer.seconds:.0%} of the time for images")
+
+    def run(self, task: int | None, stop: Callable[[], bool]) -> TaskResult:
+        result = super().run(task, stop)
+        store = self.run_dir.predictions(self.target, LORA)
+        if finished_shards(store) is not None:  # the last task sees the answers of all
+            predictions, _ = read_predictions(self.run_dir, self.target, LORA)
+            said = notice(
+                self.target, spreads((question_type(p.question, p.truth), p.truth, p.answer) for p in predictions)
+            )
+            write_json(self.run_dir.collapse(self.target), {"records": store_digest(store), "notice": said})
+            if said:
+                print(said, flush=True)
+        return result
+
+    def status(self) -> StepStatus:
+        status = super().status()
+        for control in self.controls():
+            found = sharded_status(control, self.step, len(control.items()))
+            if status.state == DONE and found.state != DONE:
+                status.state = PARTIAL
+                status.notes.append(f"{self.step}: the control {control.name} has {found.remaining:,} questions left.")
+        known = read_json(self.run_dir.collapse(self.target)) or {}
+        if known.get("notice") and known["records"] == store_digest(self.run_dir.predictions(self.target, LORA)):
+            status.notes.append(known["notice"])
+        return status
+
+
+class Control(ShardSource[Example]):
+    """Writes 6_evaluate/<model>-control-<swap|grey>: the fine-tuned model's answers about wrong images."""
+
+    value_type = Prediction
+
+    def __init__(self, stage: Evaluate, name: str) -> None:
+        self.stage, self.name = stage, name
+
+    def stores(self) -> Mapping[str, ShardStore]:
+        return {LORA: self.stage.run_dir.control(self.stage.target, self.name)}
+
+    def settings(self, variant: str) -> Mapping[str, object]:
+        # Other questions or other images are another control.
+        asked = digest([(item.id, item.image_path) for item in self.items()])
+        return {**self.stage.settings(variant), "control": asked}
+
+    def items(self) -> Sequence[Example]:
+        evaluate, curate = self.stage.config.evaluate, StageMarker.read(self.stage.run_dir, Step("curate"))
+        path = self.stage.run_dir.split(evaluate.split)
+        version = curate.outputs.get(path.name, "") if curate else ""
+        return control_items(path, version, self.name, evaluate.control)
+
+    def key(self, item: Example) -> str:
+        return item.id
+
+    def group(self, item: Example) -> str:
+        return item.image_id
+
+    def process(self, todos: Iterator[Todo[Example]]) -> None:
+        self.stage.process(todos)
+
+
+@functools.lru_cache(maxsize=len(CONTROLS))
+def control_items(split: Path, version: str, name: str, count: int) -> Sequence[Example]:
+    """The questions of a control, with the images that are shown; none without a split. ``version``: the split's digest."""
+    examples = list(read_jsonl(split, Example)) if split.is_file() else []
+    asked = sample(examples, count)
+    return with_gray(asked) if name == GREY else with_other_images(asked, examples)
 
 
 def read_predictions(run: RunDir, model: str, variant: str) -> tuple[list[Prediction], dict[str, int]]:

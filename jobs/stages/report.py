@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.files import file_digest, read_json, read_jsonl
 from data_prep.records import Example, Prediction
-from jobs.run.layout import VARIANTS, Step
+from jobs.run.layout import CONTROLS, VARIANTS, Step
 from jobs.stages.base import Outcome, SingleStage, outputs_digest, store_digest
 from jobs.stages.evaluate import read_predictions
 from jobs.stages.status import StepStatus
@@ -37,6 +37,8 @@ class Report(SingleStage):
             found[f"train:{model}"] = outputs_digest(self.run_dir, Step("train", model))
             for variant in VARIANTS:
                 found[f"{model}-{variant}"] = store_digest(self.run_dir.predictions(model, variant))
+            for control in self._controls():
+                found[f"{model}-control-{control}"] = store_digest(self.run_dir.control(model, control))
         return found
 
     def execute(self) -> Outcome:
@@ -48,6 +50,7 @@ class Report(SingleStage):
         bert, layer = evaluate.bertscore_model, evaluate.bertscore_layer
         predictions: dict[str, dict[str, list[Prediction]]] = {}
         failed: dict[str, dict[str, int]] = {}
+        controls: dict[str, dict[str, list[Prediction]]] = {}
         parameters, logs = {}, {}
         for model in self.config.models:
             folder = self.run_dir.step_folder(Step("train", model))
@@ -67,6 +70,9 @@ class Report(SingleStage):
                     predictions.setdefault(model, {})[variant] = rows
                 if reasons:
                     failed[f"{model}-{variant}"] = reasons
+            controls[model] = {
+                name: read_predictions(self.run_dir, model, f"control-{name}")[0] for name in self._controls()
+            }
         summaries, warnings = self._stages(StageSummary)
         inputs = ReportInputs(
             run=read_json(self.run_dir.run_file) or {},
@@ -76,6 +82,7 @@ class Report(SingleStage):
             train=list(self._examples("train")),
             test=list(self._examples(evaluate.split)),
             predictions=predictions,
+            controls=controls,
             failed=failed,
             parameters=parameters,
             training_log=logs,
@@ -85,10 +92,15 @@ class Report(SingleStage):
             settings=self.config.report,
             bert=BertSettings(bert, layer) if bert else None,
         )
-        build(inputs, self.run_dir.report)
+        for figures in build(inputs, self.run_dir.report).models.values():
+            if figures.verdict:
+                print(figures.verdict.headline, flush=True)
         pages = [self.run_dir.report / name for name in ("index.html", "report.json")]
         answered = sum(len(rows) for variants in predictions.values() for rows in variants.values())
         return Outcome({"answers": answered}, outputs=pages)
+
+    def _controls(self) -> Sequence[str]:
+        return CONTROLS if self.config.evaluate.control else ()
 
     def _stats(self) -> dict[str, Any]:
         """What curation counted, and the generator's self-consistency where it was measured."""

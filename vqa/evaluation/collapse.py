@@ -8,11 +8,10 @@ A mean over all questions hides it: a model that always says "three" is right on
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-import numpy as np
 
 from vqa.normalize import normalize
 
@@ -113,5 +112,5 @@ def notice(name: str, found: Mapping[str, Spread]) -> str:
 
 
 def _entropy(counts: Counter[str]) -> float:
-    shares = np.array(list(counts.values())) / counts.total()
-    return float(-(shares * np.log2(shares)).sum()) + 0.0  # not -0.0
+    total = counts.total()
+    return sum(-count / total * math.log2(count / total) for count in counts.values()) + 0.0  # + 0.0: not -0.0

@@ -211,7 +211,8 @@ def _type_verdict(questions: Questions, mask: np.ndarray, contrasts: Mapping[str
         control[name] = Control(own, other, contrasts[name])
     places = np.flatnonzero(mask)
     answers = {
-        name: spread([(questions.truths[i], given[i]) for i in places]) for name, given in questions.answers.items()
+        name: spread([(questions.truths[i], given[i]) for i in places.tolist()])
+        for name, given in questions.answers.items()
     }
     verdict, why = _decide(products, contrasts)
     return TypeVerdict(

@@ -24,12 +24,14 @@ from data_prep.images.decode import ImageProblem
 from data_prep.outcomes import Failed, Ok, Todo, UserError
 from data_prep.records import Example, Prediction
 from vqa.dataset import open_image
+from vqa.evaluation.control import GRAY
 from vqa.models.base import Answer, Batch, model_class
 from vqa.models.lora import load_adapter
 from vqa.settings import EvaluateSettings, ModelSettings
 
 AHEAD = 3  # batches prepared while one is being answered
 DECODERS = max(2, min(8, len(os.sched_getaffinity(0)) // 2))  # threads; half of the cores this process may use
+GRAY_IMAGE = Image.new("RGB", (224, 224), (128, 128, 128))
 PER_IMAGE = ("pixels", "patches")  # tensors of a batch with a row per image; all others have a row per question
 
 
@@ -183,7 +185,7 @@ class Answerer:
         for path, group in groupby(examples, key=lambda e: e.image_path):
             asked = list(group)
             try:
-                good.append((open_image(self.image_root, path), asked))
+                good.append((GRAY_IMAGE if path == GRAY else open_image(self.image_root, path), asked))
             except (UserError, OSError, ImageProblem) as error:
                 # A file system may recover, so an OSError is worth a retry; an image that does not decode never will.
                 failed = Failed("image_unreadable", str(error)[:300], retry=isinstance(error, OSError))
