@@ -7,8 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from data_prep.files import read_json
-from jobs.pipeline import headlines, make_stage
+from jobs.pipeline import make_stage
 from jobs.run.layout import Step
 from jobs.run.run import load_run
 
@@ -22,7 +21,4 @@ def write_report(run_dir: Path, console: Console) -> None:
     run, config = load_run(run_dir)
     run.done_file(Step("report")).unlink(missing_ok=True)
     make_stage(Step("report"), run, config).run(None, lambda: False)
-    page = read_json(run.report / "report.json") or {}
-    for line in headlines(page):
-        console.print(escape(line), style="bold", soft_wrap=True)
     console.print(f"Report: {escape(str(run.report / 'index.html'))}")

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from vqa.report.figures import Table
 
-LABELS = {"base": "base", "lora": "fine-tuned", "blind": "blind floor", "swap": "another image", "grey": "gray image"}
+LABELS = {"base": "base", "lora": "fine-tuned", "blind": "blind floor", "swap": "other image", "grey": "gray image"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from data_prep.files import read_json, write_json
 from data_prep.records import Example, from_dict
 from vqa import distributed
 from vqa.dataset import by_image
+from vqa.evaluation.collapse import alarm, spreads
 from vqa.inference.samples import AnsweredSample, evaluate_on_samples
 from vqa.models.base import Model
 from vqa.settings import EvaluateSettings
@@ -41,7 +42,7 @@ class Best:
 class ValidationCallback(TrainerCallback):
     """Every few steps answers a fixed sample of the validation split, logs it, keeps the best adapter, and stops early.
 
-    ``validation.jsonl`` has a line per validation; ``best.json`` names the best adapter's folder and its exact match, which is
+    ``validation.jsonl`` has a line per validation, with the alarm of `vqa.evaluation.collapse`; ``best.json`` names the best adapter's folder and its exact match, which is
     computed after normalization. Each rank answers a part of the sample.
     """
 
@@ -82,8 +83,11 @@ class ValidationCallback(TrainerCallback):
             self.trainer.save_model(str(self.out / new.folder), _internal_call=True)
         if self.trainer.is_world_process_zero():
             line = {"step": step, "epoch": state.epoch, "exact_match": exact_match, "questions": len(answers)}
-            append(self.out / VALIDATIONS, line | {"at": time.time(), "answers": answers})
+            collapsed = self._collapsed(answers)
+            append(self.out / VALIDATIONS, line | {"at": time.time(), "collapsed": collapsed, "answers": answers})
             print(f"step {step}: exact match {exact_match:.3f} on {len(answers)} validation questions", flush=True)
+            if collapsed:
+                print(f"step {step}: the answers have collapsed on {collapsed}", flush=True)
             if better:
                 write_json(self.out / BEST, new)
                 if best is not None and best.step != step:
@@ -111,6 +115,11 @@ class ValidationCallback(TrainerCallback):
             answers = evaluate_on_samples(self.model, mine, self.image_root, self.answering)
         place = {example.id: number for number, example in enumerate(self.sample)}
         return sorted(distributed.all_gather(answers), key=lambda answer: place[answer.id])
+
+    def _collapsed(self, answers: Sequence[AnsweredSample]) -> str:
+        """The question types whose answers are all alike or no words, and how; "" where there are none."""
+        kinds = {example.id: example.question_type for example in self.sample}
+        return alarm(spreads((kinds[answer.id], answer.truth, answer.text) for answer in answers))
 
     def forget(self) -> None:
         """Delete the best of an earlier training, before one from the beginning."""

@@ -151,6 +151,20 @@ def test_one_type_that_learned_does_not_speak_for_the_others() -> None:
     assert found.headline.startswith("Fine-tuned m learned 1 of 3 question types (color)")
 
 
+def test_a_mean_that_rises_by_guessing_on_top_of_what_the_base_knew_has_not_learned() -> None:
+    def base(e: Example, draw: random.Random) -> str:
+        return right_at(0.97)(e, draw) if e.question_type == "color" else "nonsense"
+
+    def lora(e: Example, draw: random.Random) -> str:
+        return base(e, draw) if e.question_type == "color" else TRUTHS[e.question_type][0]
+
+    found = verdict_on(base, lora, lambda e, draw: "nonsense" if e.question_type == "color" else lora(e, draw))
+    for contrast in (found.overall.over_base, found.overall.over_blind, found.overall.control["swap"].gain):
+        assert contrast is not None and contrast.direction == 1, "all questions together pass every test"
+    assert found.overall.verdict == GUESSING
+    assert found.headline.startswith("Fine-tuned m learned 0 of 3 question types; it is no better than guessing on")
+
+
 def test_flipping_signs_is_the_exact_mcnemar_test_where_each_product_has_one_question() -> None:
     draw = np.random.default_rng(0)
     before, after = draw.random(300) < 0.4, draw.random(300) < 0.5
