@@ -140,8 +140,8 @@ class Control(ShardSource[Example]):
 
     def settings(self, variant: str) -> Mapping[str, object]:
         # Other questions or other images are another control.
-        asked = digest([(item.id, item.image_path) for item in self.items()])
-        return {**self.stage.settings(variant), "control": asked}
+        asked = [(item.id, item.image_path) for item in self.items()]
+        return {**self.stage.settings(variant), "control": f"{len(asked)} questions and images {digest(asked)}"}
 
     def items(self) -> Sequence[Example]:
         evaluate, curate = self.stage.config.evaluate, StageMarker.read(self.stage.run_dir, Step("curate"))

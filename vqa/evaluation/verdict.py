@@ -156,7 +156,7 @@ def _as_the_types_allow(overall: TypeVerdict, by_type: Mapping[str, TypeVerdict]
     share = asked.pop(LEARNED, 0) / overall.questions
     if overall.verdict != LEARNED or share >= 0.5:
         return overall
-    why = f"the mean rose, but {share:.0%} of the questions are of types that it learned"
+    why = f"the mean rose, but {100 * share:.0f} % of the questions are of types that it learned"
     return dataclasses.replace(overall, verdict=asked.most_common(1)[0][0], why=why)
 
 

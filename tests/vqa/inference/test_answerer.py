@@ -14,6 +14,7 @@ from data_prep.outcomes import Failed, Ok, Todo, UserError
 from data_prep.records import Example
 from tests.vqa.tiny_models import QUESTIONS, make_model, noise_images
 from vqa.dataset import open_image
+from vqa.evaluation.control import with_gray
 from vqa.inference.answerer import Answerer, cut, halve
 from vqa.models.lora import apply_lora_to_model
 from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings
@@ -125,6 +126,18 @@ def test_what_a_variant_has_already_is_neither_answered_nor_recorded_again(folde
     assert found.of["base"].keys() == lacking
     assert found.of["one"].keys() == {e.id for e in examples()}
     assert asked.count(["base", "one"]) == 1 and asked.count(["one"]) == len(asked) - 1 > 0
+
+
+def test_questions_about_a_gray_image_need_no_file_and_are_answered_about_one(folder: Path) -> None:
+    items = with_gray(examples())
+    which = answerer(folder, "one", batch_size=100)
+    seen: list[int] = []
+    which.model.net.get_base_model().vision_model.register_forward_hook(
+        lambda module, arguments, out: seen.append(len(out.last_hidden_state))
+    )
+    found = run(which, "one", items=items).answers("one")
+    assert found.keys() == {e.id for e in items} and seen == [1]
+    assert len({(e.question, found[e.id]) for e in items}) == len({e.question for e in items})
 
 
 def test_an_unreadable_image_fails_its_questions_and_no_others(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from data_prep.curate.blind_floor import blind_floor
 from data_prep.records import Example, Prediction
+from tests.conftest import ROOT
 from tests.vqa.evaluation.rows import examples, predictions, write_images
 from vqa.evaluation.bertscore import BertSettings
 from vqa.report.browser import script_json
@@ -66,7 +67,7 @@ def test_one_product_is_no_evidence(tmp_path: Path) -> None:
     answers = {"blip": {"base": predictions(rows, 0.0), "lora": predictions(rows, 1.0)}}
     build(ReportInputs(test=rows, predictions=answers), tmp_path)
     page = (tmp_path / "index.html").read_text()
-    assert "All questions are about one product" in page and "Fine-tuning helps" not in page
+    assert "Only 1 product." in page and "learned 0 of 3 question types; it cannot be judged on" in page
     assert "no interval" in page and not re.search(r"\bnan\b", page)
 
 
@@ -238,9 +239,53 @@ def test_the_page_has_a_style_for(theme: str, tmp_path: Path) -> None:
     ] in page
 
 
+def test_report_json_has_the_verdict_under_names_that_docs_promise(tmp_path: Path) -> None:
+    inputs = full(tmp_path / "images")
+    lora = inputs.predictions["blip"]["lora"]
+    wrong = [dataclasses.replace(p, answer="nonsense") for p in lora[:100]]
+    build(dataclasses.replace(inputs, controls={"blip": {"swap": wrong, "grey": wrong}}), tmp_path)
+    model = json.loads((tmp_path / "report.json").read_text())["models"]["blip"]
+    verdict = model["verdict"]
+    assert set(verdict["by_question_type"]) == {"color", "shape", "count"}
+    for found in [verdict["overall"], *verdict["by_question_type"].values()]:
+        assert {"base", "lora", "blind", "control", "verdict", "collapsed"} <= found.keys()
+        assert found["verdict"] == "learned" and found["collapsed"] is False
+        assert found["control"]["swap"]["gain"]["difference"]["mean"] > 0.5
+        assert found["lora"]["mean"] > found["base"]["mean"]
+    assert verdict["overall"]["control"]["grey"]["own"]["questions"] == 100
+    assert verdict["overall"]["lora"] == model["variants"]["lora"]["metrics"]["exact_match"]
+    assert verdict["overall"]["blind"] == model["blind"]
+    documented = (ROOT / "docs/verdict.md").read_text()
+    assert all(f"`{key}`" in documented for key in verdict["overall"])
+
+
+def test_without_a_control_the_page_never_says_learned(tmp_path: Path) -> None:
+    inputs = full(tmp_path / "images")
+    found = build(inputs, tmp_path).models["blip"].verdict
+    page = (tmp_path / "index.html").read_text()
+    assert found is not None and found.overall.verdict == "cannot be told"
+    assert "learned 0 of 3 question types" in page and "No control" in page
+
+
+def test_a_collapse_stands_in_the_notices_the_headline_and_beside_its_type(tmp_path: Path) -> None:
+    rows = examples(60)
+    lora = [dataclasses.replace(p, answer="three") for p in predictions(rows, 0.5)]
+    inputs = ReportInputs(test=rows, train=rows, predictions={"blip": {"base": predictions(rows, 0.0), "lora": lora}})
+    found = build(inputs, tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    alarm = 'color (120 of 120 answers are "three")'
+    assert any(alarm in warning for warning in found.warnings)
+    assert "gives collapsed answers on color, shape and count" in page
+    assert page.count("Collapsed: ") == 3
+    again = build(dataclasses.replace(inputs, warnings=found.warnings), tmp_path)
+    assert again.warnings == found.warnings, "what the stage evaluate said already is not said twice"
+
+
 def test_a_gain_that_stays_below_guessing_is_not_praised(tmp_path: Path) -> None:
     rows = [dataclasses.replace(e, question=f"What is property {e.id[-1]}?", answer="red") for e in examples(40)]
     answers = {"blip": {"base": predictions(rows, 0.0), "lora": predictions(rows, 0.5)}}
     build(ReportInputs(test=rows, train=rows, predictions=answers), tmp_path)
     page = (tmp_path / "index.html").read_text()
-    assert "Fine-tuning helps: the interval lies above zero. But the blind floor is higher" in page
+    assert (
+        "Fine-tuned blip learned 0 of 3 question types; it is no better than guessing on color, shape and count" in page
+    )
