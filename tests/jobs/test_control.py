@@ -106,6 +106,14 @@ def test_killed_in_the_control_it_goes_on_and_asks_nothing_twice(run: RunDir) ->
     assert stage(run).pending() == [] and stage(run).status().state == "done"
 
 
+def test_asked_to_stop_in_the_control_it_asks_to_be_started_again(run: RunDir) -> None:
+    questions = len(list(stage(run).items()))
+    model = FakeModel(run)
+    result = stage(run, model, shards=1).run(0, lambda: model.asked.total() >= 2 * questions + 10)
+    assert result.requeue
+    assert model.asked.total() == 2 * questions + 10
+
+
 def test_another_sample_or_other_images_are_never_mixed(run: RunDir) -> None:
     finish(run)
     with pytest.raises(UserError, match=r"blip-control-swap holds records .* \(control:"):

@@ -21,12 +21,11 @@ from vqa.normalize import normalize
 # it takes 32 % and the answers are 0.19 times as varied. The demo's model that guessed: one answer takes 79 to 100 %, and 63 %
 # of the answers about shape are word-pieces. Even base models that answer in words of their own stay at 0.30 times or above.
 MIN_QUESTIONS = 20  # fewer answers are alike by chance
-MOST_SHARE = 0.5  # of one answer ...
-MOST_EXCESS = (
-    0.25  # ... which is this much more than the most frequent truth has: both, since the truth may be lopsided too
-)
+# Both must hold for the most frequent answer, since the truth may be lopsided too:
+MOST_SHARE = 0.5  # of all answers
+MOST_EXCESS = 0.25  # over the share of the most frequent truth
 LEAST_VARIETY = 0.2  # perplexity of the answers divided by that of the truths
-MOST_NO_WORDS = 0.05  # share of word-pieces and empty answers; the truth of ABO has 0.4 % that are no words
+MOST_NO_WORDS = 0.05  # share of word-pieces and empty answers, beyond the truth's; of ABO's answers 0.4 % are no words
 
 
 @dataclass(frozen=True, slots=True)

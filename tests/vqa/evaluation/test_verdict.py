@@ -46,10 +46,16 @@ def others_truth(e: Example, draw: random.Random) -> str:
 
 
 def verdict_on(
-    base: Answer, lora: Answer | list[str], swapped: Answer | None, products: int = 100, train: bool = True
+    base: Answer,
+    lora: Answer | list[str],
+    swapped: Answer | None,
+    products: int = 100,
+    train: bool = True,
+    sampled: int = 100,
 ) -> ModelVerdict:
-    """Judge a planted base and fine-tuned model; without ``swapped`` the control is off."""
+    """Judge a planted base and fine-tuned model; without ``swapped`` the control is off, else of ``sampled`` products."""
     trained, rows = shop(200, seed=1), shop(products, seed=2)
+    left_out = np.array([int(e.item_id[1:]) >= sampled for e in rows])
     draw = random.Random(3)
 
     def said(model: Answer | list[str]) -> list[str]:
@@ -70,7 +76,7 @@ def verdict_on(
             clusters=label_codes([e.item_id for e in rows]),
             answers=answers,
             right=scores,
-            controls={} if swapped is None else {"swap": right(said(swapped)), "grey": right(said(right_at(0.0)))},
+            controls={} if swapped is None else {"swap": np.where(left_out, np.nan, right(said(swapped)))},
         ),
     )
 
@@ -123,6 +129,33 @@ def test_a_better_base_means_it_got_worse() -> None:
 @pytest.mark.parametrize("products", [5, 12])
 def test_too_few_products_or_questions_cannot_be_told(products: int) -> None:
     assert given(verdict_on(right_at(0.4), right_at(0.55), others_truth, products)) == {UNKNOWN}
+
+
+def test_few_products_prove_nothing_even_where_all_of_them_agree() -> None:
+    guesses = blind_answers(shop(200, seed=1), shop(5, seed=2))
+    found = verdict_on(right_at(0.0), guesses, lambda e, _: "nonsense", products=5)
+    assert given(found) == {UNKNOWN} and found.overall.why == "only 5 products"
+
+
+def test_a_control_of_too_few_questions_leaves_it_open() -> None:
+    found = verdict_on(right_at(0.0), right_at(0.7), right_at(0.6), sampled=14)
+    assert {one.verdict for one in found.by_question_type.values()} == {UNKNOWN}
+    assert all("gain of 20 points by the image" in one.why for one in found.by_question_type.values())
+    assert {
+        one.why for one in verdict_on(right_at(0.0), right_at(0.7), right_at(0.6), sampled=5).by_question_type.values()
+    } == {"the control with other images is off or too small, so nobody knows whether the model looks"}
+
+
+def test_questions_about_one_product_are_no_independent_evidence() -> None:
+    # Seven of eight products went one way with all of their ten questions: 70 to 10 questions, yet p is 0.07.
+    clusters = np.repeat(np.arange(12), 10)
+    lora = np.where(clusters < 7, 1.0, 0.0)
+    base = np.where(clusters == 7, 1.0, 0.0)
+    words = [str(n % 7) for n in range(120)]
+    found = judge("m", Questions(["color"] * 120, words, clusters, {"lora": words}, {"base": base, "lora": lora}, {}))
+    over = found.overall.over_base
+    assert over is not None and over.p == pytest.approx(18 / 256)
+    assert over.direction == 0 and over.difference.mean == 0.5
 
 
 @pytest.mark.parametrize(
