@@ -254,7 +254,7 @@ def _decide(products: int, contrasts: Mapping[str, Contrast]) -> tuple[str, str]
     if base is None:
         return UNKNOWN, "base and fine-tuned model have not both answered"
     if base.direction < 0:
-        return WORSE, f"{_points(base)} points below the base"
+        return WORSE, f"{-100 * base.difference.mean:.1f} points below the base"
     if blind is None:
         return UNKNOWN, "no training questions, so there is no blind floor"
     if blind.direction <= 0:
