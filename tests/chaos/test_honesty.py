@@ -39,7 +39,7 @@ def imperfect(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 PROMISES = {
-    "stand-in": r"came from the stand-in",
+    "stand-in": r"the stand-in server replayed them",
     "cap": r"over_max_items left out \d+ listings",
     "unreadable images": r"validate: \d+ of 50 items failed \(.*image_not_an_image \d+.*image_truncated \d+",
     "failed items": r"generate: \d+ of \d+ items failed \(",

@@ -86,6 +86,11 @@ def test_one_command_leads_from_listings_to_a_report(finished: tuple[Path, Path]
     assert set(report["models"]["blip"]["variants"]) == {"base", "lora"}
     test = rows(run.split("test"))
     assert report["models"]["blip"]["questions"] == len(test) > 0
+    overall = report["models"]["blip"]["verdict"]["overall"]
+    assert {name: found["own"]["questions"] for name, found in overall["control"].items()} == {
+        "swap": len(test),
+        "grey": len(test),
+    }
     needed = {
         "image_path",
         "question",
