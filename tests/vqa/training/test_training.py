@@ -342,11 +342,9 @@ def free(disk: Path) -> int:
     return figures.f_bavail * figures.f_frsize
 
 
-@pytest.mark.parametrize(
-    "left", [0, 100_000, 1_500_000], ids=["nothing", "an adapter's beginning", "half a checkpoint"]
-)
+@pytest.mark.parametrize("left", [0, 0.03, 0.5], ids=["nothing", "an adapter's beginning", "half a checkpoint"])
 def test_full_disk_stops_clearly_with_the_last_checkpoint_whole(
-    left: int, material: Material, trained: Path, small_disk: Path
+    left: float, material: Material, trained: Path, small_disk: Path
 ) -> None:
     out, ballast = small_disk / "out", small_disk / "ballast"
     steps = 0
@@ -355,8 +353,9 @@ def test_full_disk_stops_clearly_with_the_last_checkpoint_whole(
         nonlocal steps
         steps += 1
         if steps == 4:
+            checkpoint = sum(path.stat().st_size for path in (out / "checkpoint-3").iterdir())
             with ballast.open("wb") as file:
-                file.write(bytes(free(small_disk) - left))
+                file.write(bytes(free(small_disk) - int(left * checkpoint)))
         return False
 
     with pytest.raises(UserError, match=r"disk of .* is full .* free some space and start again"):
