@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from data_prep.generate.cost import estimate
-from data_prep.generate.settings import BatchSettings, GenerateSettings, QuotaSettings
+from data_prep.generate.settings import GenerateSettings, QuotaSettings
 from jobs.verbs.status import duration
 
 PRODUCTS = (1_000, 10_000, 100_000, 147_702, 1_000_000, 10_000_000, 100_000_000)
@@ -64,7 +64,7 @@ def money() -> str:
     """What Gemini costs, in dollars and time."""
     quota = QuotaSettings(requests_per_minute=2_000, tokens_per_minute=4_000_000)
     alone = GenerateSettings(generator="google_genai", quota=quota, concurrency=64, shards=4)
-    batch = alone.model_copy(update={"batch": BatchSettings()})
+    batch = alone.model_copy(update={"tier": "batch"})
     return table(
         [
             ("requests", lambda n: f"{estimate(n, alone).requests:,}"),

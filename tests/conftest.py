@@ -19,10 +19,15 @@ import yaml
 
 from data_prep.demo.catalogue import render
 from data_prep.demo.questions import vocabulary
+from data_prep.generate.models import TODAY
 
 # No deadline for property tests: a machine can be slow or loaded, and the first call imports modules.
 hypothesis.settings.register_profile("without deadline", deadline=None)
 hypothesis.settings.load_profile("without deadline")
+
+os.environ[TODAY] = (
+    "2026-11-24"  # prices and shutdowns are looked up by date; the processes that tests start inherit it
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

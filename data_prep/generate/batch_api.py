@@ -54,7 +54,7 @@ class BatchRunner:
     """Asks about products in batches, as long as there are enough of them.
 
     Args:
-        settings: of generation; ``settings.batch`` is set.
+        settings: of generation, with ``tier: batch``.
         dispatcher: for its clients.
         budget: the run's.
         folder: ``3_generate/batches``.
@@ -71,7 +71,6 @@ class BatchRunner:
         image_root: Path,
         stopping: Callable[[], bool],
     ) -> None:
-        assert settings.batch is not None
         self._settings, self._batch = settings, settings.batch
         self._dispatcher, self._budget = dispatcher, budget
         self._image_root, self._stopping = image_root, stopping
@@ -128,7 +127,7 @@ class BatchRunner:
         names = self._dispatcher.project_names
         project = names[self._turn % len(names)]
         self._turn += 1
-        each = cost.max_request_cost(self._settings) * self._batch.price
+        each = cost.max_request_cost(self._settings, tier="batch")
         if not self._budget.reserve(each * len(keys)):
             return False
         kept = 0
@@ -185,7 +184,7 @@ class BatchRunner:
         if self._refused > self._settings.max_retries and not self._any_under_way():
             raise UserError(
                 f"The server took no batch {self._refused} times in a row ({error}). Smaller batches may pass: lower "
-                f"generate.batch.requests. Or start again later, or without generate.batch at the full price."
+                f"generate.batch.requests. Or start again later, or with generate.tier=standard at the full price."
             ) from error
         pause = min(_MAX_PAUSE, self._batch.poll_seconds * 2 ** min(self._refused - 1, 10))
         self._not_before = time.monotonic() + (error.delay if error.delay is not None else pause)
@@ -304,7 +303,7 @@ class BatchRunner:
         if not first or state in ("gone", "cancelled", "abandoned"):  # of those the bill is unknown
             return
         results, asked = batch.results(self._dispatcher.any_client), batch.intent.asked
-        paid = self._batch.price * sum(cost.billed(self._settings.prices, result) for result in results.values())
+        paid = sum(cost.billed(self._settings, result, tier="batch") for result in results.values())
         if state.endswith("succeeded"):  # a reply that is missing may be on the bill: assume the worst
             paid += batch.intent.reserved * len(asked.keys() - results.keys()) / len(asked)
         self._budget.release(batch.intent.reserved - paid)

@@ -1,21 +1,51 @@
-"""Cost of requests, estimated before anything is sent.
+"""What requests cost: by arithmetic before anything is sent, from a probe's replies, and as billed.
 
 >>> estimate(147_702, settings)
-Estimate(requests=162472, input_tokens=146_224_980, output_tokens=24_370_830, dollars=104.79, hours=2.71, ...)
+Estimate(requests=162472, input_tokens=126_728_160, output_tokens=24_370_800, dollars=98.95, at_most=1901.3, hours=2.71, ...)
 """
 
 from __future__ import annotations
 
+import datetime
+import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_prep.generate.settings import GenerateSettings, PriceSettings
+from data_prep.generate import models
+from data_prep.generate.models import Price
+from data_prep.generate.settings import GenerateSettings
+from data_prep.outcomes import UserError
 
-# Of one product, measured with the prompt of this folder.
-INPUT_TOKENS = 900  # prompt and image: 258 tokens for an image of at most 384 px
-OUTPUT_TOKENS = 150  # five pairs
+# Expected of one request. PROMPT_TOKENS: about four characters a token, which a test compares with the prompt's file.
+PROMPT_TOKENS = 420
+OUTPUT_TOKENS = 150  # five pairs, measured
+THOUGHTS = {
+    "minimal": 0,
+    "low": 250,
+    "medium": 640,
+    "high": 2000,
+}  # assumed: Google publishes none; `plan --probe` measures
+FULL_IMAGE_TOKENS = 1120  # of a model without a card: Gemini 3's default
+MOST_PROMPT_TOKENS = (
+    3500  # every field of the listing at its limit, in a script with a token a character, and the last reply's faults
+)
 REPEATED = 0.1  # share of replies that break the rules, and are followed by another request
 SECONDS_PER_REPLY = 3.0
 TOKENS_USED = 0.65  # measured share of tokens_per_minute that gets used; see `quota.rate_limit.TokenSlots`
+# Days for which the most expensive price counts: a batch is answered up to two days after it was submitted.
+_PRICE_DAYS = 3
+_Z = 1.96  # 95 %
+
+
+@dataclass(frozen=True, slots=True)
+class ProductUsage:
+    """What one product took, all of its requests together."""
+
+    requests: int
+    input_tokens: int
+    output_tokens: int  # thoughts included
+    thought_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,53 +54,138 @@ class Estimate:
 
     requests: int
     input_tokens: int
-    output_tokens: int
-    dollars: float
+    output_tokens: int  # thoughts included
+    dollars: float | None  # None: no price is known
+    at_most: float | None  # dollars if every request took all that it may
     hours: float
     limited_by: str  # what determines the hours: requests_per_minute, requests_per_day, concurrency, batches, ...
+    measured: int = 0  # products of a probe that it rests on; 0: arithmetic
+    margin: float = 0.0  # dollars: with 95 % confidence the cost is within this of `dollars`; of a probe
 
 
-def dollars(prices: PriceSettings, input_tokens: int, output_tokens: int) -> float:
-    """The price of tokens at full price, in and out."""
-    return (input_tokens * prices.input + output_tokens * prices.output) / 1e6
+def price(
+    settings: GenerateSettings, *, tier: str | None = None, day: datetime.date | None = None, model: str = ""
+) -> Price | None:
+    """The price of a request; None where it is not known.
+
+    Args:
+        settings: of generation; ``settings.prices`` override the list.
+        tier: standard, flex or batch; default: that of single requests.
+        day: default: today.
+        model: which one answered, where it is not the one that was asked.
+    """
+    if settings.stand_in:
+        return Price(0.0, 0.0)
+    tier = tier or single_tier(settings)
+    if own := settings.prices:
+        share = 1.0 if tier == "standard" else own.discounted
+        return Price(own.input * share, own.output * share)
+    day = day or models.today()
+    answered = models.list_price(model, tier, day) if model else None
+    return answered or models.list_price(settings.model, tier, day)
 
 
-def billed(prices: PriceSettings, result: object) -> float:
-    """The full price of a reply, or of an error that was billed all the same; 0 for other errors."""
-    return dollars(prices, getattr(result, "input_tokens", 0), getattr(result, "output_tokens", 0))
+def single_tier(settings: GenerateSettings) -> str:
+    """The tier of single requests: where batches are left, the last products are asked about at the full price."""
+    return "flex" if settings.tier == "flex" else "standard"
 
 
-def max_request_cost(settings: GenerateSettings) -> float:
-    """Dollars that one request can cost: three times the usual input, and all the output that is allowed."""
-    return dollars(settings.prices, 3 * INPUT_TOKENS, settings.max_output_tokens)
+def dollars(
+    settings: GenerateSettings, input_tokens: int, output_tokens: int, *, tier: str | None = None, model: str = ""
+) -> float:
+    """What tokens cost today; 0 where no price is known. Arguments as of `price`."""
+    known = price(settings, tier=tier, model=model)
+    return known.dollars(input_tokens, output_tokens) if known else 0.0
+
+
+def billed(settings: GenerateSettings, result: object, *, tier: str | None = None) -> float:
+    """The price of a reply, or of an error that was billed all the same; 0 for other errors."""
+    tokens = getattr(result, "input_tokens", 0), getattr(result, "output_tokens", 0)
+    return dollars(settings, *tokens, tier=tier, model=getattr(result, "model", ""))
+
+
+def image_tokens(settings: GenerateSettings) -> int:
+    """Tokens that an image is billed as."""
+    card = models.card(settings.model)
+    return card.image_tokens[settings.sent_resolution or "high"] if card else FULL_IMAGE_TOKENS
+
+
+def max_request_cost(settings: GenerateSettings, *, tier: str | None = None, output_tokens: int | None = None) -> float:
+    """Dollars that one request can cost, at the highest price of the next days; 0 without a cap and a price.
+
+    Args:
+        settings: of generation.
+        tier: as of `price`.
+        output_tokens: allowed, where they are not ``settings.max_output_tokens``.
+
+    Raises:
+        UserError: there is a cap, and no price to keep it with.
+    """
+    first = models.today()
+    days = (first, first + datetime.timedelta(_PRICE_DAYS))
+    prices = [known for day in days if (known := price(settings, tier=tier, day=day))]
+    if not prices and settings.max_dollars is not None:
+        raise UserError(
+            f"generate.max_dollars: the price of {settings.model} is not known, so no cap can be kept. Set generate.prices, such as "
+            f"{{input: 0.30, output: 2.50}} in dollars per million tokens ({{input: 0, output: 0}} for a server of your own), or "
+            f"remove max_dollars."
+        )
+    tokens_in = image_tokens(settings) + MOST_PROMPT_TOKENS
+    return max((known.dollars(tokens_in, output_tokens or settings.max_output_tokens) for known in prices), default=0.0)
 
 
 def max_request_tokens(settings: GenerateSettings) -> int:
-    """Tokens that one request can take: half more than the usual input, and all the output that is allowed."""
-    return INPUT_TOKENS * 3 // 2 + settings.max_output_tokens
+    """Tokens that one request can take: the image, twice the usual prompt, and all the output that is allowed."""
+    return image_tokens(settings) + 2 * PROMPT_TOKENS + settings.max_output_tokens
 
 
-def estimate(products: int, settings: GenerateSettings) -> Estimate:
-    """What ``products`` take: requests, tokens, dollars, and hours under the quota of all projects."""
-    requests = round(products * (1 + (REPEATED if settings.max_asks > 1 else 0)))
-    tokens_in, tokens_out = requests * INPUT_TOKENS, requests * OUTPUT_TOKENS
-    if batch := settings.batch:
+def estimate(products: int, settings: GenerateSettings, probe: Sequence[ProductUsage] = ()) -> Estimate:
+    """What ``products`` take: requests, tokens, dollars, and hours under the quota of all projects.
+
+    Args:
+        products: how many.
+        settings: how they are asked about.
+        probe: what some of them took; without it, arithmetic.
+    """
+    if probe:
+        each = [
+            statistics.fmean(getattr(one, name) for one in probe)
+            for name in ("requests", "input_tokens", "output_tokens")
+        ]
+    else:
+        card = models.card(settings.model)
+        level = settings.sent_thinking or (card.default if card else None)
+        share = 1 + (REPEATED if settings.max_asks > 1 else 0)
+        output = min(OUTPUT_TOKENS + THOUGHTS.get(level or "minimal", 0), settings.max_output_tokens)
+        each = [share, share * (image_tokens(settings) + PROMPT_TOKENS), share * output]
+    requests, tokens_in, tokens_out = (round(products * one) for one in each)
+    if settings.tier == "batch":
         # The API promises an answer within 24 hours; the next round of batches waits for the one before.
-        rounds = -(-requests // (batch.requests * batch.at_once * settings.shards))
+        rounds = -(-requests // (settings.batch.requests * settings.batch.at_once * settings.shards))
         hours = {"batches (24 h at most for each round)": 24.0 * rounds}
     else:
         hours = _hours_of_single_requests(requests, tokens_in + tokens_out, settings)
     limit = max(hours, key=lambda name: hours[name])
-    price = 0.0 if settings.stand_in else dollars(settings.prices, tokens_in, tokens_out)
-    price *= batch.price if batch else 1.0
+    known = price(settings, tier=settings.tier)
+    worst = max_request_cost(settings.model_copy(update={"max_dollars": None}), tier=settings.tier)
     return Estimate(
         requests=requests,
         input_tokens=tokens_in,
         output_tokens=tokens_out,
-        dollars=round(price, 2),
+        dollars=round(known.dollars(tokens_in, tokens_out), 2) if known else None,
+        at_most=round(worst * products * settings.max_asks, 2) if known else None,
         hours=round(hours[limit], 2),
         limited_by=limit,
+        measured=len(probe),
+        margin=_margin([known.dollars(one.input_tokens, one.output_tokens) for one in probe]) * products
+        if known
+        else 0.0,
     )
+
+
+def _margin(costs: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of the mean cost of a product."""
+    return _Z * statistics.stdev(costs) / math.sqrt(len(costs)) if len(costs) > 1 else 0.0
 
 
 def _hours_of_single_requests(requests: int, tokens: int, settings: GenerateSettings) -> dict[str, float]:

@@ -220,12 +220,12 @@ class Dispatcher:
             if reservation is None or self._cancelled():
                 raise Cancelled
             reply = with_deadline(lambda: client.generate(request), self._settings.timeout + _GRACE)
-            paid = billed(self._settings.prices, reply)
+            paid = billed(self._settings, reply)
         except KeyRejected as error:
             error.key = key
             raise
         except GeneratorError as error:
-            paid = billed(self._settings.prices, error)
+            paid = billed(self._settings, error)
             unanswered = isinstance(error, RetryableError) and not error.reason.startswith("status_")
             if unanswered and not isinstance(error, Unreachable):
                 paid = self._max_request_cost  # the reply that never arrived may have been billed: assume the worst

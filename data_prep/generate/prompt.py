@@ -86,9 +86,6 @@ def stored_reply(
     item: Product, raw: RawReply, settings: GenerateSettings, *, seconds: float, batch: bool = False
 ) -> Reply:
     """A reply as it is stored, with its cost."""
-    paid = 0.0 if settings.stand_in else cost.dollars(settings.prices, raw.input_tokens, raw.output_tokens)
-    if batch and settings.batch:
-        paid *= settings.batch.price
     return Reply(
         item_id=item.item_id,
         image_id=item.image_id,
@@ -98,7 +95,7 @@ def stored_reply(
         model=raw.model,
         input_tokens=raw.input_tokens,
         output_tokens=raw.output_tokens,
-        dollars=paid,
+        dollars=cost.billed(settings, raw, tier="batch" if batch else None),
         generator=settings.generator + (" batch" if batch else ""),
         seconds=round(seconds, 3),
     )

@@ -5,10 +5,10 @@
     generate:
       generator: google_genai
       model: gemini-3.5-flash-lite
+      thinking: minimal
       projects:
         - {name: mine, keys: [GEMINI_API_KEY]}          # names of environment variables, never the keys themselves
       quota: {requests_per_minute: 15, requests_per_day: 1500}
-      prices: {input: 0.30, output: 2.50, read_on: 2026-11-24}
       max_dollars: 20
 """
 
@@ -17,10 +17,21 @@ from __future__ import annotations
 import datetime
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from data_prep.generate import models
+
 _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # an input may be a key by mistake
+
+
+# What each library can put into a request, beyond prompt and image.
+_CAN_SEND: dict[str, frozenset[str]] = {
+    "google_genai": frozenset({"thinking", "resolution", "flex", "batch"}),
+    "google_generativeai": frozenset(),
+    "openai_compatible": frozenset({"thinking"}),
+}
 
 
 class ProjectSettings(BaseModel):
@@ -56,18 +67,23 @@ class QuotaSettings(BaseModel):
 
 
 class PriceSettings(BaseModel):
-    """Dollars per million tokens. Prices change within months: look them up, and note the date."""
+    """Dollars per million tokens, in place of those that the package genai-prices knows."""
 
     model_config = _STRICT
 
-    input: float = Field(default=0.30, ge=0)
-    output: float = Field(default=2.50, ge=0)
-    read_on: datetime.date = datetime.date(2026, 11, 24)
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    """Thoughts included."""
+
+    discounted: float = Field(default=0.5, ge=0, le=1)
+    """What flex and batch requests cost, as a share of that."""
+
+    read_on: datetime.date | None = None
+    """When they were looked up; prices change within months."""
 
 
 class BatchSettings(BaseModel):
-    """Gemini's Batch API: half the price, and an answer within 24 hours, often within one. One or two shards are enough, as
-    the tasks only wait."""
+    """How ``tier: batch`` uses Gemini's Batch API. One or two shards are enough, as the tasks only wait."""
 
     model_config = _STRICT
 
@@ -85,9 +101,6 @@ class BatchSettings(BaseModel):
 
     give_up_hours: float = Field(default=50.0, gt=0)
     """A batch that has not ended after so many hours is cancelled. Google's own limit is 48."""
-
-    price: float = Field(default=0.5, ge=0, le=1)
-    """Price of a batch request as a share of the full price."""
 
 
 class StandInSettings(BaseModel):
@@ -123,8 +136,27 @@ class GenerateSettings(BaseModel):
     """A server other than Google's, such as http://gpu-node:8000 (vLLM, Ollama) for openai_compatible."""
 
     projects: list[ProjectSettings] = Field(default=[ProjectSettings()], min_length=1)
-    temperature: float = Field(default=0.4, ge=0, le=2)
-    max_output_tokens: int = Field(default=1024, ge=64)
+    tier: Literal["standard", "flex", "batch"] = "standard"
+    """flex: half the price; an answer takes minutes, and may be refused when Google is busy. batch: half the price; an answer
+    within 24 hours, often within one. Both need google_genai."""
+
+    thinking: Literal["minimal", "low", "medium", "high"] | None = "minimal"
+    """How much the model thinks before it answers. Thoughts are billed as output and count against max_output_tokens. None: not
+    sent, so the model's own default holds. Not sent either to a model without a card in models.yaml."""
+
+    media_resolution: Literal["low", "medium", "high"] = "low"
+    """Tokens that an image is turned into: 280, 560 or 1,120 on Gemini 3, whatever its size. ABO's small images have at most
+    256 x 256 pixels: 280 tokens are one for a square of 15 pixels, as many as Gemini 2 took for such an image (258). More tokens
+    enlarge it and show nothing new, and "high" doubles the price of a request. For ``images/original``, choose medium or high.
+    Only google_genai can send it; the others get high."""
+
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """None: not sent. Google advises against it, and its newer models ignore it."""
+
+    max_output_tokens: int = Field(default=4096, ge=64)
+    """Of one reply, thoughts included. A reply takes about 150; the rest is room for thoughts, which would otherwise leave none
+    for the answer. It costs nothing unless it is used."""
+
     timeout: float = Field(default=60.0, gt=0)
     """Seconds that one request may take."""
 
@@ -144,12 +176,13 @@ class GenerateSettings(BaseModel):
     """Retries of one request after temporary errors (429, 5xx, broken connections), with growing pauses."""
 
     quota: QuotaSettings = QuotaSettings()
-    prices: PriceSettings = PriceSettings()
-    max_dollars: float | None = Field(default=None, gt=0)
-    """A hard cap for the whole run: no request is sent that could exceed it."""
+    prices: PriceSettings | None = None
+    """None: those that the package genai-prices knows, by date."""
 
-    batch: BatchSettings | None = None
-    """Use the Batch API; ``batch: {}`` takes the defaults. Needs google_genai and a paid project."""
+    max_dollars: float | None = Field(default=None, gt=0)
+    """A hard cap for the whole run: no request is sent that could exceed it. Needs a known price."""
+
+    batch: BatchSettings = BatchSettings()
 
     require_category: bool = True
     """Ask again where a pair is not marked easy, medium or hard."""
@@ -161,8 +194,51 @@ class GenerateSettings(BaseModel):
     def _one_source_of_answers(self) -> GenerateSettings:
         if self.stand_in and self.endpoint:
             raise ValueError("stand_in and endpoint exclude each other: delete one of them")
-        if self.batch and self.generator.replace("-", "_") != "google_genai":
-            raise ValueError(f"batch needs generator: google_genai; {self.generator} has no Batch API")
         if len({project.name for project in self.projects}) < len(self.projects):
             raise ValueError("projects: two projects have the same name; quotas are kept by name")
         return self
+
+    @model_validator(mode="after")
+    def _what_the_generator_can_send(self) -> GenerateSettings:
+        can = _CAN_SEND.get(self.library, frozenset())
+        if self.tier not in can | {"standard"}:
+            raise ValueError(f"tier: {self.tier} needs generator: google_genai; {self.generator} cannot ask for it")
+        card = models.card(self.model)
+        if card is None or card.thinking == "none":
+            return self
+        if self.thinking and self.thinking not in card.levels:
+            raise ValueError(
+                f"thinking: {self.model} does not accept {self.thinking}; set generate.thinking to one of {', '.join(card.levels)}"
+            )
+        if "thinking" not in can and card.default != "minimal":
+            raise ValueError(
+                f"generator: {self.generator} cannot tell {self.model} how much to think, and by itself it thinks much (paid as "
+                f"output); use generator: google_genai, or model: gemini-3.5-flash-lite"
+            )
+        if "thinking" not in can and self.thinking not in (None, card.default):
+            raise ValueError(f"thinking: {self.generator} cannot send it; use generator: google_genai")
+        return self
+
+    @property
+    def library(self) -> str:
+        """The generator's file name: libraries are written google-genai, files google_genai."""
+        return self.generator.replace("-", "_")
+
+    @property
+    def sent_thinking(self) -> str | None:
+        """The level that requests carry; None where the model has none, or nothing is known of it."""
+        card = models.card(self.model)
+        known = card is not None and card.thinking != "none" and "thinking" in _CAN_SEND.get(self.library, frozenset())
+        return self.thinking if known else None
+
+    @property
+    def sent_resolution(self) -> str | None:
+        """The resolution that requests carry; None where the library cannot send it, or nothing is known of the model."""
+        known = models.card(self.model) is not None and "resolution" in _CAN_SEND.get(self.library, frozenset())
+        return self.media_resolution if known else None
+
+    @property
+    def api_version(self) -> str:
+        """The version of Google's API that the client, batches and doctor use."""
+        card = models.card(self.model)
+        return card.api_version if card else "v1beta"  # has every model; v1 has not

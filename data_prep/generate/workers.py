@@ -48,7 +48,7 @@ def generate_all(
         image_root: folder of the images.
         settings: how to ask.
         quota_folder: shared by all tasks of the run.
-        batches_folder: likewise; needed for ``settings.batch``.
+        batches_folder: likewise; needed for ``tier: batch``.
         stopping: whether the task was asked to stop. No new request is sent then; those in flight are answered and
             recorded, and all other products remain to be done.
 
@@ -62,7 +62,7 @@ def generate_all(
             options = StandInOptions(latency=local.latency, faults=local.faults)
             endpoint = stack.enter_context(StandIn(local.answers, options)).url
         pool = WorkerPool(settings, endpoint, image_root, quota_folder, stopping)
-        if settings.batch is None:
+        if settings.tier != "batch":
             pool.run(todos)
             return
         assert batches_folder is not None
@@ -172,6 +172,8 @@ def identity(settings: GenerateSettings) -> dict[str, Any]:
     return {
         "generator": settings.generator.replace("-", "_"),
         "model": settings.model,
+        "thinking": settings.sent_thinking,
+        "media_resolution": settings.sent_resolution,
         "temperature": settings.temperature,
         "max_output_tokens": settings.max_output_tokens,
         "prompt": file_digest(PROMPT_FILE)[:12],

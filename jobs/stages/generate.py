@@ -91,7 +91,7 @@ class Generate(ShardedStage[Product]):
 
     def status(self) -> StepStatus:
         status = super().status()
-        if self.config.generate.batch and status.state != DONE:
+        if self.config.generate.tier == "batch" and status.state != DONE:
             status.in_batches = products_under_way(self.run_dir.batches)
             status.per_second = status.seconds_left = None  # batches come back when they do
             if status.in_batches:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from data_prep.abo import listings
-from data_prep.generate import cost
+from data_prep.generate import cost, models
+from data_prep.generate.settings import GenerateSettings
 from data_prep.records import Rejected
 from jobs.config import DEFAULT_CONFIG, Config, load_config
 from jobs.verbs.status import duration
@@ -68,24 +70,60 @@ def _show_generate(config: Config, products: int, console: Console) -> None:
         return
     estimate = cost.estimate(products, settings)
     table = Table(title=f"generate: {settings.model} through {settings.generator}", title_justify="left")
-    for name in ("requests", "tokens in", "tokens out", "dollars", "time", "bound by"):
+    for name in ("requests", "tokens in", "tokens out", "dollars", "at most", "time", "bound by"):
         table.add_column(name, justify="right")
     table.add_row(
         f"{estimate.requests:,}",
         f"{estimate.input_tokens:,}",
         f"{estimate.output_tokens:,}",
-        f"${estimate.dollars:,.2f}",
+        _money(estimate.dollars, estimate.margin),
+        _money(estimate.at_most),
         duration(3600 * estimate.hours),
         estimate.limited_by,
     )
     console.print(table)
-    console.print(
-        f"Prices as read on {settings.prices.read_on}: ${settings.prices.input:g} and ${settings.prices.output:g} per million "
-        f"tokens in and out. Replies that break the rules are asked for again, at most {settings.max_asks} times in all."
+    for line in _assumptions(settings, estimate):
+        console.print(line, markup=False)
+
+
+def _money(dollars: float | None, margin: float = 0.0) -> str:
+    if dollars is None:
+        return "unknown"
+    return f"${dollars:,.2f}" + (f" ± {margin:,.2f}" if margin else "")
+
+
+def _assumptions(settings: GenerateSettings, estimate: cost.Estimate) -> Iterator[str]:
+    """What the figures rest on, what the model's card warns of, and the terms; one line each."""
+    day, card = models.today(), models.card(settings.model)
+    price = cost.price(settings, tier=settings.tier)
+    if price is None:
+        yield (
+            "The price is unknown, and no cap (max_dollars) is accepted. Set generate.prices, such as {input: 0.30, output: 2.50} in "
+            "dollars per million tokens; {input: 0, output: 0} for a server of your own."
+        )
+    else:
+        source = "generate.prices" if settings.prices else f"genai-prices {version('genai-prices')}"
+        yield f"Price on {day}, tier {settings.tier}: {price} ({source}). Thoughts are billed as output."
+    if estimate.measured:
+        yield f"Measured on {estimate.measured} products of the probe; ± is a 95% interval."
+    else:
+        yield (
+            f"By arithmetic: {cost.image_tokens(settings)} tokens an image (media_resolution: {settings.sent_resolution or 'not sent'}), "
+            f"{cost.PROMPT_TOKENS} the prompt, {cost.OUTPUT_TOKENS} a reply, and thoughts (thinking: "
+            f"{settings.sent_thinking or 'not sent'}), whose number is assumed. Measure it: launch.py plan --probe 20"
+        )
+    yield (
+        f'"At most" is if every product took {settings.max_asks} replies of {settings.max_output_tokens:,} tokens each, the limit of '
+        f"max_output_tokens."
     )
-    if settings.max_dollars is not None:
-        enough = "above" if settings.max_dollars >= estimate.dollars else "BELOW"
-        console.print(f"The cap of ${settings.max_dollars:,.2f} is {enough} the estimate.")
+    if settings.max_dollars is not None and estimate.dollars is not None:
+        enough = "above" if settings.max_dollars >= estimate.dollars + estimate.margin else "BELOW"
+        yield f"The cap of ${settings.max_dollars:,.2f} is {enough} the estimate."
+    for line in models.notices(settings.model, day):
+        yield f"warning: {line}"
+    if card and card.sampling == "ignored" and settings.temperature is not None:
+        yield f"warning: {settings.model} ignores generate.temperature."
+    yield from models.terms_lines(settings.model)
 
 
 def _show_training(config: Config, console: Console) -> None:

@@ -28,7 +28,7 @@ class AskedTwice(Generate):
     """Generate again for a sample, into a store of its own, under the same quota and cap."""
 
     def __init__(self, run: RunDir, config: Config, products: int) -> None:
-        one_by_one = config.generate.model_copy(update={"batch": None})
+        one_by_one = config.generate.model_copy(update={"tier": "standard"})
         super().__init__(run, config.model_copy(update={"generate": one_by_one}))
         self._products = products
 

@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 import data_prep.generate.clients
+from data_prep.generate.qa_parser import CATEGORIES, PAIRS
 from data_prep.generate.settings import GenerateSettings
 from data_prep.outcomes import UserError, unknown_name
 
-# The structured output that is requested, in Gemini's subset of the OpenAPI schema.
+# The structured output that is requested, as a JSON schema.
 RESPONSE_SCHEMA: dict[str, Any] = {
-    "type": "ARRAY",
+    "type": "array",
+    "minItems": PAIRS,
+    "maxItems": PAIRS,
     "items": {
-        "type": "OBJECT",
+        "type": "object",
         "properties": {
-            "question": {"type": "STRING"},
-            "answer": {"type": "STRING"},
-            "category": {"type": "STRING", "enum": ["easy", "medium", "hard"]},
+            "question": {"type": "string"},
+            "answer": {"type": "string"},
+            "category": {"type": "string", "enum": list(CATEGORIES)},
         },
         "required": ["question", "answer", "category"],
     },

@@ -8,14 +8,18 @@ import importlib
 import importlib.util
 import io
 from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import orjson
 from pydantic import BaseModel
 
+from data_prep.generate import models
 from data_prep.generate.clients.base import RESPONSE_SCHEMA, BatchState, RawReply, Request
 from data_prep.generate.clients.errors import GeneratorError, ItemRefused, classify, connection_error, not_a_reply
 from data_prep.generate.settings import GenerateSettings
+
+if TYPE_CHECKING:
+    from google.genai.types import ThinkingConfig  # the library takes seconds to import
 
 _FINISHED = {"succeeded", "partially_succeeded", "failed", "cancelled", "expired"}
 # Errors in a batch's results carry codes of gRPC, not of HTTP: 3 is an invalid argument, 8 an exhausted quota.
@@ -33,25 +37,30 @@ class Client:
         self._model = settings.model
         options = types.HttpOptions(
             base_url=endpoint,
+            api_version=settings.api_version,
             timeout=int(settings.timeout * 1000),  # milliseconds
             client_args={"follow_redirects": False},  # httpx would send the key's header to the new address
         )
         self._client = genai.Client(api_key=key, http_options=options)
+        resolution = settings.sent_resolution
         self._configuration = types.GenerateContentConfig(
             temperature=settings.temperature,
             max_output_tokens=settings.max_output_tokens,
             response_mime_type="application/json",
-            response_schema=RESPONSE_SCHEMA,
+            response_json_schema=RESPONSE_SCHEMA,
+            thinking_config=_thinking(settings),
+            media_resolution=types.MediaResolution(f"MEDIA_RESOLUTION_{resolution.upper()}") if resolution else None,
         )
+        # A field beside generationConfig, which a batch's requests have not: a batch is a tier of its own.
+        tier = types.ServiceTier.FLEX if settings.tier == "flex" else None
+        self._single = self._configuration.model_copy(update={"service_tier": tier})
 
     def generate(self, request: Request) -> RawReply:
         """Send one request."""
         image = self._types.Part.from_bytes(data=request.image, mime_type=request.mime_type)
         contents: list[Any] = [image, request.prompt]
         with _translated_errors():
-            reply = self._client.models.generate_content(
-                model=self._model, contents=contents, config=self._configuration
-            )
+            reply = self._client.models.generate_content(model=self._model, contents=contents, config=self._single)
         return self._raw_reply(_as_json(reply))
 
     def encode(self, key: str, request: Request) -> bytes:
@@ -160,6 +169,18 @@ class Client:
         """Ask the server to cancel a batch."""
         with _translated_errors():
             self._client.batches.cancel(name=batch)
+
+
+def _thinking(settings: GenerateSettings) -> ThinkingConfig | None:
+    """How much to think: a level for Gemini 3, a number of tokens for older models."""
+    from google.genai import types
+
+    card, level = models.card(settings.model), settings.sent_thinking
+    if card is None or level is None:
+        return None
+    if card.thinking == "budget":
+        return types.ThinkingConfig(thinking_budget=card.levels[level])
+    return types.ThinkingConfig(thinking_level=types.ThinkingLevel(level.upper()))
 
 
 def _as_json(message: BaseModel) -> dict[str, Any]:

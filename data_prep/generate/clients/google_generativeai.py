@@ -1,4 +1,7 @@
-"""Gemini through google-generativeai, over REST. Google has ended its support; google_genai is the successor."""
+"""Gemini through google-generativeai, over REST. Google has ended its support; google_genai is the successor.
+
+The library always speaks v1beta. It can send neither a thinking level nor a media resolution: every image costs its full tokens.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,12 @@ class Client:
         self._model._client = client
         self._options: Any = {"retry": None, "timeout": settings.timeout}  # retries are ours
         self._configuration: Any = {
-            "temperature": settings.temperature,
             "max_output_tokens": settings.max_output_tokens,
             "response_mime_type": "application/json",
-            "response_schema": RESPONSE_SCHEMA,
+            "response_schema": _openapi(RESPONSE_SCHEMA),
         }
+        if settings.temperature is not None:
+            self._configuration["temperature"] = settings.temperature
 
     def generate(self, request: Request) -> RawReply:
         """Send one request."""
@@ -74,6 +78,17 @@ class Client:
         if not text and finish != "MAX_TOKENS":
             raise ItemRefused(f"finished_{finish.lower()}", "no text", **paid)
         return RawReply(text, finish, usage.prompt_token_count, paid_out, self._model.model_name)
+
+
+def _openapi(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema in the library's spelling of OpenAPI: types in capitals, names with underscores."""
+    spelled = {"minItems": "min_items", "maxItems": "max_items"}
+    found: dict[str, Any] = {}
+    for name, value in schema.items():
+        found[spelled.get(name, name)] = _openapi(value) if isinstance(value, dict) else value
+    if isinstance(kind := found.get("type"), str):
+        found["type"] = kind.upper()
+    return found
 
 
 def _as_json(detail: Any) -> dict[str, Any]:

@@ -1,16 +1,19 @@
 """Any server that implements OpenAI's chat completions, such as vLLM or Ollama on a GPU node without internet.
 
-``generate: {generator: openai_compatible, endpoint: http://node7:8000, model: Qwen/Qwen2.5-VL-7B-Instruct}``
+``generate: {generator: openai_compatible, endpoint: http://node7:8000, model: Qwen/Qwen3-VL-8B-Instruct}``
+
+Google has such an API, too: ``endpoint: https://generativelanguage.googleapis.com/v1beta/openai``.
 """
 
 from __future__ import annotations
 
 import base64
+import re
 from typing import Any
 
 import httpx
 
-from data_prep.generate.clients.base import RawReply, Request
+from data_prep.generate.clients.base import RESPONSE_SCHEMA, RawReply, Request
 from data_prep.generate.clients.errors import ItemRefused, classify, connection_error, not_a_reply
 from data_prep.generate.settings import GenerateSettings
 from data_prep.outcomes import UserError
@@ -27,7 +30,7 @@ class Client:
                 "generate.endpoint: openai_compatible needs the address of the server, such as http://node7:8000"
             )
         self._settings = settings
-        self._url = f"{endpoint.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
+        self._url = f"{base_url(endpoint)}/chat/completions"
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(headers=headers, timeout=settings.timeout)
 
@@ -38,9 +41,13 @@ class Client:
         body: dict[str, Any] = {
             "model": self._settings.model,
             "messages": [{"role": "user", "content": content}],
-            "temperature": self._settings.temperature,
             "max_tokens": self._settings.max_output_tokens,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "questions", "schema": RESPONSE_SCHEMA}},
         }
+        if self._settings.temperature is not None:
+            body["temperature"] = self._settings.temperature
+        if level := self._settings.sent_thinking:
+            body["reasoning_effort"] = level
         try:
             response = self._http.post(self._url, json=body)
             if response.status_code != 200:
@@ -63,6 +70,14 @@ class Client:
             raise ItemRefused("blocked", finish, input_tokens=paid_in, output_tokens=paid_out)
         reason = _FINISH_REASONS.get(finish, finish.upper())
         return RawReply(text, reason, paid_in, paid_out, self._settings.model)
+
+
+def base_url(endpoint: str) -> str:
+    """The address that ``/chat/completions`` follows: the endpoint, with /v1 after it where that is missing."""
+    endpoint = endpoint.rstrip("/").removesuffix("/chat/completions")
+    return (
+        endpoint if re.search(r"/(v\d\w*|openai)$", endpoint) else f"{endpoint}/v1"
+    )  # /v1, or Google's /v1beta/openai
 
 
 def _error(response: httpx.Response) -> Exception:

@@ -88,6 +88,7 @@ def settings_for(url: str, **changes: Any) -> GenerateSettings:
             "endpoint": url,
             "concurrency": 4,
             "timeout": 5.0,
+            "max_output_tokens": 512,  # so that caps of tenths of a cent are worth some requests
             "prices": {"input": 0.10, "output": 0.40, "read_on": "2025-06-01"},  # round ones, whatever the default is
             **changes,
         }

@@ -43,7 +43,7 @@ def shop(tmp_path: Path) -> Shop:
 
 def batch_settings(server: StandIn, **changes: Any) -> GenerateSettings:
     batch = BATCH | changes.pop("batch", {})
-    return settings_for(server.url, **{"batch": batch, "timeout": 2.0, **changes})
+    return settings_for(server.url, **{"tier": "batch", "batch": batch, "timeout": 2.0, **changes})
 
 
 def ask(
@@ -225,7 +225,7 @@ def test_a_bad_key_ends_the_task_and_is_named_by_its_last_four_characters(shop: 
 
 def test_batches_need_the_library_that_has_them() -> None:
     with pytest.raises(ValueError, match="google_genai"):
-        settings_for("http://x", generator="google_generativeai", batch={})
+        settings_for("http://x", generator="google_generativeai", tier="batch")
 
 
 class ShopSource(ShardSource[Product]):
@@ -236,7 +236,7 @@ class ShopSource(ShardSource[Product]):
 
     def __init__(self, folder: Path, url: str) -> None:
         self.shop = make_shop_again(folder)
-        self.generate = settings_for(url, batch=BATCH, timeout=0.5, max_asks=3, max_retries=20)
+        self.generate = settings_for(url, tier="batch", batch=BATCH, timeout=0.5, max_asks=3, max_retries=20)
         self.store = RunDir(folder / "run").store("generate")
 
     def stores(self) -> dict[str, ShardStore]:
@@ -393,7 +393,7 @@ def test_a_batch_that_the_budget_does_not_allow_is_not_prepared_over_and_over(
 
     monkeypatch.setattr(google_genai.Client, "encode", encode)
     with StandIn(shop.answers, StandInOptions(batch_seconds=1.0)) as server:
-        cap = 10 * cost.max_request_cost(batch_settings(server)) / 2 * 1.5  # one batch, and half another
+        cap = 10 * cost.max_request_cost(batch_settings(server), tier="batch") * 1.5  # one batch, and half another
         outcomes = ask(shop, batch_settings(server, max_dollars=cap))
         assert len(outcomes.ok) == len(shop.products)
         assert encoded == sum("batch" in entry and bool(entry["image"]) for entry in server.entries)
@@ -511,10 +511,8 @@ def test_a_cap_that_is_set_later_gets_nothing_back_from_batches_without_one(shop
 
 def test_replies_that_are_missing_count_as_the_largest_cost(shop: Shop) -> None:
     with StandIn(shop.answers, StandInOptions(faults={"html": 1.0})) as server:
-        settings = batch_settings(server, max_dollars=0.004)
-        assert 0.004 - 10 * cost.max_request_cost(settings) / 2 < cost.max_request_cost(
-            settings
-        )  # one batch, and nothing after it
+        each = cost.max_request_cost(batch_settings(server), tier="batch")
+        settings = batch_settings(server, max_dollars=11 * each)  # one batch, and nothing after it
         with pytest.raises(UserError, match="max_dollars"):
             ask(shop, settings)
         assert made(server) == 1
