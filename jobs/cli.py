@@ -20,6 +20,7 @@ from jobs.options import (
     JsonOption,
     LaunchRequest,
     ModelOption,
+    PlanRequest,
     PredictRequest,
     RunDirArgument,
     ScoreRequest,
@@ -97,14 +98,12 @@ def cancel(run_dir: RunDirArgument) -> None:
 
 
 @app.command()
-def plan(
-    config: ConfigOption = None,
-    overrides: SetOption = None,
-) -> None:
-    """What a run will cost: requests, tokens, dollars, hours; memory of training. Sends nothing."""
+@takes(PlanRequest)
+def plan(context: typer.Context, request: PlanRequest) -> None:
+    """What a run will cost: requests, tokens, dollars, hours; memory of training. Sends nothing without --probe."""
     from jobs.verbs.plan import show_plan
 
-    show_plan(config, tuple(overrides or ()), out)
+    show_plan(request, out)
 
 
 @app.command("self-consistency")

@@ -66,6 +66,19 @@ class DoctorRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """``launch.py plan``"""
+
+    config: ConfigOption = None
+    run_dir: RunDirOption = None
+    overrides: SetOption = None
+    probe: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Ask about N products (paid) and plan from what they take.")
+    ] = None
+    yes: Annotated[bool, typer.Option("--yes", help="Send the probe's requests without asking.")] = False
+
+
+@dataclass(frozen=True, slots=True)
 class PredictRequest:
     """``launch.py predict``"""
 

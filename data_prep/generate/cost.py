@@ -42,10 +42,20 @@ _Z = 1.96  # 95 %
 class ProductUsage:
     """What one product took, all of its requests together."""
 
-    requests: int
-    input_tokens: int
-    output_tokens: int  # thoughts included
-    thought_tokens: int
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0  # thoughts included
+    thought_tokens: int = 0
+    usable: bool = False  # one of the replies keeps the rules
+
+    def __add__(self, other: ProductUsage) -> ProductUsage:
+        return ProductUsage(
+            self.requests + other.requests,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.thought_tokens + other.thought_tokens,
+            self.usable or other.usable,
+        )
 
 
 @dataclass(frozen=True, slots=True)

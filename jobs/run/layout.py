@@ -131,6 +131,11 @@ class RunDir:
         return self.stage_folder("evaluate") / f"{model}-collapse.json"
 
     @property
+    def probe(self) -> Path:
+        """What the products of ``plan --probe`` took."""
+        return self.stage_folder("generate") / "probe.json"
+
+    @property
     def quota(self) -> Path:
         """What the running generate tasks tell each other of the quota they use."""
         return self.stage_folder("generate") / "quota"

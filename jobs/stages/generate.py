@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 from data_prep import dataset_csv
+from data_prep.files import read_json
+from data_prep.generate import cost, models
 from data_prep.generate.batch_state import products_under_way
+from data_prep.generate.dispatcher import read_keys
 from data_prep.generate.prompt import check_reply, rule_violations
 from data_prep.generate.workers import generate_all, identity
-from data_prep.outcomes import Todo
-from data_prep.records import Product, Reply
+from data_prep.outcomes import Todo, UserError
+from data_prep.records import Product, Reply, from_dict
 from jobs.run.layout import ShardStore
 from jobs.shards.journal import ReadReport
 from jobs.shards.marker import Spending
@@ -43,6 +47,17 @@ class Generate(ShardedStage[Product]):
 
     def settings(self, variant: str) -> Mapping[str, object]:
         return identity(self.config.generate)
+
+    def check_settings(self) -> None:
+        super().check_settings()
+        settings = self.config.generate
+        if settings.stand_in is not None or (self.run_dir.products.is_file() and not self.pending()):
+            return
+        card, day = models.card(settings.model), models.today()
+        if card and card.is_shut_down(day) and card.after == "error":
+            raise UserError(f"{' '.join(models.notices(settings.model, day))} Set generate.model.")
+        read_keys(settings, os.environ)
+        cost.max_request_cost(settings)  # a cap needs a price
 
     @property
     def limits(self) -> Limits:  # type: ignore[override]  # of the configuration, where other stages have constants
@@ -91,12 +106,27 @@ class Generate(ShardedStage[Product]):
 
     def status(self) -> StepStatus:
         status = super().status()
+        self._forecast(status)
         if self.config.generate.tier == "batch" and status.state != DONE:
             status.in_batches = products_under_way(self.run_dir.batches)
             status.per_second = status.seconds_left = None  # batches come back when they do
             if status.in_batches:
                 status.state = PARTIAL
         return status
+
+    def _forecast(self, status: StepStatus) -> None:
+        """What the run was planned to cost, and what it comes to at the present rate."""
+        settings, answered = self.config.generate, status.done + status.failed
+        if settings.stand_in is not None or not status.items or not answered:
+            return
+        probe = [
+            from_dict(cost.ProductUsage, fields) for fields in (read_json(self.run_dir.probe) or {}).get("products", ())
+        ]
+        status.planned_dollars = cost.estimate(status.items, settings, probe).dollars
+        if status.planned_dollars is None:
+            status.notes.append("generate: its price is unknown, so its cost was not counted; set generate.prices.")
+        elif status.dollars:
+            status.projected_dollars = status.dollars / answered * status.items
 
     def stop_seconds(self) -> float:
         return self.config.generate.timeout + 15  # a request that was sent is paid: its reply is waited for

@@ -44,6 +44,8 @@ class StepStatus:
     input_tokens: int = 0
     output_tokens: int = 0
     dollars: float = 0.0
+    planned_dollars: float | None = None  # before anything was sent, or after a probe
+    projected_dollars: float | None = None  # for all items, at what those so far cost
     seconds: float = 0.0  # summed over the tasks that finished
     damaged_lines: int = 0  # records found damaged by their checksum, and done again
     changed_files: int = 0  # record files that were damaged after their shard was finished

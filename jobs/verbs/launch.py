@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from data_prep.generate import models
 from data_prep.outcomes import UserError
 from jobs.backends.local import run_local
 from jobs.config import DEFAULT_CONFIG, Config, load_config
@@ -46,6 +47,8 @@ def launch(request: LaunchRequest, console: Console) -> int:
         make_stage(step, run, config).check_settings()
     run, notes = open_run(run_dir, config, sys.argv)
     console.print(f"Run directory: {escape(str(run.path))}", style="bold")
+    if config.generate.stand_in is None and any(step.stage == "generate" for step in steps):
+        notes += models.notices(config.generate.model, models.today())
     for note in notes:
         console.print(f"note: {escape(note)}", style="yellow")
     if request.cluster is Cluster.slurm:

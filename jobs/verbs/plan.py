@@ -1,20 +1,33 @@
-"""``launch.py plan``: what a run will cost, before anything is sent: requests, tokens, dollars, hours; memory of training."""
+"""``launch.py plan``: what a run will cost: requests, tokens, dollars, hours; memory of training.
+
+By arithmetic nothing is sent. ``--probe 20`` asks about twenty products first, and plans from what they took.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from data_prep.abo import listings
+from data_prep.files import write_json
 from data_prep.generate import cost, models
 from data_prep.generate.settings import GenerateSettings
+from data_prep.outcomes import UserError
 from data_prep.records import Rejected
-from jobs.config import DEFAULT_CONFIG, Config, load_config
+from jobs.backends.stop import StopFlag
+from jobs.config import Config
+from jobs.options import PlanRequest
+from jobs.run.claim import announced
+from jobs.run.layout import RunDir
+from jobs.run.run import open_run
+from jobs.stages.probe import Probe
+from jobs.verbs.launch import require_alone, resolve
 from jobs.verbs.status import duration
 from vqa.settings import ModelSettings
 
@@ -40,18 +53,59 @@ SIZES = {
 CUDA_CONTEXT = 0.6e9  # bytes
 
 
-def show_plan(config_path: Path | None, overrides: Sequence[str], console: Console) -> None:
+def show_plan(request: PlanRequest, console: Console) -> None:
     """Print the plan of a configuration.
 
     Raises:
-        UserError: the configuration is wrong, or ABO is not there.
+        UserError: the configuration is wrong, ABO is not there, or the probe's requests cannot succeed.
     """
-    config = load_config(config_path or DEFAULT_CONFIG, overrides)
+    config, folder = resolve(request.config, request.run_dir, request.overrides or ())
+    stage = Probe(RunDir(folder.resolve()), config, request.probe or 0)
+    if request.probe and not ask_probe(stage, config, request, console):
+        return
     products = count_products(config)
     console.print(f"{products:,} products qualify (images are checked later; each broken one saves a request).")
-    _show_generate(config, products, console)
+    _show_generate(config, products, stage.usage() if request.probe else [], console)
     _show_training(config, console)
-    console.print("Nothing was sent, nothing was written.")
+    if not request.probe:
+        console.print("Nothing was sent, nothing was written.")
+
+
+def ask_probe(stage: Probe, config: Config, request: PlanRequest, console: Console) -> bool:
+    """Send the probe's requests, once the user has agreed; False where they did not.
+
+    Raises:
+        UserError: nobody can be asked, or no request can succeed now.
+    """
+    count = len(stage.sample)
+    most = cost.estimate(count, stage.config.generate)
+    stage.check_settings()
+    require_alone(stage.run_dir)
+    price = (
+        "what that costs is unknown"
+        if most.at_most is None
+        else f"at most ${most.at_most:,.2f}, about ${most.dollars:,.2f}"
+    )
+    console.print(
+        f"The probe asks {config.generate.model} about {count:,} products, in at most {count * config.generate.max_asks:,} requests: "
+        f"{price}. The replies are kept in {stage.run_dir.path}, and the run does not ask again.",
+        markup=False,
+    )
+    if not request.yes:
+        if not sys.stdin.isatty():
+            raise UserError("Nobody is there to agree: add --yes to send the probe's requests.")
+        if not typer.confirm("Send them?"):
+            console.print("Nothing was sent.")
+            return False
+    run, notes = open_run(stage.run_dir.path, config, sys.argv)
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", markup=False)
+    with announced(run):
+        whole = stage.ask(StopFlag().install())
+    write_json(run.probe, {"products": stage.usage()})
+    if not whole:
+        console.print("The probe was stopped; the same command again goes on.")
+    return True
 
 
 def count_products(config: Config) -> int:
@@ -63,12 +117,12 @@ def count_products(config: Config) -> int:
     return sum(1 for _ in listings.prepare(listings.find_sources(config.data), config.prepare, ignore))
 
 
-def _show_generate(config: Config, products: int, console: Console) -> None:
+def _show_generate(config: Config, products: int, probe: Sequence[cost.ProductUsage], console: Console) -> None:
     settings = config.generate
     if settings.stand_in is not None:
         console.print("generate: a stand-in answers; nothing is paid.")
         return
-    estimate = cost.estimate(products, settings)
+    estimate = cost.estimate(products, settings, probe)
     table = Table(title=f"generate: {settings.model} through {settings.generator}", title_justify="left")
     for name in ("requests", "tokens in", "tokens out", "dollars", "at most", "time", "bound by"):
         table.add_column(name, justify="right")
@@ -82,8 +136,23 @@ def _show_generate(config: Config, products: int, console: Console) -> None:
         estimate.limited_by,
     )
     console.print(table)
+    if probe:
+        console.print(_measured(probe))
     for line in _assumptions(settings, estimate):
         console.print(line, markup=False)
+
+
+def _measured(probe: Sequence[cost.ProductUsage]) -> str:
+    """What the probe found, in a sentence."""
+    total = sum(probe, cost.ProductUsage())
+    mean = [
+        getattr(total, name) / len(probe) for name in ("requests", "input_tokens", "output_tokens", "thought_tokens")
+    ]
+    usable = sum(one.usable for one in probe)
+    return (
+        f"Probe: {len(probe)} products answered, {usable} usable. On average a product took {mean[0]:.2f} requests, {mean[1]:,.0f} "
+        f"tokens in and {mean[2]:,.0f} out, {mean[3]:,.0f} of them thoughts."
+    )
 
 
 def _money(dollars: float | None, margin: float = 0.0) -> str:
@@ -105,7 +174,7 @@ def _assumptions(settings: GenerateSettings, estimate: cost.Estimate) -> Iterato
         source = "generate.prices" if settings.prices else f"genai-prices {version('genai-prices')}"
         yield f"Price on {day}, tier {settings.tier}: {price} ({source}). Thoughts are billed as output."
     if estimate.measured:
-        yield f"Measured on {estimate.measured} products of the probe; ± is a 95% interval."
+        yield f"From {estimate.measured} products of the probe; ± is a 95% interval."
     else:
         yield (
             f"By arithmetic: {cost.image_tokens(settings)} tokens an image (media_resolution: {settings.sent_resolution or 'not sent'}), "

@@ -125,6 +125,8 @@ def remarks(step: StepStatus) -> list[str]:
     lines = []
     if step.counts:
         lines.append(f"{step.step}: " + ", ".join(f"{count:,} {escape(name)}" for name, count in step.counts.items()))
+    if step.planned_dollars is not None and step.projected_dollars is not None:
+        lines.append(f"{step.step}: planned ${step.planned_dollars:,.2f}, projected ${step.projected_dollars:,.2f}")
     if step.state != WAITING:
         lines += [f"  {escape(warning)}" for warning in step.warnings()]
     if step.last_error:
