@@ -52,6 +52,16 @@ class ImageFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """Billed tokens of one request by kind, under one spelling for all clients."""
+
+    input_tokens: int = 0  # text and image
+    output_tokens: int = 0  # thoughts and text
+    image_tokens: int | None = None  # of the input; None: the API does not break it down
+    thought_tokens: int = 0  # of the output: what the model thought before it answered
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """A generator's raw reply to one request, stored before anything parses it."""
 
@@ -59,12 +69,17 @@ class Reply:
     image_id: str
     text: str | None  # None if the API gave no text (blocked, cut off)
     finish_reason: str
-    model: str
+    model: str  # that was asked for
     input_tokens: int
     output_tokens: int
     dollars: float
     generator: str = "gemini"
     seconds: float = 0.0
+    image_tokens: int | None = None  # as in `Usage`
+    thought_tokens: int = 0
+    model_version: str = ""  # that answered, which may be another than was asked for; "": the API does not say
+    model_status: str = ""  # what the API says of that model's life: STABLE, LEGACY, DEPRECATED, ...
+    tier: str = "standard"  # at whose price it was billed: standard, flex, batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,20 +16,16 @@ from data_prep.generate import models
 from data_prep.generate.models import Price
 from data_prep.generate.settings import GenerateSettings
 from data_prep.outcomes import UserError
+from data_prep.records import Usage
 
 # Expected of one request. PROMPT_TOKENS: about four characters a token, which a test compares with the prompt's file.
 PROMPT_TOKENS = 420
 OUTPUT_TOKENS = 150  # five pairs, measured
-THOUGHTS = {
-    "minimal": 0,
-    "low": 250,
-    "medium": 640,
-    "high": 2000,
-}  # assumed: Google publishes none; `plan --probe` measures
+# Tokens of thoughts by level: assumed, as Google publishes none. `plan --probe` measures them.
+THOUGHTS = {"minimal": 0, "low": 250, "medium": 640, "high": 2000}
 FULL_IMAGE_TOKENS = 1120  # of a model without a card: Gemini 3's default
-MOST_PROMPT_TOKENS = (
-    3500  # every field of the listing at its limit, in a script with a token a character, and the last reply's faults
-)
+# Every field of the listing at its limit, in a script with a token a character, and the faults of the last reply.
+MOST_PROMPT_TOKENS = 3500
 REPEATED = 0.1  # share of replies that break the rules, and are followed by another request
 SECONDS_PER_REPLY = 3.0
 TOKENS_USED = 0.65  # measured share of tokens_per_minute that gets used; see `quota.rate_limit.TokenSlots`
@@ -110,8 +106,18 @@ def dollars(
 
 def billed(settings: GenerateSettings, result: object, *, tier: str | None = None) -> float:
     """The price of a reply, or of an error that was billed all the same; 0 for other errors."""
-    tokens = getattr(result, "input_tokens", 0), getattr(result, "output_tokens", 0)
-    return dollars(settings, *tokens, tier=tier, model=getattr(result, "model", ""))
+    usage = getattr(result, "usage", Usage())
+    reply = getattr(result, "reply", None) or result
+    tier = tier or billed_tier(settings, reply)
+    return dollars(
+        settings, usage.input_tokens, usage.output_tokens, tier=tier, model=getattr(reply, "model_version", "")
+    )
+
+
+def billed_tier(settings: GenerateSettings, reply: object, *, batch: bool = False) -> str:
+    """The tier whose price a reply is billed at: the one that served it, where the server says so."""
+    served = getattr(reply, "tier", "")
+    return "batch" if batch else served if served in models.TIERS else single_tier(settings)
 
 
 def image_tokens(settings: GenerateSettings) -> int:
@@ -120,12 +126,12 @@ def image_tokens(settings: GenerateSettings) -> int:
     return card.image_tokens[settings.sent_resolution or "high"] if card else FULL_IMAGE_TOKENS
 
 
-def max_request_cost(settings: GenerateSettings, *, tier: str | None = None, output_tokens: int | None = None) -> float:
+def max_request_cost(settings: GenerateSettings, *, tier: str = "standard", output_tokens: int | None = None) -> float:
     """Dollars that one request can cost, at the highest price of the next days; 0 without a cap and a price.
 
     Args:
         settings: of generation.
-        tier: as of `price`.
+        tier: batch, or standard, which flex requests may be served at.
         output_tokens: allowed, where they are not ``settings.max_output_tokens``.
 
     Raises:
@@ -177,7 +183,8 @@ def estimate(products: int, settings: GenerateSettings, probe: Sequence[ProductU
         hours = _hours_of_single_requests(requests, tokens_in + tokens_out, settings)
     limit = max(hours, key=lambda name: hours[name])
     known = price(settings, tier=settings.tier)
-    worst = max_request_cost(settings.model_copy(update={"max_dollars": None}), tier=settings.tier)
+    worst_tier = "batch" if settings.tier == "batch" else "standard"
+    worst = max_request_cost(settings.model_copy(update={"max_dollars": None}), tier=worst_tier)
     return Estimate(
         requests=requests,
         input_tokens=tokens_in,

@@ -232,7 +232,7 @@ class Dispatcher:
             raise
         finally:
             self._budget.settle_request(paid)
-        project.quota.settle(reservation, reply.input_tokens + reply.output_tokens)
+        project.quota.settle(reservation, reply.usage.input_tokens + reply.usage.output_tokens)
         project.throttle.succeeded()
         return reply
 

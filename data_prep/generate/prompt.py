@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,18 +87,21 @@ def stored_reply(
     item: Product, raw: RawReply, settings: GenerateSettings, *, seconds: float, batch: bool = False
 ) -> Reply:
     """A reply as it is stored, with its cost."""
+    tier = cost.billed_tier(settings, raw, batch=batch)
     return Reply(
         item_id=item.item_id,
         image_id=item.image_id,
         # Lone surrogates, which JSON's escapes can smuggle in, cannot be written as UTF-8.
         text=raw.text.encode("utf-8", "replace").decode() if raw.text else None,
         finish_reason=raw.finish_reason,
-        model=raw.model,
-        input_tokens=raw.input_tokens,
-        output_tokens=raw.output_tokens,
-        dollars=cost.billed(settings, raw, tier="batch" if batch else None),
-        generator=settings.generator + (" batch" if batch else ""),
+        model=settings.model,
+        dollars=cost.billed(settings, raw, tier=tier),
+        generator=settings.generator,
         seconds=round(seconds, 3),
+        model_version=raw.model_version,
+        model_status=raw.model_status,
+        tier=tier,
+        **dataclasses.asdict(raw.usage),
     )
 
 
@@ -105,6 +109,8 @@ def refusal(
     item: Product, error: ItemRefused, detail: str, settings: GenerateSettings, *, seconds: float, batch: bool = False
 ) -> Failed:
     """The outcome of a product that the model refused. A refusal is billed, so it is kept as a reply without text."""
-    raw = RawReply("", error.reason, error.input_tokens, error.output_tokens, settings.model)
-    reply = stored_reply(item, raw, settings, seconds=seconds, batch=batch) if error.input_tokens else None
+    reply = None
+    if error.reply and error.usage.input_tokens:
+        raw = dataclasses.replace(error.reply, text="", finish_reason=error.reason)
+        reply = stored_reply(item, raw, settings, seconds=seconds, batch=batch)
     return Failed(error.reason, detail, value=reply)

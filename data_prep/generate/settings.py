@@ -132,6 +132,14 @@ class GenerateSettings(BaseModel):
     """A file of data_prep/generate/clients/: google_genai, google_generativeai, openai_compatible."""
 
     model: str = "gemini-3.5-flash-lite"
+    successor: str | None = None
+    """Model version that may answer beside the one that answered first. A retired model's requests are routed to its
+    successor: a run stops there until this names it, and then keeps both apart in records, card and report."""
+
+    show_listing: Literal["none", "keywords", "all"] = "keywords"
+    """What the prompt shows of a listing: nothing, its keywords, or also its name and product type. Words of its color,
+    material, pattern and shape are removed: what the generator was told proves nothing about the image."""
+
     endpoint: str | None = None
     """A server other than Google's, such as http://gpu-node:8000 (vLLM, Ollama) for openai_compatible."""
 

@@ -66,7 +66,7 @@ class Probe(Generate):
                     1,
                     reply.input_tokens,
                     reply.output_tokens,
-                    getattr(reply, "thought_tokens", 0),
+                    reply.thought_tokens,
                     usable=isinstance(outcome, Ok) and self.rule_violations(reply) is None,
                 )
         return list(found.values())

@@ -11,6 +11,7 @@ import data_prep.generate.clients
 from data_prep.generate.qa_parser import CATEGORIES, PAIRS
 from data_prep.generate.settings import GenerateSettings
 from data_prep.outcomes import UserError, unknown_name
+from data_prep.records import Usage
 
 # The structured output that is requested, as a JSON schema.
 RESPONSE_SCHEMA: dict[str, Any] = {
@@ -44,9 +45,10 @@ class RawReply:
 
     text: str
     finish_reason: str  # in Gemini's words, for every client: STOP, MAX_TOKENS, ...
-    input_tokens: int
-    output_tokens: int  # thoughts included: they are billed as output
-    model: str
+    usage: Usage
+    model_version: str = ""  # that answered; "": the API does not say
+    model_status: str = ""  # STABLE, LEGACY, DEPRECATED, ...; "": the API does not say
+    tier: str = ""  # that served it: standard, flex, priority; "": the API does not say
 
 
 class ClientProtocol(Protocol):
@@ -107,7 +109,7 @@ class BatchClient(ClientProtocol, Protocol):
 def known_generators() -> list[str]:
     """The generators that there are: the files of this folder, but for those that all share."""
     names = [module.name for module in pkgutil.iter_modules(data_prep.generate.clients.__path__)]
-    return sorted(name for name in names if name not in ("base", "errors"))
+    return sorted(name for name in names if name not in ("base", "errors", "gemini_reply"))
 
 
 def client_class(name: str) -> type[ClientProtocol]:

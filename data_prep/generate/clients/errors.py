@@ -22,7 +22,9 @@ import ssl
 from collections.abc import Iterable
 from typing import Any
 
+from data_prep.generate.clients.base import RawReply
 from data_prep.outcomes import UserError
+from data_prep.records import Usage
 
 RETRIED = {408, 429, 500, 502, 503, 504}
 _UNREACHABLE = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
@@ -58,11 +60,12 @@ class Unreachable(RetryableError):
 class ItemRefused(GeneratorError):
     """The model will not answer for this product, however often it is asked."""
 
-    def __init__(self, reason: str, detail: str = "", *, input_tokens: int = 0, output_tokens: int = 0) -> None:
+    def __init__(self, reason: str, detail: str = "", *, reply: RawReply | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
-        self.input_tokens, self.output_tokens = input_tokens, output_tokens  # billed all the same, thoughts included
+        self.reply = reply  # what the server answered in place of a text
+        self.usage = reply.usage if reply else Usage()  # billed all the same, thoughts included
 
 
 class KeyRejected(GeneratorError):

@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from data_prep.generate import models
 from data_prep.generate.clients.base import RESPONSE_SCHEMA, BatchState, RawReply, Request
-from data_prep.generate.clients.errors import GeneratorError, ItemRefused, classify, connection_error, not_a_reply
+from data_prep.generate.clients.errors import GeneratorError, classify, connection_error, not_a_reply
+from data_prep.generate.clients.gemini_reply import read_reply
 from data_prep.generate.settings import GenerateSettings
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Client:
         contents: list[Any] = [image, request.prompt]
         with _translated_errors():
             reply = self._client.models.generate_content(model=self._model, contents=contents, config=self._single)
-        return self._raw_reply(_as_json(reply))
+        return read_reply(_as_json(reply))
 
     def encode(self, key: str, request: Request) -> bytes:
         """One request as a line of a batch's input file, in REST's spelling."""
@@ -79,34 +80,11 @@ class Client:
                 code = int(error.get("code") or 0)
                 status = _HTTP_STATUS.get(code, code if code >= 400 else 500)
                 return key, classify(status, str(error.get("message", "")), error.get("details") or [])
-            return key, self._raw_reply(result["response"])
+            return key, read_reply(result["response"])
         except GeneratorError as error:
             return key, error
         except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
             raise ValueError(f"not a result of a batch ({type(error).__name__}: {error})") from error
-
-    def _raw_reply(self, reply: dict[str, Any]) -> RawReply:
-        """The reply in a GenerateContentResponse.
-
-        Raises:
-            ItemRefused: there is no text, and not because the output limit was reached.
-            RetryableError: it has neither a candidate nor a count of tokens.
-        """
-        usage = reply.get("usageMetadata") or {}
-        # Thoughts are billed as output, and are not among the candidates' tokens.
-        paid_out = usage.get("candidatesTokenCount", 0) + usage.get("thoughtsTokenCount", 0)
-        paid = {"input_tokens": usage.get("promptTokenCount", 0), "output_tokens": paid_out}
-        if not reply.get("candidates"):
-            if not usage:  # an empty body, or JSON of another shape, which the library takes for a reply
-                raise not_a_reply("nothing in it")
-            blocked = (reply.get("promptFeedback") or {}).get("blockReason", "")
-            raise ItemRefused("blocked" if blocked else "no_candidate", blocked, **paid)
-        candidate = reply["candidates"][0]
-        parts = (candidate.get("content") or {}).get("parts") or []
-        text, finish = "".join(part.get("text") or "" for part in parts), candidate.get("finishReason") or "UNKNOWN"
-        if not text and finish != "MAX_TOKENS":
-            raise ItemRefused(f"finished_{finish.lower()}", "no text", **paid)
-        return RawReply(text, finish, paid["input_tokens"], paid_out, self._model)
 
     def upload(self, file: BinaryIO, title: str) -> str:
         """Upload a batch's input file; the server keeps it for two days."""

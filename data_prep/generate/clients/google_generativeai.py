@@ -9,7 +9,8 @@ import warnings
 from typing import Any
 
 from data_prep.generate.clients.base import RESPONSE_SCHEMA, RawReply, Request
-from data_prep.generate.clients.errors import ItemRefused, classify, connection_error, not_a_reply
+from data_prep.generate.clients.errors import classify, connection_error, not_a_reply
+from data_prep.generate.clients.gemini_reply import read_reply
 from data_prep.generate.settings import GenerateSettings
 
 
@@ -63,21 +64,7 @@ class Client:
             raise connection_error(error) from error
         except (ValueError, AttributeError, TypeError) as error:  # JSON of another shape, as a proxy's
             raise not_a_reply(error) from error
-        usage = reply.usage_metadata
-        # Thoughts are billed as output; this library shows them only as the rest of the total.
-        paid_out = max(usage.candidates_token_count, usage.total_token_count - usage.prompt_token_count)
-        paid = {"input_tokens": usage.prompt_token_count, "output_tokens": paid_out}
-        if not reply.candidates:
-            blocked = reply.prompt_feedback.block_reason
-            if not blocked and not usage.prompt_token_count:
-                raise not_a_reply("nothing in it")  # JSON of another shape: the library ignores what it does not know
-            raise ItemRefused("blocked" if blocked else "no_candidate", blocked.name, **paid)
-        candidate = reply.candidates[0]
-        finish = candidate.finish_reason.name
-        text = "".join(part.text for part in candidate.content.parts)
-        if not text and finish != "MAX_TOKENS":
-            raise ItemRefused(f"finished_{finish.lower()}", "no text", **paid)
-        return RawReply(text, finish, usage.prompt_token_count, paid_out, self._model.model_name)
+        return read_reply(_as_json(reply._result._pb))
 
 
 def _openapi(schema: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +79,7 @@ def _openapi(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_json(detail: Any) -> dict[str, Any]:
-    """One of Google's error details, a protobuf message or an object already, as JSON."""
+    """A protobuf message as the REST API's JSON; one of Google's error details may be an object already."""
     if isinstance(detail, dict):
         return detail
     if not hasattr(detail, "DESCRIPTOR"):

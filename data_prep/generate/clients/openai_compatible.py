@@ -17,6 +17,7 @@ from data_prep.generate.clients.base import RESPONSE_SCHEMA, RawReply, Request
 from data_prep.generate.clients.errors import ItemRefused, classify, connection_error, not_a_reply
 from data_prep.generate.settings import GenerateSettings
 from data_prep.outcomes import UserError
+from data_prep.records import Usage
 
 _FINISH_REASONS = {"stop": "STOP", "length": "MAX_TOKENS"}
 
@@ -55,7 +56,12 @@ class Client:
             reply = response.json()
             choice = reply["choices"][0]
             usage = reply.get("usage") or {}
-            paid_in, paid_out = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+            thoughts = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+            used = Usage(
+                input_tokens=int(usage.get("prompt_tokens") or 0),
+                output_tokens=int(usage.get("completion_tokens") or 0),  # of OpenAI's count, thoughts are a part
+                thought_tokens=int(thoughts),
+            )
             text = choice["message"].get("content") or ""
             if isinstance(text, list):  # some servers answer in parts
                 text = "".join(part.get("text") or "" for part in text)
@@ -66,10 +72,16 @@ class Client:
                 raise
             raise not_a_reply(error) from error
         finish = str(choice.get("finish_reason"))
+        raw = RawReply(
+            text=text,
+            finish_reason=_FINISH_REASONS.get(finish, finish.upper()),
+            usage=used,
+            model_version=str(reply.get("model") or "").removeprefix("models/"),
+            tier=str(reply.get("service_tier") or ""),
+        )
         if finish == "content_filter":
-            raise ItemRefused("blocked", finish, input_tokens=paid_in, output_tokens=paid_out)
-        reason = _FINISH_REASONS.get(finish, finish.upper())
-        return RawReply(text, reason, paid_in, paid_out, self._settings.model)
+            raise ItemRefused("blocked", finish, reply=raw)
+        return raw
 
 
 def base_url(endpoint: str) -> str:

@@ -286,16 +286,17 @@ def test_under_every_fault_at_once_no_product_is_paid_twice_and_none_is_lost(sho
 
 
 @pytest.mark.parametrize("generator", ["google_genai", "google_generativeai"])
-def test_thinking_is_paid_as_output(shop: Shop, generator: str, monkeypatch) -> None:
+def test_thoughts_are_paid_as_output_and_what_answered_is_stored(shop: Shop, generator: str, monkeypatch) -> None:
     reply = messages.gemini_reply
 
     def thoughtful(text: str | None, finish: str, model: str) -> dict:
         found = reply(text, finish, model)
         found["usageMetadata"] |= {"thoughtsTokenCount": 500, "totalTokenCount": 900 + 150 + 500}
-        return found
+        return found | {"modelVersion": "another-model"}
 
     monkeypatch.setattr(messages, "gemini_reply", thoughtful)
     with StandIn(shop.answers) as server:
         outcomes = ask(shop, settings_for(server.url, generator=generator), shop.products[:1])
     (reply_stored,) = outcomes.ok["B0000"]
     assert reply_stored.output_tokens == 650 and reply_stored.dollars == pytest.approx(900e-7 + 650 * 4e-7)
+    assert (reply_stored.thought_tokens, reply_stored.model_version) == (500, "another-model")
