@@ -9,10 +9,12 @@ A line of ``1_prepare/products.jsonl`` is a `Product`::
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+TEACHER_FILE = "teacher.json"  # in the folder of the curated splits
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,15 @@ class Product:
     product_type: str
     color: str
     keywords: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """The model whose answers a dataset holds: ``teacher.json`` beside the splits."""
+
+    model: str
+    stand_in: bool = False  # a server of this project replayed stored answers
+    terms: list[str] = field(default_factory=list)  # that it is used under, in sentences
 
 
 @dataclass(frozen=True, slots=True)

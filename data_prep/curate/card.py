@@ -7,17 +7,17 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data_prep.curate.stats import DatasetStats
+from data_prep.records import Teacher
 from data_prep.settings import CurateSettings
 
 
-def card(stats: DatasetStats, settings: CurateSettings, *, source: str, stand_in: bool) -> str:
+def card(stats: DatasetStats, settings: CurateSettings, teacher: Teacher) -> str:
     """The card in Markdown.
 
     Args:
         stats: what stats.json holds.
         settings: the rules the dataset was made by.
-        source: who generated the questions and answers.
-        stand_in: whether that was the stand-in server.
+        teacher: who generated the questions and answers.
     """
     # No autoescaping: the card is Markdown. What a table shows of the data goes through `cell`.
     environment = Environment(
@@ -29,7 +29,7 @@ def card(stats: DatasetStats, settings: CurateSettings, *, source: str, stand_in
     )
     environment.filters |= {"number": "{:,}".format, "percent": _percent, "cell": _cell, "counts": _counts}
     template = environment.get_template("card.md.jinja")
-    return template.render(stats=stats, settings=settings, source=source, stand_in=stand_in)
+    return template.render(stats=stats, settings=settings, teacher=teacher)
 
 
 def _percent(share: float | None) -> str:

@@ -4,6 +4,7 @@
 
     train.jsonl, val.jsonl, test.jsonl    one `Example` a line
     images.jsonl                          one `ImageFacts` a product, with its item_id: what `verify` compares
+    teacher.json                          `Teacher`: who answered, and under which terms
     stats.json                            counts, distributions, the blind floor: `DatasetStats`
     samples.jpg                           images with their questions and answers, to look at
     README.md                             the dataset card
@@ -24,7 +25,7 @@ from data_prep.curate.splits import leaks, read_splits
 from data_prep.curate.stats import DatasetStats
 from data_prep.files import write_atomic, write_json, write_jsonl
 from data_prep.outcomes import UserError
-from data_prep.records import Example, ImageFacts, from_dict
+from data_prep.records import TEACHER_FILE, Example, ImageFacts, Teacher, from_dict
 from data_prep.settings import CurateSettings
 
 
@@ -38,24 +39,22 @@ class CuratedDataset:
     settings: CurateSettings  # the rules it was made by
 
 
-def write_dataset(
-    dataset: CuratedDataset, folder: Path, *, image_root: Path, source: str, stand_in: bool = False
-) -> None:
+def write_dataset(dataset: CuratedDataset, folder: Path, *, image_root: Path, teacher: Teacher) -> None:
     """Write all files; each appears complete or not at all, README.md last.
 
     Args:
         dataset: what `curate` made.
         folder: made if it is not there.
         image_root: where the sample sheet's images are.
-        source: who answered, for the card: "gemini-3.5-flash-lite".
-        stand_in: the answers came from the stand-in server, which the card says first.
+        teacher: who answered, for the cards of the dataset and of models that are trained on it.
     """
     for name, rows in dataset.splits.items():
         write_jsonl(folder / f"{name}.jsonl", rows)
     write_jsonl(folder / "images.jsonl", _image_lines(dataset))
     write_json(folder / "stats.json", dataset.stats)
     write_atomic(folder / "samples.jpg", sample_sheet(dataset.splits, image_root))
-    text = card(dataset.stats, dataset.settings, source=source, stand_in=stand_in)
+    write_json(folder / TEACHER_FILE, teacher)
+    text = card(dataset.stats, dataset.settings, teacher)
     write_atomic(folder / "README.md", text.encode())
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from data_prep.curate import curate
 from data_prep.curate.dataset import verify, write_dataset
 from data_prep.files import AtomicFile, dumps
+from data_prep.generate import models
 from data_prep.outcomes import Ok, UserError
-from data_prep.records import ImageFacts, Product, Rejected, Reply
+from data_prep.records import ImageFacts, Product, Rejected, Reply, Teacher
 from jobs.run.layout import Step
 from jobs.shards.journal import ReadReport
 from jobs.shards.store import latest_outcomes, read_records
@@ -60,8 +61,7 @@ class Curate(SingleStage):
             dataset,
             folder,
             image_root=self.config.data.image_root,
-            source=generate.model,
-            stand_in=generate.stand_in is not None,
+            teacher=Teacher(generate.model, generate.stand_in is not None, models.terms_lines(generate.model)),
         )
         if leaks := verify(folder):
             raise UserError(f"Internal error: splits overlap; please report. {'; '.join(leaks[:3])}")

@@ -20,7 +20,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from data_prep.abo import listings
-from data_prep.generate.clients.errors import connection_error
+from data_prep.generate import cost, models
+from data_prep.generate.account import check_key
+from data_prep.generate.settings import GenerateSettings
 from data_prep.outcomes import UserError
 from jobs.backends import slurm
 from jobs.config import Config
@@ -32,7 +34,6 @@ from slurm.profile import Profile, SlurmError
 from slurm.site_check import Check, node_checks, site_checks
 from slurm.submit import Cluster as SlurmCluster
 
-GOOGLE = "https://generativelanguage.googleapis.com"
 LOW_DISK_BYTES = 10 * 2**30
 MODULES = ("orjson", "PIL", "torch", "transformers", "peft", "submitit", "jobs.backends.task")
 
@@ -73,7 +74,7 @@ def _diagnose(run: RunDir, config: Config, steps: Sequence[Step], profile: Profi
     if "prepare" in stages:
         checks.append(data_check(config))
     if "generate" in stages and config.generate.stand_in is None:
-        checks += key_checks(config)
+        checks += model_checks(config.generate) + key_checks(config.generate)
     if stages & {"train", "evaluate"}:
         checks += [weights_check(name, str(model.weights)) for name, model in config.models.items()]
     if profile is not None:
@@ -133,41 +134,41 @@ def data_check(config: Config) -> Check:
     return Check("data", True, str(config.data.root))
 
 
-def key_checks(config: Config) -> list[Check]:
-    """Whether each key is set and the service takes it; asks for the model's description, which costs nothing."""
-    return [_key_check(name, config) for project in config.generate.projects for name in project.keys]
+def model_checks(settings: GenerateSettings) -> list[Check]:
+    """What the model's card warns of, whether a cap can be kept, and the terms."""
+    title = f"model {settings.model}"
+    day, card = models.today(), models.card(settings.model)
+    gone = card is not None and card.after == "error" and card.is_shut_down(day)
+    checks = [
+        Check(title, False if gone else None, line, "Set generate.model to a model that lasts.")
+        for line in models.notices(settings.model, day)
+    ]
+    price = cost.price(settings, tier=settings.tier)
+    if price is not None:
+        checks.append(Check(f"price of {settings.model}", True, f"{price}, tier {settings.tier}, on {day}"))
+    else:
+        advice = "Set generate.prices; {input: 0, output: 0} for a server of your own."
+        known = None if settings.max_dollars is None else False
+        checks.append(Check(f"price of {settings.model}", known, "unknown: no cap can be kept", advice))
+    return checks + [Check("terms", True, line) for line in models.terms_lines(settings.model)]
 
 
-def _key_check(name: str, config: Config) -> Check:
+def key_checks(settings: GenerateSettings) -> list[Check]:
+    """Whether each key is set and can generate: its models are listed, and a tiny request is sent (paid, below $0.001)."""
+    return [_key_check(name, settings) for project in settings.projects for name in project.keys]
+
+
+def _key_check(name: str, settings: GenerateSettings) -> Check:
     title = f"API key {name}"
     key = os.environ.get(name, "").strip()
-    own_server = config.generate.generator.replace("-", "_") == "openai_compatible"
-    if not key and own_server:
-        return Check(title, None, "not set, which is right for a server that asks for none")
-    if not key:
+    if not key and settings.library != "openai_compatible":  # a server of one's own asks for none
         advice = f"export {name}=... before launching; it is never written to the run's files"
         return Check(title, False, "not set", advice)
     if not re.fullmatch(r"[!-~]*", key):  # a library's own error about it would show it
         return Check(title, False, "holds a character that no key has, such as a space", "Set it to the key alone.")
-    if own_server:
-        return Check(title, None, "set; not tried, since servers of this kind differ")
-    import httpx  # not needed by the other verbs
-
-    url = f"{config.generate.endpoint or GOOGLE}/v1beta/models/{config.generate.model}"
-    try:
-        reply = httpx.get(url, headers={"x-goog-api-key": key}, timeout=20)
-    except httpx.InvalidURL as error:
-        return Check(title, False, f"generate.endpoint is no address: {error}", "Set it to https://...")
-    except httpx.HTTPError as error:
-        advice = "Look at the network; on a cluster, give generate a partition that has internet."
-        return Check(title, None, f"set; not tried, no connection from this machine: {connection_error(error)}", advice)
-    if reply.status_code == 404:
-        return Check(title, False, f"accepted, but there is no model {config.generate.model}", "Set generate.model.")
-    if reply.status_code in (400, 401, 403):
-        return Check(title, False, f"refused (HTTP {reply.status_code})", "Make a new key, and set the variable to it.")
-    return Check(title, True, f"accepted for {config.generate.model}") if reply.is_success else Check(
-        title, None, f"set; the service answered HTTP {reply.status_code}", "Try again later."
-    )  # fmt: skip
+    found = check_key(settings, key)
+    detail = found.detail.replace(key, "...") if key else found.detail
+    return Check(title, found.ok, detail, found.advice)
 
 
 def weights_check(name: str, weights: str) -> Check:

@@ -16,7 +16,7 @@ import orjson
 from PIL import Image, ImageDraw
 
 from data_prep.files import write_json, write_jsonl
-from data_prep.records import Example
+from data_prep.records import TEACHER_FILE, Example, Teacher
 from tests.conftest import ROOT
 from vqa.models.tiny import make_tiny_model
 from vqa.settings import LoraSettings, ModelSettings, TrainSettings
@@ -87,6 +87,7 @@ def write_splits(folder: Path, train: Sequence[Example], val: Sequence[Example])
     for split, rows in {"train": train, "val": val, "test": []}.items():
         write_jsonl(folder / f"{split}.jsonl", rows)
     write_json(folder / "stats.json", {})
+    write_json(folder / TEACHER_FILE, Teacher("gemini-x", terms=["Read the terms."]))
     return folder
 
 

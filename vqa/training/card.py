@@ -7,11 +7,14 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from data_prep.files import file_digest
+from data_prep.files import file_digest, read_json
+from data_prep.records import TEACHER_FILE, Teacher, from_dict
 from vqa.models.lora import ParameterTable
 from vqa.settings import ModelSettings, TrainSettings
 from vqa.training.callbacks import Best
 
+# As their cards on the hub said on 2026-11-24.
+BASE_LICENSES = {"Salesforce/blip-vqa-base": "bsd-3-clause", "dandelin/vilt-b32-finetuned-vqa": "apache-2.0"}
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -39,4 +42,10 @@ class ModelCard:
         )
         facts = {name: getattr(self, name) for name in self.__slots__}
         digests = {f"{split}_digest": file_digest(self.data / f"{split}.jsonl") for split in ("train", "val")}
-        return environment.get_template("card.md").render(facts | digests, lora=self.model.lora)
+        told = read_json(self.data / TEACHER_FILE)
+        return environment.get_template("card.md").render(
+            facts | digests,
+            lora=self.model.lora,
+            teacher=from_dict(Teacher, told) if told else None,
+            base_license=BASE_LICENSES.get(self.model.weights, "other"),
+        )

@@ -35,7 +35,7 @@ class Request:
     """One request to a model: a prompt about an image."""
 
     prompt: str
-    image: bytes  # the file's own bytes, never re-encoded
+    image: bytes  # the file's own bytes, never re-encoded; b"": none, as when `doctor` tries a key
     mime_type: str
 
 

@@ -58,8 +58,9 @@ class Client:
 
     def generate(self, request: Request) -> RawReply:
         """Send one request."""
-        image = self._types.Part.from_bytes(data=request.image, mime_type=request.mime_type)
-        contents: list[Any] = [image, request.prompt]
+        contents: list[Any] = [request.prompt]
+        if request.image:
+            contents.insert(0, self._types.Part.from_bytes(data=request.image, mime_type=request.mime_type))
         with _translated_errors():
             reply = self._client.models.generate_content(model=self._model, contents=contents, config=self._single)
         return read_reply(_as_json(reply))

@@ -5,6 +5,7 @@ The library always speaks v1beta. It can send neither a thinking level nor a med
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -46,7 +47,9 @@ class Client:
         from google.api_core import exceptions
         from google.protobuf.json_format import ParseError
 
-        parts = [{"mime_type": request.mime_type, "data": request.image}, request.prompt]
+        parts: list[Any] = [request.prompt]
+        if request.image:
+            parts.insert(0, {"mime_type": request.mime_type, "data": request.image})
         try:
             reply = self._model.generate_content(
                 parts,
@@ -55,7 +58,9 @@ class Client:
             )
         except exceptions.GoogleAPICallError as error:
             details = [_as_json(detail) for detail in error.details or []]
-            raise classify(int(error.code or 500), str(error.message), details) from error
+            # For a status that it does not know, such as 402, the library puts the address before the server's words.
+            words = re.sub(r"^(GET|POST) \S+: ", "", str(error.message))
+            raise classify(int(error.code or 500), words, details) from error
         except requests.TooManyRedirects as error:
             raise classify(307, "the server redirects to another address", []) from error
         except (requests.JSONDecodeError, ParseError) as error:  # before RequestException, its base: not JSON

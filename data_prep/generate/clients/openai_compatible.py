@@ -37,8 +37,10 @@ class Client:
 
     def generate(self, request: Request) -> RawReply:
         """Send one request."""
-        image = f"data:{request.mime_type};base64,{base64.b64encode(request.image).decode()}"
-        content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": request.prompt}]
+        content: list[dict[str, object]] = [{"type": "text", "text": request.prompt}]
+        if request.image:
+            image = f"data:{request.mime_type};base64,{base64.b64encode(request.image).decode()}"
+            content.insert(0, {"type": "image_url", "image_url": {"url": image}})
         body: dict[str, Any] = {
             "model": self._settings.model,
             "messages": [{"role": "user", "content": content}],
