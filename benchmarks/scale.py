@@ -1,4 +1,4 @@
-"""Money, time and space for 10³ to 10⁸ products, from measured rates: the tables of docs/scale.md.
+"""Money, time and space for 10³ to 10⁸ products, from measured rates: the tables of docs/scale.md and docs/gemini.md.
 
     python -m benchmarks.scale
 
@@ -8,12 +8,16 @@ by the share of a GPU's peak that such models reach.
 
 from __future__ import annotations
 
+import datetime
+import os
 from collections.abc import Callable, Sequence
 
+from data_prep.generate import models
 from data_prep.generate.cost import estimate
 from data_prep.generate.settings import GenerateSettings, QuotaSettings
 from jobs.verbs.status import duration
 
+AS_OF = datetime.date(2026, 11, 24)  # prices and models in the documents are those of this day
 PRODUCTS = (1_000, 10_000, 100_000, 147_702, 1_000_000, 10_000_000, 100_000_000)
 QUESTIONS = 5
 
@@ -60,17 +64,50 @@ def table(rows: Sequence[tuple[str, Callable[[int], str]]]) -> str:
     return "\n".join(lines)
 
 
+def models_table() -> str:
+    """The cards of generator models, with their prices on `AS_OF`."""
+    lines = [
+        "| model | thinking (default) | tokens of an image: low, medium, high | $ per million tokens, in / out | flex and batch | answers until |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for card in models.cards().values():
+        levels = ", ".join(card.levels) + f" ({card.default})" if card.levels else "–"
+        last = card.shutdown - datetime.timedelta(1) if card.shutdown else None
+        ending = f"{last}, then {'404' if card.after == 'error' else card.successor + ' answers'}" if last else "–"
+        whole, half = (_rates(models.list_price(card.name, tier, AS_OF)) for tier in ("standard", "batch"))
+        later = models.list_price(card.name, "standard", datetime.date(AS_OF.year + 1, 1, 1))
+        if whole != _rates(later) and not card.is_shut_down(AS_OF):
+            whole += f"; in {AS_OF.year + 1}: {_rates(later)}"
+        tokens = ", ".join(f"{count:,}" for count in card.image_tokens.values())
+        lines.append(f"| {card.name} | {levels} | {tokens} | {whole} | {half} | {ending} |")
+    return "\n".join(lines)
+
+
+def _rates(price: models.Price | None) -> str:
+    return f"{price.input:g} / {price.output:g}" if price else "–"
+
+
 def money() -> str:
     """What Gemini costs, in dollars and time."""
     quota = QuotaSettings(requests_per_minute=2_000, tokens_per_minute=4_000_000)
-    alone = GenerateSettings(generator="google_genai", quota=quota, concurrency=64, shards=4)
-    batch = alone.model_copy(update={"tier": "batch"})
+    lite = GenerateSettings(quota=quota, concurrency=64, shards=4)
+    flash = lite.model_copy(update={"model": "gemini-3.8-flash", "thinking": "low"})
+
+    def dollars(settings: GenerateSettings, **changes: object) -> Callable[[int], str]:
+        def cell(n: int) -> str:
+            spent = estimate(n, settings.model_copy(update=changes)).dollars or 0.0
+            return f"{spent:,.0f}" if spent >= 100 else f"{spent:,.2f}"
+
+        return cell
+
     return table(
         [
-            ("requests", lambda n: f"{estimate(n, alone).requests:,}"),
-            ("dollars, one request at a time", lambda n: f"{estimate(n, alone).dollars:,.0f}"),
-            ("dollars, Batch API", lambda n: f"{estimate(n, batch).dollars:,.0f}"),
-            ("time at 2,000 requests and 4 M tokens per minute", lambda n: duration(3600 * estimate(n, alone).hours)),
+            ("requests", lambda n: f"{estimate(n, lite).requests:,}"),
+            ("dollars, gemini-3.5-flash-lite", dollars(lite)),
+            ("dollars, the same, flex or batch", dollars(lite, tier="batch")),
+            ("dollars, the same, images at high resolution", dollars(lite, media_resolution="high")),
+            ("dollars, gemini-3.8-flash, thinking: low", dollars(flash)),
+            ("time at 2,000 requests and 4 M tokens per minute", lambda n: duration(3600 * estimate(n, lite).hours)),
         ]
     )
 
@@ -118,7 +155,8 @@ def size(count: float) -> str:
 
 def main() -> None:
     """Print the tables."""
-    for make in (money, work, space):
+    os.environ[models.TODAY] = AS_OF.isoformat()
+    for make in (models_table, money, work, space):
         print(f"{make()}\n")
 
 

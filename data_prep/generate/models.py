@@ -181,6 +181,22 @@ def notices(model: str, day: datetime.date) -> list[str]:
     return said
 
 
+def main() -> None:
+    """Print what is about to change for the models that still answer, and which cards were not looked at for long."""
+    day = today()
+    living = [found for found in cards().values() if not found.is_shut_down(day)]
+    lines = [line for found in living for line in notices(found.name, day)]
+    for found in living:
+        if (age := (day - found.read_on).days) > NOTICE_DAYS:
+            lines.append(
+                f"The card of {found.name} was read {age} days ago: look it up again, and correct {CARDS_FILE}."
+            )
+    print(
+        "\n".join(f"warning: {line}" for line in lines)
+        or f"Generator models: nothing changes within {NOTICE_DAYS} days."
+    )
+
+
 def terms_lines(model: str) -> list[str]:
     """The teacher, the terms it is used under, and the teacher without such terms; in sentences."""
     known, free = card(model), open_teacher()
@@ -212,3 +228,7 @@ def _shutdown(known: Card, shutdown: datetime.date, day: datetime.date) -> str:
         else "from then on requests fail with 404"
     )
     return f"{known.name} {when}; {then}.{successor}"
+
+
+if __name__ == "__main__":
+    main()

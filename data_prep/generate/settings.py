@@ -26,6 +26,7 @@ from data_prep.generate import models
 _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # an input may be a key by mistake
 
 
+_FLEX_TIMEOUT = 900.0  # seconds: Google aims at 1 to 15 minutes
 # What each library can put into a request, beyond prompt and image.
 _CAN_SEND: dict[str, frozenset[str]] = {
     "google_genai": frozenset({"thinking", "resolution", "flex", "batch"}),
@@ -155,7 +156,7 @@ class GenerateSettings(BaseModel):
     media_resolution: Literal["low", "medium", "high"] = "low"
     """Tokens that an image is turned into: 280, 560 or 1,120 on Gemini 3, whatever its size. ABO's small images have at most
     256 x 256 pixels: 280 tokens are one for a square of 15 pixels, as many as Gemini 2 took for such an image (258). More tokens
-    enlarge it and show nothing new, and "high" doubles the price of a request. For ``images/original``, choose medium or high.
+    enlarge it and show nothing new, and high makes a request 43 % more expensive. For ``images/original``, choose medium or high.
     Only google_genai can send it; the others get high."""
 
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -211,6 +212,11 @@ class GenerateSettings(BaseModel):
         can = _CAN_SEND.get(self.library, frozenset())
         if self.tier not in can | {"standard"}:
             raise ValueError(f"tier: {self.tier} needs generator: google_genai; {self.generator} cannot ask for it")
+        if self.tier == "flex" and self.timeout < _FLEX_TIMEOUT and not self.stand_in:
+            raise ValueError(
+                f"timeout: a flex request may take 15 minutes, and one that is given up may be billed; set generate.timeout to "
+                f"{_FLEX_TIMEOUT:g} seconds or more"
+            )
         card = models.card(self.model)
         if card is None or card.thinking == "none":
             return self

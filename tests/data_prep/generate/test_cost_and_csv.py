@@ -19,6 +19,7 @@ from data_prep.records import QAPair
 
 
 def settings(**changes: Any) -> GenerateSettings:
+    """Defaults, but for the changes."""
     return GenerateSettings.model_validate(changes)
 
 

@@ -102,6 +102,7 @@ def test_what_the_package_alone_calls_deprecated_is_announced(monkeypatch: pytes
         ({"generator": "google_generativeai", "thinking": "high"}, "cannot send it"),
         ({"generator": "google_generativeai", "tier": "flex"}, "google_genai"),
         ({"generator": "openai_compatible", "tier": "batch"}, "google_genai"),
+        ({"tier": "flex"}, "generate.timeout to 900"),
     ],
 )
 def test_what_model_and_library_cannot_do_is_refused_where_it_is_set(changes: dict[str, Any], words: str) -> None:
