@@ -3,7 +3,8 @@
 A line of ``1_prepare/products.jsonl`` is a `Product`::
 
     {"item_id": "B0ADB4121C", "image_id": "70a3384411L", "image_path": "ab/ab12cd34.jpg", "name": "grey sheer curtain",
-     "product_type": "HOME_BED_AND_BATH", "color": "grey", "keywords": ["curtains"]}
+     "product_type": "HOME_BED_AND_BATH", "color": "grey", "keywords": ["curtains"], "material": "polyester", "pattern": "solid",
+     "shape": "rectangular", "finish": ""}
 """
 
 from __future__ import annotations
@@ -28,6 +29,16 @@ class Product:
     product_type: str
     color: str
     keywords: list[str]
+    # Every value of the listing's fields, joined by commas; "" where it has none.
+    material: str = ""  # material and fabric_type
+    pattern: str = ""
+    shape: str = ""  # item_shape
+    finish: str = ""  # finish_type
+
+    @property
+    def witness(self) -> tuple[str, ...]:
+        """What the listing itself says about how the product looks: answers are checked against it, so no prompt shows it."""
+        return (self.color, self.material, self.pattern, self.shape, self.finish)
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,7 +205,23 @@ def _product(listing: dict[str, Any], item_id: str, paths: dict[str, str]) -> Pr
         product_type=_first_text(listing.get("product_type")),
         color=_first_text(listing.get("color")),
         keywords=keywords,
+        material=_all_texts(listing, "material", "fabric_type"),
+        pattern=_all_texts(listing, "pattern"),
+        shape=_all_texts(listing, "item_shape"),
+        finish=_all_texts(listing, "finish_type"),
     )
+
+
+def _all_texts(listing: dict[str, Any], *fields: str) -> str:
+    """The English values of optional fields, or all values where none is English, without duplicates."""
+    found: dict[str, None] = {}
+    for values in (listing[field] for field in fields if field in listing):
+        entries = [entry for entry in values if isinstance(entry, dict)] if isinstance(values, list) else []
+        english = [entry for entry in entries if str(entry.get("language_tag")).startswith(_ENGLISH)]
+        for entry in english or entries:
+            if isinstance(value := entry.get("value"), str) and (text := " ".join(value.split())):
+                found[text] = None
+    return ", ".join(found)
 
 
 _ENGLISH = ("en", "EN", "En")

@@ -114,9 +114,8 @@ def list_models(settings: GenerateSettings, key: str) -> list[str]:
 
 def _tiny_generation(settings: GenerateSettings, key: str) -> str:
     """Send one request without an image; the version of the model that answered, or ""."""
-    small = settings.model_copy(update={"max_output_tokens": _TINY_OUTPUT})
-    client = client_class(settings.generator)(small, key, settings.endpoint)
-    request = Request(_TINY_PROMPT, b"", "")
+    client = client_class(settings.generator)(settings, key, settings.endpoint)
+    request = Request(_TINY_PROMPT, b"", "", _TINY_OUTPUT)
     try:
         return with_deadline(lambda: client.generate(request), settings.timeout + 1).model_version
     except ItemRefused:  # it answered, if not with a text

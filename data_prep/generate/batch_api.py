@@ -24,8 +24,8 @@ from data_prep.generate.batch_state import NEVER_CREATED, Batch, BatchFolder, In
 from data_prep.generate.clients.base import BatchClient, RawReply
 from data_prep.generate.clients.errors import FatalError, ItemRefused, RetryableError, Unreachable
 from data_prep.generate.dispatcher import Dispatcher
-from data_prep.generate.prompt import make_request, refusal, rule_violations, stored_reply
-from data_prep.generate.quota.budget import Budget
+from data_prep.generate.prompt import make_request, outcome, output_limit, refusal, rule_violations, stored_reply
+from data_prep.generate.reply_check import ReplyCheck
 from data_prep.generate.settings import GenerateSettings
 from data_prep.generate.waiting import sleep
 from data_prep.images.decode import ImageProblem
@@ -55,8 +55,8 @@ class BatchRunner:
 
     Args:
         settings: of generation, with ``tier: batch``.
-        dispatcher: for its clients.
-        budget: the run's.
+        dispatcher: for its clients and the run's budget.
+        replies: what follows from them.
         folder: ``3_generate/batches``.
         image_root: folder of the images.
         stopping: whether the task was asked to stop.
@@ -66,13 +66,13 @@ class BatchRunner:
         self,
         settings: GenerateSettings,
         dispatcher: Dispatcher,
-        budget: Budget,
+        replies: ReplyCheck,
         folder: Path,
         image_root: Path,
         stopping: Callable[[], bool],
     ) -> None:
         self._settings, self._batch = settings, settings.batch
-        self._dispatcher, self._budget = dispatcher, budget
+        self._dispatcher, self._budget, self._replies = dispatcher, dispatcher.budget, replies
         self._image_root, self._stopping = image_root, stopping
         self._at_least = min(settings.batch.at_least, settings.batch.requests)
         self._patience = _PATIENCE * settings.timeout  # seconds
@@ -81,6 +81,7 @@ class BatchRunner:
         self._not_before = 0.0  # monotonic; the server takes no batches before
         self._refused = 0  # consecutive submissions that failed
         self._turn = 0
+        self._found: list[Ok | Failed] = []  # recorded, and not checked yet
 
     def run(self, todos: Iterable[Todo[Product]]) -> list[Todo[Product]]:
         """Submit, wait, and record results, until too few products are left to be worth waiting for a batch.
@@ -127,10 +128,10 @@ class BatchRunner:
         names = self._dispatcher.project_names
         project = names[self._turn % len(names)]
         self._turn += 1
-        each = cost.max_request_cost(self._settings, tier="batch")
-        if not self._budget.reserve(each * len(keys)):
+        reserved = self._most(keys)
+        if not self._budget.reserve(reserved):
             return False
-        kept = 0
+        kept = 0.0
         try:
             with tempfile.TemporaryFile() as file:
                 asked = self._encode(file, keys)
@@ -140,18 +141,23 @@ class BatchRunner:
             folder = self._folder.claim(asked, self._stopping)
             if folder is None:  # another attempt has just submitted one of the products
                 return True
-            kept = len(asked)
+            kept = self._most(asked)
         except RetryableError as error:
             if isinstance(error, Unreachable) and not self._any_under_way():
                 raise self._dispatcher.unreachable(error) from error
             self._postpone(error)
             return True
         finally:
-            self._budget.release(each * (len(keys) - kept))
+            self._budget.release(reserved - kept)
         # Without a cap nothing was reserved, so nothing may be released where a cap is set later.
-        reserved = each * kept if self._budget.capped else 0.0
-        self._create(self._folder.add(folder, Intent(title, project, time.time(), reserved, asked)), upload)
+        intent = Intent(title, project, time.time(), kept if self._budget.capped else 0.0, asked)
+        self._create(self._folder.add(folder, intent), upload)
         return True
+
+    def _most(self, keys: Iterable[str]) -> float:
+        """Dollars that requests about these products can cost; 0 for those that are settled."""
+        limits = [output_limit(self._open[key].replies, self._settings) for key in keys if key in self._open]
+        return sum(cost.max_request_cost(self._settings, tier="batch", output_tokens=limit) for limit in limits)
 
     def _create(self, batch: Batch, upload: str) -> None:
         """Have the server create a batch from an uploaded file. From here on the batch may be billed."""
@@ -200,9 +206,8 @@ class BatchRunner:
         asked: dict[str, int] = {}
         for key in keys:
             product = self._open[key]
-            last = product.replies[-1] if product.replies else None
             try:
-                request = make_request(product.todo.item, last, self._image_root, self._settings)
+                request = make_request(product.todo.item, product.replies, self._image_root, self._settings)
             except ImageProblem as problem:
                 product.todo.record(Failed(problem.reason, problem.detail))
                 del self._open[key]
@@ -324,19 +329,24 @@ class BatchRunner:
             self._record(product, result, seconds)
         if counts:
             print(f"{batch.intent.title}: {', '.join(f'{n:,} {what}' for what, n in counts.most_common())}", flush=True)
+        while self._found:  # all of them are on disk now
+            self._replies.check(self._found.pop(0), None)
 
     def _record(self, product: _Product, result: RawReply | Exception | None, seconds: float) -> None:
         """Record one result; without one the product goes into another batch."""
         item, record, replies = product.todo.item, product.todo.record, product.replies
         if isinstance(result, RawReply):
             replies.append(stored_reply(item, result, self._settings, seconds=seconds, batch=True))
-            record(Ok(replies[-1]), durable=True)
+            recorded = outcome(replies[-1], self._settings)
+            record(recorded, durable=True)
+            self._found.append(recorded)
             if len(replies) >= self._settings.max_asks or rule_violations(replies[-1], self._settings) is None:
                 del self._open[item.item_id]
         elif isinstance(result, ItemRefused):
             detail = self._dispatcher.mask(result.detail)
             failed = refusal(item, result, detail, self._settings, seconds=seconds, batch=True)
             record(failed, durable=failed.value is not None)
+            self._found.append(failed)
             del self._open[item.item_id]
         else:
             product.failures += 1

@@ -139,7 +139,12 @@ def max_request_cost(settings: GenerateSettings, *, tier: str = "standard", outp
     """
     first = models.today()
     days = (first, first + datetime.timedelta(_PRICE_DAYS))
-    prices = [known for day in days if (known := price(settings, tier=tier, day=day))]
+    card = models.card(settings.model)
+    # A retired model's requests may be routed to its successor, and are billed at that one's price.
+    answering = {settings.model, settings.successor or "", (card.successor if card else None) or ""}
+    prices = [
+        known for day in days for model in answering if (known := price(settings, tier=tier, day=day, model=model))
+    ]
     if not prices and settings.max_dollars is not None:
         raise UserError(
             f"generate.max_dollars: the price of {settings.model} is not known, so no cap can be kept. Set generate.prices, such as "

@@ -5,6 +5,7 @@ The result is a reply, or one of the errors of `data_prep.generate.clients.error
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import re
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data_prep.generate import models
 from data_prep.generate.clients.base import ClientProtocol, RawReply, Request, client_class
 from data_prep.generate.clients.errors import (
     DailyQuotaExhausted,
@@ -22,10 +24,13 @@ from data_prep.generate.clients.errors import (
     GeneratorError,
     ItemRefused,
     KeyRejected,
+    ModelGone,
+    ProjectRefused,
     RetryableError,
     Unreachable,
 )
 from data_prep.generate.cost import billed, max_request_cost, max_request_tokens
+from data_prep.generate.quota.breaker import Outage
 from data_prep.generate.quota.budget import Budget
 from data_prep.generate.quota.rate_limit import ProjectQuota, next_day
 from data_prep.generate.quota.throttle import Throttle
@@ -36,6 +41,8 @@ from data_prep.outcomes import UserError
 T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds, doubled after every failure
+# Reasons to try again that say nothing about the product, however often they come.
+_NEVER_THE_PRODUCT = ("status_429", "status_503")
 _GRACE = 1.0  # seconds that a library's own timeout, whose error says more, comes before our deadline
 
 
@@ -80,8 +87,8 @@ class Dispatcher:
         budget: Budget,
         cancelled: Callable[[], bool],
     ) -> None:
-        self._settings, self._budget, self._cancelled = settings, budget, cancelled
-        self._max_request_cost = max_request_cost(settings)
+        self._settings, self.budget, self._cancelled = settings, budget, cancelled
+        self._endpoint, self.outage = endpoint, Outage(settings.outage_minutes)
         if endpoint and not endpoint.startswith(("http://", "https://")):
             raise UserError(f"generate.endpoint: write http:// or https:// before {endpoint}")
         self._server = urllib.parse.urlsplit(endpoint).netloc.rpartition("@")[2] if endpoint else "Google's server"
@@ -100,6 +107,7 @@ class Dispatcher:
             for name, of_project in keys.items()
         ]
         self._why_none_left: UserError | None = None
+        self._asking = settings  # with the successor in place of a model that is gone
         # For what needs no server: encoding and decoding the files of batches.
         self.any_client: Any = self._projects[0].clients[0][1]
 
@@ -119,27 +127,68 @@ class Dispatcher:
             if entered is None:
                 raise Cancelled
             pause = 0.0
+            asked = self._asking.model
             try:
-                return self._attempt(project, request)
+                reply = self._attempt(project, request)
+                self.outage.succeeded()
+                return reply
             except RetryableError as error:
                 failures += 1
-                if failures > self._settings.max_retries:
-                    if isinstance(error, Unreachable):
-                        raise self.unreachable(error) from error
-                    raise
+                self._check_retry(error, failures)
                 pause = _pause(failures)
                 if error.throttled:
                     # The throttle makes all requests wait, not only this one. Jitter, so that tasks do not return at once.
                     delay = error.delay if error.delay is not None else pause
                     project.throttle.throttled(entered, delay + random.uniform(0, 0.1) * delay)
                     pause = 0.0
-            except DailyQuotaExhausted as error:
+            except (DailyQuotaExhausted, ProjectRefused) as error:
                 self._set_aside(project, error)
             except KeyRejected as error:
                 self._reject(project, error)
+            except ModelGone as error:
+                self._ask_successor(asked, error)
             finally:
                 project.throttle.leave()
             self._sleep(pause)
+
+    def _check_retry(self, error: RetryableError, failures: int) -> None:
+        """Whether a request that failed is to be sent again.
+
+        Raises:
+            RetryableError: it failed too often.
+            UserError: all requests do.
+        """
+        try:
+            self.outage.failed(error)
+        except FatalError as outage:
+            raise FatalError(self.mask(str(outage))) from error
+        if failures > self._settings.max_retries:
+            if isinstance(error, Unreachable):
+                raise self.unreachable(error) from error
+            if error.reason not in _NEVER_THE_PRODUCT:
+                raise error
+
+    def _ask_successor(self, asked: str, gone: ModelGone) -> None:
+        """From now on ask the successor instead of a model that does not answer any more.
+
+        Raises:
+            ModelGone: there is none, or it is the one that does not answer.
+        """
+        successor = self._settings.successor
+        with self._lock:
+            if successor is None or (self._asking.model == successor and asked == successor):
+                raise gone
+            if self._asking.model == successor:
+                return  # another thread has switched while this request was under way
+            card = models.card(successor)
+            accepted = list(card.levels) if card else []  # 3.8-flash, for one, refuses to think minimally
+            level = self._settings.thinking if self._settings.thinking in accepted else next(iter(accepted), None)
+            self._asking = self._settings.model_copy(update={"model": successor, "thinking": level})
+            make = client_class(self._settings.generator)
+            for project in self._projects:
+                project.clients = [(key, make(self._asking, key, self._endpoint)) for key, _ in project.clients]
+            self.any_client = self._projects[0].clients[0][1]
+            print(f"{asked} does not answer any more: asking {successor}. {self.mask(str(gone))}", flush=True)
 
     def call_admin(self, project: str, call: Callable[[Any], T], seconds: float, *, once: bool = False) -> T:
         """Call an administrative method, which costs nothing and needs no quota, on a client of one project.
@@ -168,6 +217,7 @@ class Dispatcher:
                     f"Project {project} has no valid key left, and its batches need one."
                 )
             key, client = chosen
+            asked = self._asking.model
             try:
                 return with_deadline(lambda: call(client), seconds + _GRACE, None if once else self._cancelled)  # noqa: B023
             except RetryableError as error:
@@ -178,6 +228,11 @@ class Dispatcher:
             except KeyRejected as error:
                 error.key = key
                 self._reject(found, error)
+            except ProjectRefused as error:
+                self._set_aside(found, error)
+                raise
+            except ModelGone as error:  # it created nothing, so even a call that must not be repeated may be
+                self._ask_successor(asked, error)
             except ItemRefused as error:  # not about a product here: a proxy may refuse a file of that size, say
                 raise FatalError(
                     f"The server refuses a batch ({self.mask(error.detail)}). A smaller one may pass: lower "
@@ -213,7 +268,8 @@ class Dispatcher:
         if chosen is None:
             raise KeyRejected("")
         key, client = chosen
-        self._budget.reserve_request()  # before the slot: it may have to wait, and a slot expires
+        most = max_request_cost(self._asking, output_tokens=request.max_output_tokens)
+        self.budget.reserve_request(most)  # before the slot: it may have to wait, and a slot expires
         paid = 0.0
         try:
             reservation = project.quota.wait()
@@ -228,12 +284,14 @@ class Dispatcher:
             paid = billed(self._settings, error)
             unanswered = isinstance(error, RetryableError) and not error.reason.startswith("status_")
             if unanswered and not isinstance(error, Unreachable):
-                paid = self._max_request_cost  # the reply that never arrived may have been billed: assume the worst
+                paid = most  # the reply that never arrived may have been billed: assume the worst
             raise
         finally:
-            self._budget.settle_request(paid)
+            self.budget.settle_request(most, paid)
         project.quota.settle(reservation, reply.usage.input_tokens + reply.usage.output_tokens)
         project.throttle.succeeded()
+        if self._asking is not self._settings and not reply.model_version:
+            reply = dataclasses.replace(reply, model_version=self._asking.model)  # so that both are kept apart
         return reply
 
     def _usable(self) -> list[Project]:
@@ -253,11 +311,15 @@ class Dispatcher:
             if project not in self._projects:
                 return
             self._projects.remove(project)
+            if self._projects:
+                print(f"Project {project.name} is not used any more: {self.mask(str(why))}", flush=True)
             if isinstance(why, DailyQuotaExhausted):
                 why = DailyQuotaExhausted(
                     f"The daily quota is used up ({self.mask(str(why))}). It is renewed at {next_day():%Y-%m-%d %H:%M} UTC "
                     f"(midnight Pacific). All replies so far are on disk: the same command continues from here."
                 )
+            elif isinstance(why, ProjectRefused):
+                why = ProjectRefused(f"Project {project.name}: {self.mask(str(why))} No product was given up for it.")
             self._why_none_left = why
 
     def _reject(self, project: Project, error: KeyRejected) -> None:

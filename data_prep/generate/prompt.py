@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,38 +15,48 @@ from data_prep.generate.clients.errors import ItemRefused
 from data_prep.generate.qa_parser import QAParseError, QAParser
 from data_prep.generate.settings import GenerateSettings
 from data_prep.images.decode import read_image_file
-from data_prep.outcomes import Failed
+from data_prep.outcomes import Failed, Ok
 from data_prep.records import Product, QAPair, Reply
 
 PROMPT_FILE = Path(__file__).parent / "prompts" / "five_questions.md"
 _MAX_IMAGE_BYTES = 15_000_000  # Gemini takes requests of 20 MB, and base64 adds a third
+_MAX_OUTPUT_TOKENS = 65_536  # of any Gemini 3 model
+_SPELLING = {"grey": "gray", "greys": "gray", "coloured": "colored", "multicolour": "multicolor"}
+_FILLERS = {"and", "the", "with", "for", "of", "in", "a"}  # words that say nothing, in whatever field they stand
 _MAX_FIELD, _MAX_VIOLATIONS = 300, 1500  # characters; the prompt stays within what `cost` expects of a request
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedReply:
-    """A parsed reply."""
+    """A parsed reply. It is usable if it has at least one valid pair, even where it breaks other rules."""
 
-    pairs: tuple[QAPair, ...]  # the usable ones
+    pairs: tuple[QAPair, ...]  # the valid ones
     violations: str | None  # which rules it breaks, in words for the model; None for five good pairs
+    problem: str  # why it is of no use: cut_off, eaten_by_thoughts, no_valid_pair, no_array, ...; "" if it is usable
 
 
 def check_reply(reply: Reply, settings: GenerateSettings) -> CheckedReply:
     """Parse a reply and check it against the rules."""
-    return _check(reply.text or "", reply.finish_reason, settings.require_category)
+    return _check(reply.text or "", reply.finish_reason, reply.thought_tokens > 0, settings.require_category)
 
 
 # Whoever stored a reply, the shard loop and the next request ask about it within moments; it is parsed once for all of them.
 @functools.lru_cache(maxsize=1024)
-def _check(text: str, finish_reason: str, require_category: bool) -> CheckedReply:
+def _check(text: str, finish_reason: str, has_thoughts: bool, require_category: bool) -> CheckedReply:
     try:
         parsed = QAParser(require_category=require_category).parse(text)
         pairs, violations = tuple(parsed.pairs), "; ".join(parsed.violations()) or None
+        problem = "" if pairs else "no_valid_pair"
     except QAParseError as error:
         pairs, violations = (), f"no JSON array of five objects was found ({error.reason})"
+        problem = error.reason
     if finish_reason == "MAX_TOKENS":
-        violations = "the reply was too long and was cut off"
-    return CheckedReply(pairs, violations)
+        # Thoughts count inside max_output_tokens, so a model may think until nothing is left for the answer.
+        eaten = has_thoughts and not text.strip()
+        violations = "it had no text at all: answer at once" if eaten else "it was too long and was cut off: be brief"
+        if not pairs:
+            problem = "eaten_by_thoughts" if eaten else "cut_off"
+    return CheckedReply(pairs, violations, problem)
 
 
 def rule_violations(reply: Reply, settings: GenerateSettings) -> str | None:
@@ -52,30 +64,67 @@ def rule_violations(reply: Reply, settings: GenerateSettings) -> str | None:
     return check_reply(reply, settings).violations
 
 
-def make_request(item: Product, last: Reply | None, image_root: Path, settings: GenerateSettings) -> Request:
-    """The request about a product; ``last`` is its previous reply, which broke the rules.
+def outcome(reply: Reply, settings: GenerateSettings) -> Ok | Failed:
+    """What a reply that was paid for is recorded as: one without a valid pair is a failure that may be asked again."""
+    problem = check_reply(reply, settings).problem
+    if not problem:
+        return Ok(reply)
+    detail = (
+        f"{reply.output_tokens:,} output tokens, {reply.thought_tokens:,} of them thoughts: {(reply.text or '')[:100]}"
+    )
+    return Failed(problem, detail, retry=True, value=reply)
+
+
+def make_request(item: Product, replies: Sequence[Reply], image_root: Path, settings: GenerateSettings) -> Request:
+    """The next request about a product; ``replies`` are those that it has, all of which break the rules.
 
     Raises:
         ImageProblem: the image cannot be read.
     """
     image = read_image_file(image_root, item.image_path, _MAX_IMAGE_BYTES)
-    return Request(prompt(item, rule_violations(last, settings) if last else None), image, mime_type(image))
+    violations = rule_violations(replies[-1], settings) if replies else None
+    return Request(prompt(item, settings, violations), image, mime_type(image), output_limit(replies, settings))
 
 
-def prompt(item: Product, violations: str | None = None) -> str:
+def output_limit(replies: Sequence[Reply], settings: GenerateSettings) -> int:
+    """``max_output_tokens`` of the next request. A reply that hit its limit would hit it again: each doubles the next one's."""
+    doubled = sum(reply.finish_reason == "MAX_TOKENS" for reply in replies)
+    return max(settings.max_output_tokens, min(settings.max_output_tokens * 2**doubled, _MAX_OUTPUT_TOKENS))
+
+
+def prompt(item: Product, settings: GenerateSettings, violations: str | None = None) -> str:
     """The text of a request; ``violations`` of the previous reply are repeated to the model."""
-    text = PROMPT_FILE.read_text(encoding="utf-8").format(
-        name=_one_line(item.name),
-        product_type=_one_line(item.product_type),
-        color=_one_line(item.color) or "unknown",
-        keywords=_one_line(", ".join(item.keywords)) or "none",
-    )
+    text = PROMPT_FILE.read_text(encoding="utf-8").format(listing=_listing(item, settings))
     if violations:
         text += (
             f"\nYour last reply broke these rules: {violations[:_MAX_VIOLATIONS]}. Write five new pairs that keep to all of "
             f"them.\n"
         )
     return text
+
+
+def _listing(item: Product, settings: GenerateSettings) -> str:
+    """What the prompt shows of the listing, as ``generate.show_listing`` says."""
+    witness = {word for value in item.witness for word in _words(value)}
+    fields = {"keywords": ", ".join(filter(None, (_without(keyword, witness) for keyword in item.keywords)))}
+    if settings.show_listing == "all":
+        fields = {"name": _without(item.name, witness), "type": _without(item.product_type, witness), **fields}
+    lines = [f"\n- {name}: {_one_line(text)}" for name, text in fields.items() if text.strip()]
+    if settings.show_listing == "none" or not lines:
+        return ""
+    return " The shop describes it so (context only; it may be wrong or not visible):" + "".join(lines)
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text as they are compared: in lower case, in American spelling, without a plural's s."""
+    found = re.findall(r"[^\W\d_]+", text.casefold())
+    return [_SPELLING.get(word, word.removesuffix("s") if len(word) > 3 else word) for word in found]
+
+
+def _without(text: str, witness: set[str]) -> str:
+    """A text without the words of the fields that a question's answer is later checked against."""
+    kept = [word for word in re.split(r"[\s_/,-]+", text) if not witness.intersection(_words(word)) - _FILLERS]
+    return " ".join(kept)
 
 
 def _one_line(text: str) -> str:

@@ -184,6 +184,12 @@ class GenerateSettings(BaseModel):
     max_retries: int = Field(default=6, ge=0, le=30)
     """Retries of one request after temporary errors (429, 5xx, broken connections), with growing pauses."""
 
+    outage_minutes: float = Field(default=5.0, ge=0)
+    """Minutes for which every request may fail (429, 503, no connection) before the task ends. No product is given up for it."""
+
+    min_usable: float = Field(default=0.5, ge=0, le=1)
+    """Share of the run's first ten replies that must have a valid pair, or the run stops. 0: go on regardless."""
+
     quota: QuotaSettings = QuotaSettings()
     prices: PriceSettings | None = None
     """None: those that the package genai-prices knows, by date."""

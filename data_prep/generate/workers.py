@@ -10,23 +10,28 @@ what was wrong, up to ``generate.max_asks`` replies. A stored `data_prep.records
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from data_prep.files import file_digest
 from data_prep.generate.batch_api import BatchRunner
 from data_prep.generate.clients.errors import ItemRefused, RetryableError
-from data_prep.generate.cost import max_request_cost
 from data_prep.generate.dispatcher import Dispatcher
-from data_prep.generate.prompt import PROMPT_FILE, make_request, refusal, rule_violations, stored_reply
+from data_prep.generate.prompt import PROMPT_FILE, make_request, outcome, refusal, rule_violations, stored_reply
+from data_prep.generate.quota.breaker import FIRST_REPLIES
 from data_prep.generate.quota.budget import Budget
+from data_prep.generate.reply_check import ReplyCheck
 from data_prep.generate.settings import GenerateSettings
 from data_prep.generate.waiting import Cancelled
 from data_prep.images.decode import ImageProblem
-from data_prep.outcomes import Failed, Ok, Todo, UserError
+from data_prep.outcomes import Failed, Todo, UserError
 from data_prep.records import Product
 from data_prep.stand_in import StandIn, StandInOptions
 
@@ -66,7 +71,9 @@ def generate_all(
             pool.run(todos)
             return
         assert batches_folder is not None
-        runner = BatchRunner(settings, pool.dispatcher, pool.budget, batches_folder, image_root, stopping)
+        if pool.replies.breaker.undecided:  # a batch would buy hundreds of replies before the first one is seen
+            pool.run(itertools.islice(todos, FIRST_REPLIES))
+        runner = BatchRunner(settings, pool.dispatcher, pool.replies, batches_folder, image_root, stopping)
         with contextlib.suppress(Cancelled):
             pool.run(iter(runner.run(todos)))
 
@@ -93,9 +100,14 @@ class WorkerPool:
         self._settings, self._image_root, self._stopping = settings, image_root, stopping
         self._error: BaseException | None = None
         self._next = threading.Lock()  # an iterator must not be advanced by two threads
-        cap = None if settings.stand_in else settings.max_dollars
-        self.budget = Budget(quota_folder, cap, max_request_cost(settings))
-        self.dispatcher = Dispatcher(settings, endpoint, quota_folder, self.budget, self._cancelled)
+        budget = Budget(quota_folder, None if settings.stand_in else settings.max_dollars)
+        self.dispatcher = Dispatcher(settings, endpoint, quota_folder, budget, self._cancelled)
+        # Under other settings the first replies are counted anew.
+        made_by = orjson.dumps([identity(settings), settings.successor, settings.endpoint], option=orjson.OPT_SORT_KEYS)
+        digest = hashlib.sha256(made_by).hexdigest()[:12]
+        self.replies = ReplyCheck(settings, digest, quota_folder, self._cancelled)
+        self._suspects: list[tuple[Todo[Product], Failed]] = []  # failed while nothing was answered
+        self._answered = False
 
     def run(self, todos: Iterator[Todo[Product]]) -> None:
         """Work until the products end.
@@ -113,6 +125,9 @@ class WorkerPool:
             thread.join()
         if self._error is not None:
             raise self._error
+        if len(self._suspects) > 1 and not self._answered:
+            raise self.dispatcher.outage.error(self._suspects[-1][1].detail)
+        self._settle_suspects()
 
     def _cancelled(self) -> bool:
         return self._error is not None or self._stopping()
@@ -135,25 +150,47 @@ class WorkerPool:
         """Ask about one product until a reply keeps the rules, or there are ``max_asks`` of them."""
         item, replies = todo.item, list(todo.prior_replies)
         while len(replies) < self._settings.max_asks:
-            started = time.monotonic()
             try:
-                request = make_request(item, replies[-1] if replies else None, self._image_root, self._settings)
-                raw = self.dispatcher.generate(request)
+                request = make_request(item, replies, self._image_root, self._settings)
             except ImageProblem as problem:
                 todo.record(Failed(problem.reason, problem.detail))
                 return
+            permit = self.replies.breaker.enter()
+            try:
+                started = time.monotonic()
+                raw = self.dispatcher.generate(request)
             except ItemRefused as error:
                 detail, seconds = self.dispatcher.mask(error.detail), time.monotonic() - started
                 failed = refusal(item, error, detail, self._settings, seconds=seconds)
                 todo.record(failed, durable=failed.value is not None)
+                self._settle_suspects()
+                self.replies.check(failed, permit)
                 return
             except RetryableError as error:
-                todo.record(Failed(error.reason, self.dispatcher.mask(str(error)), retry=True))
+                self.replies.breaker.give_back(permit)
+                self._suspects.append((todo, Failed(error.reason, self.dispatcher.mask(str(error)), retry=True)))
                 return
-            replies.append(stored_reply(item, raw, self._settings, seconds=time.monotonic() - started))
-            todo.record(Ok(replies[-1]), durable=True)
-            if rule_violations(replies[-1], self._settings) is None:
+            except BaseException:
+                self.replies.breaker.give_back(permit)
+                raise
+            reply = stored_reply(item, raw, self._settings, seconds=time.monotonic() - started)
+            replies.append(reply)
+            recorded = outcome(reply, self._settings)
+            todo.record(recorded, durable=True)
+            self._settle_suspects()
+            self.replies.check(recorded, permit)
+            if rule_violations(reply, self._settings) is None:
                 return
+            if isinstance(recorded, Failed) and self.replies.breaker.undecided:
+                return  # it has its turn again when the first replies of other products are known
+
+    def _settle_suspects(self) -> None:
+        """Record the products that failed while nothing was answered: the server answers, so it was they."""
+        self._answered = True
+        while self._suspects:
+            with contextlib.suppress(IndexError):  # another thread was first
+                todo, failed = self._suspects.pop()
+                todo.record(failed)
 
 
 def identity(settings: GenerateSettings) -> dict[str, Any]:
@@ -177,5 +214,6 @@ def identity(settings: GenerateSettings) -> dict[str, Any]:
         "temperature": settings.temperature,
         "max_output_tokens": settings.max_output_tokens,
         "prompt": file_digest(PROMPT_FILE)[:12],
+        "show_listing": settings.show_listing,
         "stand_in": answers,
     }

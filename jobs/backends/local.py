@@ -178,6 +178,8 @@ def _summary(status: StepStatus) -> str:
     if status.items is None:
         return ", ".join(f"{count:,} {name}" for name, count in status.counts.items())
     parts = [f"{status.done:,} of {status.items:,} done"]
+    if usable := status.usable():
+        parts.append(usable)
     if status.failed:
         parts.append(f"{status.failed:,} failed ({', '.join(f'{r} {n:,}' for r, n in status.reasons.items())})")
     if spent := status.spent():

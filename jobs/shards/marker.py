@@ -19,17 +19,19 @@ from jobs.shards.journal import Extent
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """Tokens and dollars of a number of replies."""
+    """Tokens and dollars of a number of replies, and what they were about."""
 
     input_tokens: int = 0
     output_tokens: int = 0
     dollars: float = 0.0
+    answered: int = 0  # items that have a reply, of use or not
 
     def __add__(self, other: Spending) -> Spending:
         return Spending(
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
             self.dollars + other.dollars,
+            self.answered + other.answered,
         )
 
 

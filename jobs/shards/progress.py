@@ -74,6 +74,7 @@ class Progress:
         self.failed: dict[str, str] = {}  # key → reason; will not be tried again
         self.tries: Counter[str] = Counter()  # failures so far
         self.replies: dict[str, tuple[Reply, ...]] = {}  # replies that break the rules, of keys not done yet
+        self.usable: set[str] = set()  # of those keys: one of their replies was a success all the same
         self.repeated = 0  # successes for items that were done already
 
     def settled(self, key: str) -> bool:
@@ -91,13 +92,29 @@ class Progress:
                 replies = (*self.replies.pop(key, ()), outcome.value)
                 if len(replies) < limits.max_replies and self._source.rule_violations(outcome.value) is not None:
                     self.replies[key] = replies
+                    self.usable.add(key)
                     return
-            self.done.add(key)
-            self.failed.pop(key, None)
-        elif key not in self.done:
+            self._done(key)
+        elif key in self.done:
+            return
+        elif outcome.value is not None and outcome.retry:  # paid for and of no use: it counts as a reply, not as a try
+            self.replies[key] = (*self.replies.get(key, ()), outcome.value)
+            if len(self.replies[key]) < limits.max_replies:
+                return
+            if key in self.usable:
+                self._done(key)
+            else:
+                self.failed[key] = outcome.reason
+        else:
             self.tries[key] += 1
             if not outcome.retry or self.tries[key] >= limits.max_tries:
                 self.failed[key] = outcome.reason
+
+    def _done(self, key: str) -> None:
+        self.done.add(key)
+        self.usable.discard(key)
+        self.failed.pop(key, None)
+        self.replies.pop(key, None)
 
 
 def load_progress(

@@ -72,7 +72,8 @@ class Curate(SingleStage):
     def _replies(self) -> Iterator[Reply]:
         for record in read_records(self.run_dir.store("generate"), ReadReport()):
             outcome = record.outcome(Reply)
-            if isinstance(outcome, Ok):
+            # A reply without a valid pair is parsed, too: a later parser may find one, and nobody pays again.
+            if outcome.value is not None and (isinstance(outcome, Ok) or outcome.retry):
                 yield outcome.value
 
 

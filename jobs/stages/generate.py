@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
 from data_prep import dataset_csv
@@ -12,15 +13,16 @@ from data_prep.generate import cost, models
 from data_prep.generate.batch_state import products_under_way
 from data_prep.generate.dispatcher import read_keys
 from data_prep.generate.prompt import check_reply, rule_violations
+from data_prep.generate.quota.answering_model import expected_model, is_version_of
 from data_prep.generate.workers import generate_all, identity
 from data_prep.outcomes import Todo, UserError
 from data_prep.records import Product, Reply, from_dict
 from jobs.run.layout import ShardStore
 from jobs.shards.journal import ReadReport
-from jobs.shards.marker import Spending
+from jobs.shards.marker import ShardMarker, Spending
 from jobs.shards.progress import Limits
 from jobs.shards.store import read_records
-from jobs.stages.base import ShardedStage
+from jobs.stages.base import ShardedStage, TaskResult
 from jobs.stages.status import DONE, PARTIAL, StepStatus, finished_shards
 
 
@@ -90,22 +92,34 @@ class Generate(ShardedStage[Product]):
     def finish(self, shard: int) -> Spending:
         """Write the shard's CSV, the best reply of each product, and sum what the shard cost."""
         best: dict[str, dataset_csv.CsvRow] = {}
-        spent = Spending()
+        spent, answered = Spending(), set()
         for record in read_records(self.store, ReadReport(), shard=shard):
             outcome = record.outcome(Reply)
             reply: Reply | None = outcome.value
             if reply is None:
                 continue
             spent += Spending(reply.input_tokens, reply.output_tokens, reply.dollars)
+            answered.add(record.key)
             pairs = list(check_reply(reply, self.config.generate).pairs) if record.ok else []
             known = best.get(record.key)
             if pairs and (known is None or len(pairs) >= len(known.qas)):
                 best[record.key] = dataset_csv.CsvRow(record.key, reply.image_id, pairs)
         dataset_csv.write(self.store.shard(shard) / f"dataset_{shard}.csv", (best[key] for key in sorted(best)))
-        return spent
+        return spent + Spending(answered=len(answered))
+
+    def run(self, task: int | None, stop: Callable[[], bool]) -> TaskResult:
+        result = super().run(task, stop)
+        marker = ShardMarker.read(self.store, task) if task is not None else None
+        if marker and marker.spending.answered > marker.done:
+            usable = f"{marker.spending.answered:,} answered, {marker.done:,} usable"
+            return dataclasses.replace(result, summary=f"{result.summary}: {usable}")
+        return result
 
     def status(self) -> StepStatus:
         status = super().status()
+        answered = expected_model(self.run_dir.quota)
+        if answered and not is_version_of(answered, self.config.generate.model):
+            status.notes.append(f"{self.config.generate.model} was asked, and {answered} answered.")
         self._forecast(status)
         if self.config.generate.tier == "batch" and status.state != DONE:
             status.in_batches = products_under_way(self.run_dir.batches)

@@ -46,6 +46,7 @@ class StepStatus:
     dollars: float = 0.0
     planned_dollars: float | None = None  # before anything was sent, or after a probe
     projected_dollars: float | None = None  # for all items, at what those so far cost
+    answered: int = 0  # items that have a reply; of those that are not done, it was of no use
     seconds: float = 0.0  # summed over the tasks that finished
     damaged_lines: int = 0  # records found damaged by their checksum, and done again
     changed_files: int = 0  # record files that were damaged after their shard was finished
@@ -63,6 +64,10 @@ class StepStatus:
         money = f"${self.dollars:,.2f}, " if self.dollars else ""
         return f"{money}{tokens / 1e6:,.2f} M tokens"
 
+    def usable(self) -> str:
+        """How many paid replies are of use; "" where all are."""
+        return f"{self.answered:,} answered, {self.done:,} usable" if self.answered > self.done else ""
+
     def all_items_failed(self) -> str:
         """Why the next step would have nothing to work on; "" where it has something."""
         if not self.items or self.failed < self.items:
@@ -73,6 +78,8 @@ class StepStatus:
     def warnings(self) -> list[str]:
         """What a reader of the results must know about this step, in sentences."""
         said = []
+        if usable := self.usable():
+            said.append(f"{self.step}: {usable}.")
         if self.failed:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.items())
             said.append(f"{self.step}: {self.failed:,} of {self.items or 0:,} items failed ({reasons}).")
@@ -155,12 +162,15 @@ def store_status(source: ShardSource[Any], variant: str) -> StoreStatus:
 def _count_records(
     source: ShardSource[Any], store: ShardStore, shard: int | None, status: StoreStatus, times: list[float]
 ) -> None:
-    report, progress = ReadReport(), Progress(source)
+    report, progress, answered = ReadReport(), Progress(source), set()
     for record in read_records(store, report, shard=shard):
         progress.note(record.key, record.outcome(source.value_type))
         times.append(record.at)
         paid = record.value or {}
+        if paid.get("input_tokens"):
+            answered.add(record.key)
         status.spending += Spending(paid.get("input_tokens", 0), paid.get("output_tokens", 0), paid.get("dollars", 0.0))
+    status.spending += Spending(answered=len(answered))
     status.done += len(progress.done)
     status.failed += len(progress.failed)
     status.reasons.update(progress.failed.values())
@@ -202,6 +212,7 @@ def sharded_status(source: ShardSource[Any], step: Step, items: int | None) -> S
     )
     spent = sum((part.spending for part in parts), Spending())
     status.input_tokens, status.output_tokens, status.dollars = spent.input_tokens, spent.output_tokens, spent.dollars
+    status.answered = spent.answered
     if items is None:
         return status
     status.remaining = max(0, items - status.done - status.failed)

@@ -37,6 +37,7 @@ class Request:
     prompt: str
     image: bytes  # the file's own bytes, never re-encoded; b"": none, as when `doctor` tries a key
     mime_type: str
+    max_output_tokens: int  # thoughts included
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,21 @@
 =====================  ===================================================  ===============================================
 class                  when                                                 what happens
 =====================  ===================================================  ===============================================
-`RetryableError`       429, 500, 502, 503, 504, broken connection, timeout  pause, then the same request again, a few times
+`RetryableError`       429, 500, 502, 503, 504, broken connection, timeout  pause, then the same request again; where every
+                                                                            request fails for minutes, the task ends
 `Unreachable`          refused, no such name, no route to the server        the same; then the task ends, the product is kept
 `ItemRefused`          blocked for safety, recitation, no candidate         this product fails, with the reason
 `KeyRejected`          400 API_KEY_INVALID, 401, 403                        this key is set aside; none left: `FatalError`
-`DailyQuotaExhausted`  429 that names a daily quota                         the task ends; the run continues the next day
-`FatalError`           unknown model, bad certificate, a quota of 0, a      the task ends at once
-                       redirect, any other 4xx
+`ProjectRefused`       402, a spending cap, a quota of 0, no billing, the   this project is set aside; none left: the task
+                       API is disabled                                      ends, and no product is given up
+`DailyQuotaExhausted`  429 that names a daily quota                         the same; the run continues the next day
+`ModelGone`            404: retired, or unknown                             `generate.successor` is asked instead; without
+                                                                            one the task ends at once
+`FatalError`           the location, a bad certificate, a redirect, any     the task ends at once
+                       other 4xx
 =====================  ===================================================  ===============================================
+
+Only `ItemRefused` says something about a product. Every message quotes the server's own words.
 """
 
 from __future__ import annotations
@@ -31,9 +38,43 @@ _UNREACHABLE = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno
 
 # What servers say about an image that they cannot use; other products' images may be fine.
 _IMAGE = re.compile(
-    r"\b(?:unable to process|invalid|unsupported)\b.*\b(?:image|mime|inline data)|\bimage\b.*\b(?:not valid|invalid|unsupported)",
+    r"\b(?:unable to process|invalid|unsupported)\b.*\b(?:image|mime|inline data)|\bimage\b.*\b(?:not valid|invalid|unsupported)"
+    r"|payload size exceeds",
     re.I,
 )
+# What Google says of an account, by the words of its message and the reason in its details, and what its owner can do. The
+# status varies: a spending cap is a 429 like any other, except that it comes without RetryInfo.
+_PROJECT = (
+    (
+        re.compile(r"SERVICE_DISABLED|has not been used in project|API .*\bdisabled", re.I),
+        "The Gemini API is disabled in this project: enable it in the Google Cloud console, wait some minutes, and start again.",
+    ),
+    (
+        re.compile(
+            r"prepa(?:y|id)|credits? .*\b(?:depleted|exhausted|used up)|insufficient (?:funds|balance|credit)", re.I
+        ),
+        "The project's prepaid balance is empty: top it up at https://ai.studio/projects and start again.",
+    ),
+    (
+        re.compile(r"spend(?:ing)?[ -](?:cap|limit)|budget (?:cap|limit)", re.I),
+        "The project's spending cap is reached: raise it at https://ai.studio/spend, or start again next month.",
+    ),
+    (
+        re.compile(
+            r"BILLING_DISABLED|(?:enable|requires?|without|no) billing|billing .*\b(?:disabled|not enabled|closed)|free tier is not",
+            re.I,
+        ),
+        "The project has no active billing account: enable billing at https://ai.studio/projects and start again.",
+    ),
+    (
+        re.compile(r"CONSUMER_SUSPENDED|project .*\b(?:suspended|denied access)", re.I),
+        "Google has suspended this project: use another, or appeal in the Google Cloud console.",
+    ),
+)
+_LOCATION = re.compile(r"location is not supported|not available in your (?:country|region)", re.I)
+
+
+_MAX_WORDS = 300  # characters of a server's message that are quoted
 
 
 class GeneratorError(Exception):
@@ -82,6 +123,14 @@ class FatalError(UserError):
     """No request can succeed until the user changes something."""
 
 
+class ProjectRefused(FatalError):
+    """This project may not send any request until its owner changes something. Other projects may."""
+
+
+class ModelGone(FatalError):
+    """The model that was asked for does not answer any more, or never did."""
+
+
 def classify(status: int, message: str, details: Iterable[Any] | None) -> Exception:
     """The error for an HTTP status, the server's message and Google's error details.
 
@@ -94,20 +143,24 @@ def classify(status: int, message: str, details: Iterable[Any] | None) -> Except
     for detail in details or ():
         if not isinstance(detail, dict):
             continue  # a proxy's own error body
-        reasons.add(detail.get("reason"))
+        reasons.add(str(detail.get("reason") or ""))
         delay = seconds(detail["retryDelay"]) if "retryDelay" in detail else delay
         quotas += [quota for quota in detail.get("violations") or () if isinstance(quota, dict)]
-    words = " ".join(message.split())[:300]
-    # Google answers a bad key with 400, not 401; a suspended project with 403.
-    if "API_KEY_INVALID" in reasons or status in (401, 403) or (status == 400 and "API key not valid" in message):
+    words = " ".join(message.split())[:_MAX_WORDS]
+    quoted = f'{status}: "{words}"'
+    if "API_KEY_INVALID" in reasons or (status == 400 and "API key not valid" in message):  # Google answers it with 400
+        return KeyRejected(f"{status} {words}")
+    if error := _account_error(status, f"{' '.join(reasons)} {words}", quoted, waits=delay is not None):
+        return error
+    if status in (401, 403):
         return KeyRejected(f"{status} {words}")
     if status == 429:
         ids = [str(quota.get("quotaId", "")) for quota in quotas]
         # A quota of 0 never recovers, though it comes with a retryDelay like any other 429.
         if any(str(quota.get("quotaValue", "")) == "0" for quota in quotas) or re.search(r"limit: 0\b", message):
-            return FatalError(
-                f"The quota of this project for this model is 0 ({words}). Choose another model or another project, or "
-                f"enable billing."
+            return ProjectRefused(
+                f"The server answers {quoted}. The quota of this project for this model is 0. Choose another model or another "
+                f"project, or enable billing."
             )
         if any("PerDay" in name for name in ids):
             return DailyQuotaExhausted(f"the daily quota is used up ({', '.join(ids)})")
@@ -121,8 +174,41 @@ def classify(status: int, message: str, details: Iterable[Any] | None) -> Except
             f"that address. The sign-in page of a network also causes this."
         )
     if status == 404:
-        return FatalError(f"The model or endpoint does not exist ({words}). Set generate.model to one that does.")
-    return FatalError(f"The server refuses the request: {status} {words}")
+        return ModelGone(
+            f"The server answers {quoted}. The model is retired or does not exist, or generate.endpoint is wrong. Set "
+            f"generate.model to a model that doctor lists. To go on with a run that has replies of a retired model, set "
+            f"generate.successor to the model that replaces it: both are kept apart."
+        )
+    return FatalError(
+        f"The server refuses the request, {quoted}. Change what it names in the settings of generate, or set another "
+        f"generate.model."
+    )
+
+
+def _account_error(status: int, said: str, quoted: str, *, waits: bool) -> FatalError | None:
+    """The error for what says something about the account or the place, and nothing about a request; None for others.
+
+    Args:
+        status: HTTP status.
+        said: the server's reasons and message.
+        quoted: its words, for the user.
+        waits: whether the server says when to try again: then it is an ordinary limit.
+    """
+    if status == 400 and _LOCATION.search(said) and "billing" not in said:
+        return FatalError(
+            f"The server answers {quoted}. Google does not serve the place that this machine's requests come from: generate "
+            f"on a machine in a supported country, or set HTTPS_PROXY to a proxy there."
+        )
+    if status in (400, 402, 403) or (status == 429 and not waits):
+        for words, remedy in _PROJECT:
+            if words.search(said):
+                return ProjectRefused(f"The server answers {quoted}. {remedy}")
+    if status == 402:
+        return ProjectRefused(
+            f"The server answers {quoted}. It wants to be paid first: look at the project's billing at "
+            f"https://ai.studio/projects and start again."
+        )
+    return None
 
 
 def connection_error(error: BaseException) -> Exception:

@@ -46,7 +46,6 @@ class Client:
         resolution = settings.sent_resolution
         self._configuration = types.GenerateContentConfig(
             temperature=settings.temperature,
-            max_output_tokens=settings.max_output_tokens,
             response_mime_type="application/json",
             response_json_schema=RESPONSE_SCHEMA,
             thinking_config=_thinking(settings),
@@ -61,15 +60,17 @@ class Client:
         contents: list[Any] = [request.prompt]
         if request.image:
             contents.insert(0, self._types.Part.from_bytes(data=request.image, mime_type=request.mime_type))
+        config = self._single.model_copy(update={"max_output_tokens": request.max_output_tokens})
         with _translated_errors():
-            reply = self._client.models.generate_content(model=self._model, contents=contents, config=self._single)
+            reply = self._client.models.generate_content(model=self._model, contents=contents, config=config)
         return read_reply(_as_json(reply))
 
     def encode(self, key: str, request: Request) -> bytes:
         """One request as a line of a batch's input file, in REST's spelling."""
         image = {"mimeType": request.mime_type, "data": base64.b64encode(request.image).decode()}
         contents = [{"role": "user", "parts": [{"inlineData": image}, {"text": request.prompt}]}]
-        body = {"key": key, "request": {"contents": contents, "generationConfig": _as_json(self._configuration)}}
+        config = self._configuration.model_copy(update={"max_output_tokens": request.max_output_tokens})
+        body = {"key": key, "request": {"contents": contents, "generationConfig": _as_json(config)}}
         return orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE)
 
     def decode(self, line: bytes) -> tuple[str, RawReply | Exception]:

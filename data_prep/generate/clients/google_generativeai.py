@@ -34,7 +34,6 @@ class Client:
         self._model._client = client
         self._options: Any = {"retry": None, "timeout": settings.timeout}  # retries are ours
         self._configuration: Any = {
-            "max_output_tokens": settings.max_output_tokens,
             "response_mime_type": "application/json",
             "response_schema": _openapi(RESPONSE_SCHEMA),
         }
@@ -53,7 +52,7 @@ class Client:
         try:
             reply = self._model.generate_content(
                 parts,
-                generation_config=self._configuration,
+                generation_config={**self._configuration, "max_output_tokens": request.max_output_tokens},
                 request_options=self._options,
             )
         except exceptions.GoogleAPICallError as error:

@@ -44,7 +44,7 @@ class Client:
         body: dict[str, Any] = {
             "model": self._settings.model,
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": self._settings.max_output_tokens,
+            "max_tokens": request.max_output_tokens,
             "response_format": {"type": "json_schema", "json_schema": {"name": "questions", "schema": RESPONSE_SCHEMA}},
         }
         if self._settings.temperature is not None:

@@ -115,18 +115,16 @@ class Budget:
     Args:
         folder: ``3_generate/quota``.
         cap: dollars; None: no cap.
-        max_request_cost: dollars that one request can cost.
     """
 
-    def __init__(self, folder: Path, cap: float | None, max_request_cost: float) -> None:
-        self._cap, self._max_request_cost = cap, max_request_cost
-        self.capped = cap is not None and max_request_cost > 0  # a server of one's own costs nothing
+    def __init__(self, folder: Path, cap: float | None) -> None:
+        self._cap, self.capped = cap, cap is not None
         self._allowance = SharedAllowance(folder / "dollars", cap or 0.0, _BUDGET_PIECES) if self.capped else None
         self._in_flight = 0
         self._change = threading.Condition()
 
-    def reserve_request(self) -> None:
-        """Reserve the cost of one request; wait while requests in flight may still release enough.
+    def reserve_request(self, dollars: float) -> None:
+        """Reserve the most that one request can cost; wait while requests in flight may still release enough.
 
         Raises:
             BudgetExhausted: the request could exceed the cap.
@@ -134,7 +132,7 @@ class Budget:
         if self._allowance is None:
             return
         with self._change:
-            while not self._allowance.reserve(self._max_request_cost):
+            while not self._allowance.reserve(dollars):
                 if self._in_flight == 0:
                     raise BudgetExhausted(
                         f"The budget of ${self._cap:g} is spent: one more request could exceed it. All replies so far are "
@@ -143,13 +141,13 @@ class Budget:
                 self._change.wait(1.0)
             self._in_flight += 1
 
-    def settle_request(self, dollars: float) -> None:
+    def settle_request(self, reserved: float, paid: float) -> None:
         """Release what a request did not cost."""
         if self._allowance is None:
             return
         with self._change:
             self._in_flight -= 1
-            self._allowance.release(self._max_request_cost - dollars)
+            self._allowance.release(reserved - paid)
             self._change.notify()
 
     def reserve(self, dollars: float) -> bool:
