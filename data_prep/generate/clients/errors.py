@@ -46,7 +46,7 @@ _IMAGE = re.compile(
 # status varies: a spending cap is a 429 like any other, except that it comes without RetryInfo.
 _PROJECT = (
     (
-        re.compile(r"SERVICE_DISABLED|has not been used in project|API .*\bdisabled", re.I),
+        re.compile(r"SERVICE_DISABLED|has not been used in project|API\b(?! key).*\bdisabled", re.I),
         "The Gemini API is disabled in this project: enable it in the Google Cloud console, wait some minutes, and start again.",
     ),
     (
@@ -67,7 +67,7 @@ _PROJECT = (
         "The project has no active billing account: enable billing at https://ai.studio/projects and start again.",
     ),
     (
-        re.compile(r"CONSUMER_SUSPENDED|project .*\b(?:suspended|denied access)", re.I),
+        re.compile(r"CONSUMER_SUSPENDED|(?:project|consumer) .*\b(?:suspended|denied access)", re.I),
         "Google has suspended this project: use another, or appeal in the Google Cloud console.",
     ),
 )

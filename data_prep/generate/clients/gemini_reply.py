@@ -9,18 +9,22 @@ RawReply(text='[…]', finish_reason='STOP', usage=Usage(input_tokens=1520, outp
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from data_prep.generate.clients.base import RawReply
 from data_prep.generate.clients.errors import ItemRefused, not_a_reply
 from data_prep.records import Usage
 
+# SAFETY, IMAGE_SAFETY, RECITATION, LANGUAGE, BLOCKLIST, PROHIBITED_CONTENT, SPII, ...
+_FILTERED = re.compile(r"SAFETY|RECITATION|LANGUAGE|BLOCKLIST|PROHIBITED|SPII")
+
 
 def read_reply(reply: dict[str, Any]) -> RawReply:
     """The reply in a GenerateContentResponse, as the REST API spells it.
 
     Raises:
-        ItemRefused: there is no text, and not because the output limit was reached.
+        ItemRefused: Google's filters withhold the text.
         RetryableError: it has neither a candidate nor a count of tokens.
     """
     usage, candidates = read_usage(reply.get("usageMetadata") or {}), reply.get("candidates") or []
@@ -30,7 +34,7 @@ def read_reply(reply: dict[str, Any]) -> RawReply:
     raw = RawReply(
         # Thought parts are a summary of the model's thoughts, not its answer. A signature has no text.
         text="".join(part.get("text") or "" for part in parts if not part.get("thought")),
-        finish_reason=candidate.get("finishReason") or "UNKNOWN",
+        finish_reason=candidate.get("finishReason") or ("UNKNOWN" if candidates else "NO_CANDIDATE"),
         usage=usage,
         model_version=str(reply.get("modelVersion") or "").removeprefix("models/"),
         model_status=_status(reply.get("modelStatus") or {}),
@@ -40,8 +44,10 @@ def read_reply(reply: dict[str, Any]) -> RawReply:
         blocked = (reply.get("promptFeedback") or {}).get("blockReason", "")
         if not usage.input_tokens and not blocked:  # JSON of another shape, which the libraries take for a reply
             raise not_a_reply("nothing in it")
-        raise ItemRefused("blocked" if blocked else "no_candidate", blocked, reply=raw)
-    if not raw.text and raw.finish_reason != "MAX_TOKENS":
+        if blocked:
+            raise ItemRefused("blocked", blocked, reply=raw)
+    # Any other reply without a text was the model's fault, not the product's: it may be asked again.
+    if not raw.text and _FILTERED.search(raw.finish_reason):
         raise ItemRefused(f"finished_{raw.finish_reason.lower()}", "no text", reply=raw)
     return raw
 

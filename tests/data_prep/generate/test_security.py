@@ -15,7 +15,7 @@ from data_prep.generate.settings import ProjectSettings
 from data_prep.stand_in import StandIn, StandInOptions
 from tests.data_prep.generate.conftest import KEY, Shop, settings_for
 
-REQUEST = Request("five questions", b"\xff\xd8\xff", "image/jpeg")
+REQUEST = Request("five questions", b"\xff\xd8\xff", "image/jpeg", 1024)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_no_traceback_or_repr_shows_the_key(shop: Shop, generator: str, fault: s
     with StandIn(shop.answers, StandInOptions(faults={fault: 1.0})) as server:
         client = client_class(generator)(settings_for(server.url, generator=generator), KEY, server.url)
         try:
-            client.generate(Request("five questions", image, "image/jpeg"))
+            client.generate(Request("five questions", image, "image/jpeg", 1024))
         except Exception as error:
             shown = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__cause__)
         else:
@@ -81,7 +81,7 @@ def test_the_stand_ins_log_has_only_the_end_of_a_key(shop: Shop) -> None:
     image = (shop.root / shop.products[0].image_path).read_bytes()
     with StandIn(shop.answers, log=log) as server:
         client_class("openai_compatible")(settings_for(server.url), KEY, server.url).generate(
-            Request("five questions", image, "image/jpeg")
+            Request("five questions", image, "image/jpeg", 1024)
         )
     assert KEY not in log.read_text() and KEY[-4:] in log.read_text()
 
