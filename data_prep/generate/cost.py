@@ -19,7 +19,7 @@ from data_prep.outcomes import UserError
 from data_prep.records import Usage
 
 # Expected of one request. PROMPT_TOKENS: about four characters a token, which a test compares with the prompt's file.
-PROMPT_TOKENS = 420
+PROMPT_TOKENS = 480
 OUTPUT_TOKENS = 150  # five pairs, measured
 # Tokens of thoughts by level: assumed, as Google publishes none. `plan --probe` measures them.
 THOUGHTS = {"minimal": 0, "low": 250, "medium": 640, "high": 2000}
@@ -42,7 +42,7 @@ class ProductUsage:
     input_tokens: int = 0
     output_tokens: int = 0  # thoughts included
     thought_tokens: int = 0
-    usable: bool = False  # one of the replies keeps the rules
+    usable: bool = False  # one of the replies has a valid pair
 
     def __add__(self, other: ProductUsage) -> ProductUsage:
         return ProductUsage(
@@ -62,7 +62,7 @@ class Estimate:
     input_tokens: int
     output_tokens: int  # thoughts included
     dollars: float | None  # None: no price is known
-    at_most: float | None  # dollars if every request took all that it may
+    at_most: float | None  # dollars if every reply were cut off at its limit
     hours: float
     limited_by: str  # what determines the hours: requests_per_minute, requests_per_day, concurrency, batches, ...
     measured: int = 0  # products of a probe that it rests on; 0: arithmetic
@@ -189,13 +189,16 @@ def estimate(products: int, settings: GenerateSettings, probe: Sequence[ProductU
     limit = max(hours, key=lambda name: hours[name])
     known = price(settings, tier=settings.tier)
     worst_tier = "batch" if settings.tier == "batch" else "standard"
-    worst = max_request_cost(settings.model_copy(update={"max_dollars": None}), tier=worst_tier)
+    uncapped = settings.model_copy(update={"max_dollars": None})
+    # A reply that was cut off is followed by a request with twice the room.
+    limits = [settings.max_output_tokens * 2**ask for ask in range(settings.max_asks)]
+    worst = sum(max_request_cost(uncapped, tier=worst_tier, output_tokens=limit) for limit in limits)
     return Estimate(
         requests=requests,
         input_tokens=tokens_in,
         output_tokens=tokens_out,
         dollars=round(known.dollars(tokens_in, tokens_out), 2) if known else None,
-        at_most=round(worst * products * settings.max_asks, 2) if known else None,
+        at_most=round(worst * products, 2) if known else None,
         hours=round(hours[limit], 2),
         limited_by=limit,
         measured=len(probe),

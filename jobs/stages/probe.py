@@ -67,6 +67,6 @@ class Probe(Generate):
                     reply.input_tokens,
                     reply.output_tokens,
                     reply.thought_tokens,
-                    usable=isinstance(outcome, Ok) and self.rule_violations(reply) is None,
+                    usable=isinstance(outcome, Ok),
                 )
         return list(found.values())

@@ -182,8 +182,8 @@ def _assumptions(settings: GenerateSettings, estimate: cost.Estimate) -> Iterato
             f"{settings.sent_thinking or 'not sent'}), whose number is assumed. Measure it: launch.py plan --probe 20"
         )
     yield (
-        f'"At most" is if every product took {settings.max_asks} replies of {settings.max_output_tokens:,} tokens each, the limit of '
-        f"max_output_tokens."
+        f'"At most" is if every product took {settings.max_asks} replies (max_asks), each cut off at its limit: '
+        f"{settings.max_output_tokens:,} tokens (max_output_tokens), then twice as many."
     )
     if settings.max_dollars is not None and estimate.dollars is not None:
         enough = "above" if settings.max_dollars >= estimate.dollars + estimate.margin else "BELOW"

@@ -80,7 +80,7 @@ def test_flex_is_a_field_of_single_requests_and_never_of_a_batch() -> None:
     assert sent(tier="flex", timeout=900)[1]["serviceTier"] == "flex"
     assert "serviceTier" not in sent()[1]
     client = google_genai.Client(GenerateSettings(tier="flex", timeout=900), "key", "http://127.0.0.1:9")
-    (line,) = client.encode("B1", Request("prompt", b"\xff\xd8", "image/jpeg")).splitlines()
+    (line,) = client.encode("B1", Request("prompt", b"\xff\xd8", "image/jpeg", 4096)).splitlines()
     config = json.loads(line)["request"]["generationConfig"]
     assert config["thinkingConfig"] == {"thinkingLevel": "MINIMAL"} and "serviceTier" not in config
 
