@@ -53,9 +53,9 @@ check: install
 # Known vulnerabilities in the installed packages, from an online database, and generator models that are about to be shut down
 # or change their price. Both change by themselves, so this is not part of `check`.
 audit: install
+	$(BIN)/python -m data_prep.generate.models
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/python -m pip_audit --skip-editable
-	$(BIN)/python -m data_prep.generate.models
 
 # The pipeline under injected faults, compared with undisturbed runs. About an hour; see docs/reliability.md.
 chaos: install

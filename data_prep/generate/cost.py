@@ -27,7 +27,7 @@ FULL_IMAGE_TOKENS = 1120  # of a model without a card: Gemini 3's default
 # Every field of the listing at its limit, in a script with a token a character, and the faults of the last reply.
 MOST_PROMPT_TOKENS = 3500
 REPEATED = 0.1  # share of replies that break the rules, and are followed by another request
-SECONDS_PER_REPLY = 3.0
+SECONDS_PER_REPLY = {"standard": 3.0, "flex": 300.0}  # Google aims at 1 to 15 minutes for flex
 TOKENS_USED = 0.65  # measured share of tokens_per_minute that gets used; see `quota.rate_limit.TokenSlots`
 # Days for which the most expensive price counts: a batch is answered up to two days after it was submitted.
 _PRICE_DAYS = 3
@@ -216,7 +216,11 @@ def _margin(costs: Sequence[float]) -> float:
 def _hours_of_single_requests(requests: int, tokens: int, settings: GenerateSettings) -> dict[str, float]:
     """Hours that single requests take, by each limit."""
     projects, quota = len(settings.projects), settings.quota
-    hours = {"concurrency": requests / (settings.concurrency * settings.shards / SECONDS_PER_REPLY) / 3600}
+    hours = {
+        "concurrency": requests
+        / (settings.concurrency * settings.shards / SECONDS_PER_REPLY[single_tier(settings)])
+        / 3600
+    }
     if quota.requests_per_minute:
         hours["requests_per_minute"] = requests / (quota.requests_per_minute * projects) / 60
     if quota.tokens_per_minute:

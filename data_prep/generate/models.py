@@ -82,9 +82,8 @@ class Price:
 
 
 @functools.cache
-def _file() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(CARDS_FILE.read_text(encoding="utf-8"))
-    return found
+def _file() -> Any:
+    return yaml.safe_load(CARDS_FILE.read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -101,7 +100,7 @@ def cards() -> dict[str, Card]:
 
 def open_teacher() -> Card:
     """The model with open weights to use where Google's terms do not suit."""
-    return cards()[_file()["open_teacher"]]
+    return cards()[str(_file()["open_teacher"])]
 
 
 def card(model: str) -> Card | None:

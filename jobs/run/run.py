@@ -29,7 +29,17 @@ from jobs.run.layout import RunDir
 from jobs.shards.digest import differences, digest
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "google-generativeai", "google-genai", "pillow")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "deepspeed",
+    "google-generativeai",
+    "google-genai",
+    "genai-prices",
+    "pillow",
+)
 
 
 @dataclass(frozen=True, slots=True)

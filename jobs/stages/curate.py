@@ -61,7 +61,7 @@ class Curate(SingleStage):
             dataset,
             folder,
             image_root=self.config.data.image_root,
-            teacher=Teacher(generate.model, generate.stand_in is not None, models.terms_lines(generate.model)),
+            teacher=Teacher(generate.model, bool(generate.stand_in), models.terms_lines(generate.model)),
         )
         if leaks := verify(folder):
             raise UserError(f"Internal error: splits overlap; please report. {'; '.join(leaks[:3])}")

@@ -71,10 +71,10 @@ class Client:
         return read_reply(_as_json(reply._result._pb))
 
 
-def _openapi(schema: dict[str, Any]) -> dict[str, Any]:
+def _openapi(schema: dict[str, object]) -> dict[str, object]:
     """A JSON schema in the library's spelling of OpenAPI: types in capitals, names with underscores."""
     spelled = {"minItems": "min_items", "maxItems": "max_items"}
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in schema.items():
         found[spelled.get(name, name)] = _openapi(value) if isinstance(value, dict) else value
     if isinstance(kind := found.get("type"), str):
