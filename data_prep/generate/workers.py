@@ -103,7 +103,7 @@ class WorkerPool:
         budget = Budget(quota_folder, None if settings.stand_in else settings.max_dollars)
         self.dispatcher = Dispatcher(settings, endpoint, quota_folder, budget, self._cancelled)
         # Under other settings the first replies are counted anew.
-        made_by = orjson.dumps([identity(settings), settings.successor, settings.endpoint], option=orjson.OPT_SORT_KEYS)
+        made_by = orjson.dumps([identity(settings), settings.successor], option=orjson.OPT_SORT_KEYS)
         digest = hashlib.sha256(made_by).hexdigest()[:12]
         self.replies = ReplyCheck(settings, digest, quota_folder, self._cancelled)
         self._suspects: list[tuple[Todo[Product], Failed]] = []  # failed while nothing was answered

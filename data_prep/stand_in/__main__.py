@@ -40,6 +40,11 @@ def main() -> None:
     parser.add_argument("--requests-per-day", type=int, help="over the server's lifetime")
     parser.add_argument("--key", action="append", dest="keys", help="a valid API key, repeatable; default: any is")
     parser.add_argument("--model", action="append", dest="models", help="a known model, repeatable; default: any is")
+    parser.add_argument("--retired", action="append", default=[], metavar="MODEL", help="answered with 404, repeatable")
+    parser.add_argument(
+        "--thoughts", type=float, help="mean of thought tokens; tokens are drawn as Gemini 3 counts them"
+    )
+    parser.add_argument("--outage-seconds", type=float, default=0.0, help="503 for so long after the first request")
     parser.add_argument("--log", type=Path, help="file for one line a request")
     arguments = parser.parse_args()
     # Every other argument is an option of the same name.

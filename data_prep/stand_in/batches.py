@@ -136,13 +136,13 @@ class Batches:
         """A line of the results; nothing where the fault is one that no batch can show."""
         entry = orjson.loads(line)
         image = hashlib.sha256(messages.gemini_image(entry["request"]) or b"").hexdigest()
-        answer = self._state.answer(image)
-        self._state.note(job.created, answer.fault or "ok", job.key, image=image, ask=answer.ask, batch=job.name)
+        answer = self._state.answer(image, messages.gemini_asked(entry["request"]))
+        self._state.note(job.created, answer.fault or "ok", job.key, image=image, answer=answer, batch=job.name)
         result: dict[str, object] = {"key": entry["key"]}
         if answer.fault in _ERRORS:
             result["error"] = _ERRORS[answer.fault]
         elif answer.fault in fault_kinds.TRANSPORT:
             return b""
         else:
-            result["response"] = messages.gemini_reply(answer.text, answer.finish_reason, job.model)
+            result["response"] = messages.gemini_reply(answer.text, answer.finish_reason, job.model, answer.manner)
         return orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE)

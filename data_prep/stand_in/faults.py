@@ -14,6 +14,12 @@ TRANSPORT = {
     "status_429": "429 RESOURCE_EXHAUSTED with a retryDelay",
     "status_500": "500 INTERNAL",
     "status_503": "503 UNAVAILABLE",
+    "bare_429": "429 RESOURCE_EXHAUSTED without RetryInfo, which says nothing of when to come back",
+    "spending_cap": "429 without RetryInfo: the project's monthly spending cap is reached",
+    "status_402": "402: the prepaid balance is empty",
+    "retired": "404: the model is no longer available",
+    "api_disabled": "403 PERMISSION_DENIED: the API is disabled in this project",
+    "location": "400 FAILED_PRECONDITION: the requests come from an unsupported place",
     "break_off": "closes the connection in the middle of the body",
     "hang": "never answers",
     "drip": "answers a byte every fifth of a second, so that no timeout between two bytes ends it",
@@ -29,6 +35,13 @@ CONTENT = {
     "truncated": "the JSON stops in the middle",
     "max_tokens": "stops with finishReason MAX_TOKENS",
     "safety": "is blocked: no candidate",
+    "eaten": "stops with MAX_TOKENS and without a text: all of max_output_tokens went into thoughts",
+    "empty": "stops with STOP and without a text",
+    "thoughts": "thinks first, and signs its text (not an error)",
+    "thought_parts": "shows a summary of its thoughts before the text (not an error)",
+    "routed": "another model answers, and modelVersion says so (not an error)",
+    "no_version": "there is no modelVersion (not an error)",
+    "deprecated": "modelStatus says that the model is deprecated (not an error)",
 }
 KINDS = TRANSPORT | CONTENT
 # A whole batch goes wrong: nothing is billed, except where it was created and the client does not know.
@@ -52,6 +65,8 @@ def choose(faults: Mapping[str, float], seed: int, image: str, ask: int) -> str:
 
 def spoil(kind: str, pairs: Sequence[Mapping[str, str]]) -> str:
     """The text of a reply with a fault in its content."""
+    if kind in ("eaten", "empty"):
+        return ""
     spoiled = [dict(pair) for pair in pairs]
     if kind == "four_pairs":
         spoiled = spoiled[:4]

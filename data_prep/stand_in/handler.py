@@ -19,7 +19,27 @@ from data_prep.stand_in.state import State
 
 HANG_SECONDS, DRIP_SECONDS = 600.0, 0.2
 _ANNOUNCED = 1000  # bytes that a reply says it has, and does not send
-_ERRORS = {
+_DISABLED = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "SERVICE_DISABLED"}
+_ERRORS: dict[str, tuple[int, str, str]] = {  # status, its name, message, details
+    "bare_429": (429, "RESOURCE_EXHAUSTED", "Resource has been exhausted (e.g. check quota)."),
+    "spending_cap": (
+        429,
+        "RESOURCE_EXHAUSTED",
+        "Your project has exceeded its monthly spending cap. Please go to AI Studio at https://ai.studio/spend to manage it.",
+    ),
+    "status_402": (
+        402,
+        "FAILED_PRECONDITION",
+        "Your prepayment credits are depleted. Please go to AI Studio at https://ai.studio/projects to manage your project and "
+        "billing.",
+    ),
+    "api_disabled": (
+        403,
+        "PERMISSION_DENIED",
+        "Generative Language API has not been used in project 123456 before or it is disabled. Enable it by visiting "
+        "https://console.developers.google.com/apis/api/generativelanguage.googleapis.com then retry.",
+    ),
+    "location": (400, "FAILED_PRECONDITION", "User location is not supported for the API use."),
     "status_500": (500, "INTERNAL", "An internal error has occurred."),
     "status_503": (503, "UNAVAILABLE", "The model is overloaded. Please try again later."),
 }
@@ -50,9 +70,10 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path.endswith(":generateContent"):
             model = path.rpartition("/")[2].removesuffix(":generateContent")
-            self._answer(messages.gemini_image(request), model, messages.gemini_reply)
+            self._answer(messages.gemini_image(request), model, messages.gemini_asked(request), messages.gemini_reply)
         elif path.endswith("/chat/completions"):
-            self._answer(messages.openai_image(request), str(request.get("model")), messages.openai_reply)
+            model = str(request.get("model"))
+            self._answer(messages.openai_image(request), model, messages.openai_asked(request), messages.openai_reply)
         elif path.endswith(":batchGenerateContent"):
             self._create_batch(path.rpartition("/")[2].partition(":")[0], request)
         elif path.endswith(":cancel"):
@@ -63,12 +84,17 @@ class Handler(BaseHTTPRequestHandler):
             self._error(404, "NOT_FOUND", f"no such method: {self.path}")
 
     def do_GET(self) -> None:
-        """A batch, the list of all, or a file of results."""
+        """A batch, the list of all, a file of results, or the list of models."""
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query))
         if not self._key_is_valid(time.time()):
             return
         data, found = None, None
+        if url.path.endswith("/models"):
+            models = tuple(self.state.options.models or messages.MODELS)
+            shown = messages.model_list if "x-goog-api-key" in self.headers else messages.openai_model_list
+            self._found(shown(models))
+            return
         with self.state.lock:
             if url.path.endswith(":download"):
                 data = self.batches.file(_named(url.path, "files").removesuffix(":download"))
@@ -108,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _create_batch(self, model: str, request: dict[str, Any]) -> None:
         arrived, key = time.time(), self._key()
-        if not self._key_is_valid(arrived):
+        if not self._key_is_valid(arrived) or not self._has_model(model, arrived):
             return
         with self.state.lock:
             fault, job = self.batches.create(model, key, request)
@@ -134,38 +160,62 @@ class Handler(BaseHTTPRequestHandler):
         self._error(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key.", [info])
         return False
 
-    def _answer(self, image: bytes | None, model: str, reply: Callable[[str | None, str, str], object]) -> None:
+    def _has_model(self, model: str, arrived: float) -> bool:
+        """Whether a model answers in the version of the API that was asked; answers the request where it does not."""
+        options, version = self.state.options, self.path.split("/")[1]
+        if model in options.retired:
+            self.state.note(arrived, "retired", self._key())
+            self._retired(model)
+        elif version not in options.api_versions or (options.models is not None and model not in options.models):
+            self.state.note(arrived, "bad_model", self._key())
+            self._error(
+                404, "NOT_FOUND", f"models/{model} is not found for API version {version}. Call ListModels to see more."
+            )
+        else:
+            return True
+        return False
+
+    def _retired(self, model: str) -> None:
+        words = f"This model models/{model} is no longer available. Please update your code to use a newer model."
+        self._error(404, "NOT_FOUND", words)
+
+    def _answer(
+        self,
+        image: bytes | None,
+        model: str,
+        asked: messages.Asked,
+        reply: Callable[[str | None, str, str, messages.Manner], object],
+    ) -> None:
         state, arrived, key = self.state, time.time(), self._key()
-        if not self._key_is_valid(arrived):
-            return
-        if state.options.models is not None and model not in state.options.models:
-            state.note(arrived, "bad_model", key)
-            self._error(404, "NOT_FOUND", f"models/{model} is not found for API version v1beta")
+        if not self._key_is_valid(arrived) or not self._has_model(model, arrived):
             return
         if image is None:  # `doctor` tries a key
             state.note(arrived, "no_image", key)
-            self._send(200, orjson.dumps(reply("[]", "STOP", model)))
+            self._send(200, orjson.dumps(reply("[]", "STOP", model, messages.Manner())))
             return
         digest = hashlib.sha256(image).hexdigest()
         if quota := state.admit():
             state.note(arrived, f"quota_{quota}", key, image=digest)
             self._too_many_requests(quota)
             return
-        answer = state.answer(digest)
+        answer = state.answer(digest, asked)
         time.sleep(state.options.latency)
-        state.note(arrived, answer.fault or "ok", key, image=digest, ask=answer.ask)
+        state.note(arrived, answer.fault or "ok", key, image=digest, answer=answer)
         if answer.fault == "unknown_image":
             self._error(400, "INVALID_ARGUMENT", f"the stand-in has no answers for the image {digest}")
         elif answer.fault in fault_kinds.TRANSPORT:
-            self._fail(answer.fault)
+            self._fail(answer.fault, model)
         else:
-            self._send(200, orjson.dumps(reply(answer.text, answer.finish_reason, model)))
+            self._send(200, orjson.dumps(reply(answer.text, answer.finish_reason, model, answer.manner)))
 
-    def _fail(self, fault: str) -> None:
-        if fault == "status_429":
+    def _fail(self, fault: str, model: str) -> None:
+        if fault == "retired":
+            self._retired(model)
+        elif fault == "status_429":
             self._too_many_requests("minute")
         elif fault in _ERRORS:
-            self._error(*_ERRORS[fault])
+            code, status, words = _ERRORS[fault]
+            self._error(code, status, words, [_DISABLED] if fault == "api_disabled" else [])
         elif fault == "html":
             self._send(200, b"<html><body>Sign in to the network</body></html>", {"content-type": "text/html"})
         elif fault == "hang":

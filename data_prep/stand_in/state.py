@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import Counter, deque
@@ -14,7 +15,7 @@ import orjson
 
 from data_prep.outcomes import UserError
 from data_prep.stand_in import faults as fault_kinds
-from data_prep.stand_in.messages import INPUT_TOKENS, OUTPUT_TOKENS
+from data_prep.stand_in.messages import INPUT_TOKENS, OUTPUT_TOKENS, ROUTED_TO, Asked, Manner, Tokens, drawn_tokens
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,15 @@ class StandInOptions:
     """Valid API keys; None: any."""
     models: Sequence[str] | None = None
     """Known models; None: any."""
+    retired: Sequence[str] = ()
+    """Models that are answered with 404, in Google's words."""
+    api_versions: Sequence[str] = ("v1", "v1beta")
+    """Versions of the API that have the models."""
+    thoughts: float | None = None
+    """Mean of the thought tokens; tokens are then counted as Gemini 3 does, and drawn by the seed. None: each reply takes 900 in
+    and 150 out."""
+    outage_seconds: float = 0.0
+    """503 for so long after the first request."""
     batch_seconds: float = 0.0
     """Seconds until a batch is answered."""
     batches_at_once: int | None = None
@@ -67,6 +77,7 @@ class Answer:
     fault: str  # a kind of fault, unknown_image, or ""
     text: str | None = None  # None: no candidate
     finish_reason: str = "STOP"
+    manner: Manner = field(default_factory=Manner)
 
 
 class State:
@@ -89,6 +100,7 @@ class State:
         self._asked: Counter[str] = Counter()
         self._recent: deque[float] = deque()  # monotonic, of requests of the last minute
         self._today = 0
+        self._first_at: float | None = None  # monotonic; of the first request
         self._log = log.open("ab", buffering=0) if log else None
 
     def close(self) -> None:
@@ -96,9 +108,14 @@ class State:
         if self._log:
             self._log.close()
 
-    def note(self, arrived: float, outcome: str, key: str, *, image: str = "", ask: int = 0, batch: str = "") -> None:
+    def note(
+        self, arrived: float, outcome: str, key: str, *, image: str = "", answer: Answer | None = None, batch: str = ""
+    ) -> None:
         """Write one request into the log: when it arrived, about what, and how it is about to be answered."""
-        entry = {"at": arrived, "image": image, "ask": ask, "outcome": outcome, "key": key[-4:]}
+        entry = {"at": arrived, "image": image, "ask": answer.ask if answer else 0, "outcome": outcome, "key": key[-4:]}
+        if answer and answer.fault not in fault_kinds.TRANSPORT and outcome != "unknown_image":
+            tokens = answer.manner.tokens
+            entry |= {"input_tokens": tokens.input, "output_tokens": tokens.output}
         if batch:
             entry["batch"] = batch
         entry["answered"] = time.time()
@@ -107,19 +124,31 @@ class State:
             if self._log:
                 self._log.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
 
-    def answer(self, image: str) -> Answer:
+    def answer(self, image: str, asked: Asked) -> Answer:
         """Choose the answer to the next request about an image, given by the SHA-256 of its bytes."""
         with self.lock:
             self._asked[image] += 1
             ask = self._asked[image]
+            self._first_at = self._first_at or time.monotonic()
+            out = time.monotonic() - self._first_at < self.options.outage_seconds
         fault = fault_kinds.choose(self.options.faults, self.options.seed, image, ask)
-        if fault in fault_kinds.TRANSPORT:
-            return Answer(ask, fault)
+        if out or fault in fault_kinds.TRANSPORT:
+            return Answer(ask, "status_503" if out else fault)
         pairs = self._answers.get(image)
         if pairs is None:
             return Answer(ask, "unknown_image")
         text = None if fault == "safety" else fault_kinds.spoil(fault, pairs)
-        return Answer(ask, fault, text, "MAX_TOKENS" if fault == "max_tokens" else "STOP")
+        return _limited(ask, fault, text, asked, self._tokens(fault, text or "", asked, f"{image}:{ask}"))
+
+    def _tokens(self, fault: str, text: str, asked: Asked, request: str) -> Tokens:
+        """What the reply takes, before the limit of its output."""
+        options = self.options
+        tokens = Tokens() if text else Tokens(text_out=0)
+        if options.thoughts is not None:
+            tokens = drawn_tokens(asked, text, options.thoughts, f"{options.seed}:{request}")
+        if fault in ("thoughts", "thought_parts") and not tokens.thoughts:
+            tokens = dataclasses.replace(tokens, thoughts=200)
+        return tokens
 
     def admit(self) -> str:
         """Count a request against the quota: "", or which quota is used up."""
@@ -137,6 +166,20 @@ class State:
             self._recent.append(now)
             self._today += 1
             return ""
+
+
+def _limited(ask: int, fault: str, text: str | None, asked: Asked, tokens: Tokens) -> Answer:
+    """The answer, cut off where thoughts and text together pass the request's limit."""
+    limit, finish = asked.max_output_tokens, "MAX_TOKENS" if fault == "max_tokens" else "STOP"
+    if fault == "eaten" or (text and tokens.thoughts >= limit):
+        text, finish, tokens = "", "MAX_TOKENS", dataclasses.replace(tokens, thoughts=limit, text_out=0)
+    elif text and tokens.output > limit:
+        left = limit - tokens.thoughts
+        text, finish = text[: len(text) * left // tokens.text_out], "MAX_TOKENS"
+        tokens = dataclasses.replace(tokens, text_out=left)
+    version = {"routed": ROUTED_TO, "no_version": ""}.get(fault)
+    stage = "DEPRECATED" if fault == "deprecated" else ""
+    return Answer(ask, fault, text, finish, Manner(tokens, version, stage, fault == "thought_parts"))
 
 
 def _read_answers(path: Path) -> dict[str, list[dict[str, str]]]:

@@ -193,7 +193,9 @@ class UsableReplies:
         reasons = ", ".join(f"{problem} {count}" for problem, count in counted.most_common())
         paid = f" for ${dollars:.4f}" if dollars else ""
         refused = any(problem.startswith(("blocked", "finished_")) for problem in counted)
-        given_up = "Only the products that the model refuses count as failed" if refused else "No product was given up for it"
+        given_up = (
+            "Only the products that the model refuses count as failed" if refused else "No product was given up for it"
+        )
         message = (
             f"Stopped: {len(problems)} answered{paid}, {problems.count('')} usable ({reasons}). "
             f"{_REMEDIES.get(worst, _ANY_REMEDY)}, with another --run-dir. {given_up}. The same command sends nothing more; "

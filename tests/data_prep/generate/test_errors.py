@@ -39,7 +39,12 @@ NONE = [{"violations": [{"quotaId": "GenerateRequestsPerMinutePerProjectPerModel
         (408, "Request timeout", [], RetryableError),
         (429, "Resource has been exhausted (e.g. check quota).", [], RetryableError),
         (429, "Your project has exceeded its monthly spending cap.", [], ProjectRefused),
-        (429, "Your prepayment credits are depleted. Please go to AI Studio to manage your billing.", [], ProjectRefused),
+        (
+            429,
+            "Your prepayment credits are depleted. Please go to AI Studio to manage your billing.",
+            [],
+            ProjectRefused,
+        ),
         (402, "Your prepayment credits are depleted.", [], ProjectRefused),
         (402, "Payment Required", [], ProjectRefused),
         (404, "This model models/gemini-2.0-flash is no longer available.", [], ModelGone),

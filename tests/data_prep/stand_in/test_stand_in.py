@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.generate import workers
+from data_prep.outcomes import UserError
 from tests.data_prep.generate.conftest import KEY, Outcomes, Shop, settings_for
 
 
@@ -52,6 +53,8 @@ def test_the_command_serves_with_every_option(shop: Shop, tmp_path: Path) -> Non
         "--requests-per-day": "1000",
         "--key": KEY,
         "--model": "gemini-3.5-flash-lite",
+        "--retired": "gemini-2.0-flash",
+        "--thoughts": "50",
         "--log": str(log),
     }
     with stand_in_process(shop.answers, *[word for option in options.items() for word in option]) as url:
@@ -72,9 +75,11 @@ def test_the_command_serves_with_every_option(shop: Shop, tmp_path: Path) -> Non
     ],
 )
 def test_the_commands_limits_are_kept(shop: Shop, options: list[str], reason: str) -> None:
-    with stand_in_process(shop.answers, "--retry-delay", "0.01", *options) as url:
-        outcomes = ask(shop, url, max_retries=0)
-    assert {failure.reason for failure in outcomes.failed.values()} == {reason}
+    with (
+        stand_in_process(shop.answers, "--retry-delay", "0.01", *options) as url,
+        pytest.raises(UserError, match=f"Every request failed.*{reason}"),
+    ):
+        ask(shop, url, max_retries=0, outage_minutes=0.001)
 
 
 @pytest.mark.parametrize(
