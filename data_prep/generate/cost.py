@@ -126,6 +126,12 @@ def image_tokens(settings: GenerateSettings) -> int:
     return card.image_tokens[settings.sent_resolution or "high"] if card else FULL_IMAGE_TOKENS
 
 
+def assumed_thoughts(settings: GenerateSettings) -> int:
+    """Tokens of thoughts before a reply, which nobody publishes: `plan --probe` measures them."""
+    card = models.card(settings.model)
+    return THOUGHTS.get(settings.sent_thinking or (card.default if card else None) or "minimal", 0)
+
+
 def max_request_cost(settings: GenerateSettings, *, tier: str = "standard", output_tokens: int | None = None) -> float:
     """Dollars that one request can cost, at the highest price of the next days; 0 without a cap and a price.
 
@@ -174,10 +180,8 @@ def estimate(products: int, settings: GenerateSettings, probe: Sequence[ProductU
             for name in ("requests", "input_tokens", "output_tokens")
         ]
     else:
-        card = models.card(settings.model)
-        level = settings.sent_thinking or (card.default if card else None)
         share = 1 + (REPEATED if settings.max_asks > 1 else 0)
-        output = min(OUTPUT_TOKENS + THOUGHTS.get(level or "minimal", 0), settings.max_output_tokens)
+        output = min(OUTPUT_TOKENS + assumed_thoughts(settings), settings.max_output_tokens)
         each = [share, share * (image_tokens(settings) + PROMPT_TOKENS), share * output]
     requests, tokens_in, tokens_out = (round(products * one) for one in each)
     if settings.tier == "batch":

@@ -178,8 +178,8 @@ def _assumptions(settings: GenerateSettings, estimate: cost.Estimate) -> Iterato
     else:
         yield (
             f"By arithmetic: {cost.image_tokens(settings)} tokens an image (media_resolution: {settings.sent_resolution or 'not sent'}), "
-            f"{cost.PROMPT_TOKENS} the prompt, {cost.OUTPUT_TOKENS} a reply, and thoughts (thinking: "
-            f"{settings.sent_thinking or 'not sent'}), whose number is assumed. Measure it: launch.py plan --probe 20"
+            f"{cost.PROMPT_TOKENS} the prompt, {cost.OUTPUT_TOKENS} a reply, and {cost.assumed_thoughts(settings)} of thoughts (thinking: "
+            f"{settings.sent_thinking or 'not sent'}), which is a guess. Measure it: launch.py plan --probe 20"
         )
     yield (
         f'"At most" is if every product took {settings.max_asks} replies (max_asks), each cut off at its limit: '
