@@ -19,7 +19,8 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from data_prep.files import read_jsonl
-from data_prep.images.decode import ImageProblem, decode, resolve_inside
+from data_prep.images.decode import ImageProblem, decode
+from data_prep.images.locate import locator
 from data_prep.outcomes import UserError
 from data_prep.records import Example
 from vqa.models.base import Batch, Processor
@@ -46,25 +47,27 @@ def load_dataset_and_metadata(folder: Path) -> tuple[dict[str, list[Example]], d
     return splits, json.loads((folder / "stats.json").read_text(encoding="utf-8"))
 
 
-def locate_image_path(image_root: Path, image_path: str) -> Path:
-    """The path of an image on this machine.
+def locate_image_path(image_root: Path, image_path: str, image_id: str = "") -> Path:
+    """The path of an image on this machine, found by the strategies of `data_prep.images.locate`.
 
     Raises:
-        UserError: the path leaves the image folder, or there is no such file.
+        UserError: the path leaves the image folder, there is no such file, or two files could be meant.
     """
     try:
-        resolve_inside(image_root, image_path)
+        return image_root / locator(image_root).locate(image_path, image_id)
     except ImageProblem as problem:
-        raise UserError(
-            f"The image {image_path!r} is not opened: it must lie inside {image_root} ({problem})."
-        ) from None
-    path = image_root / image_path
-    if not path.is_file():
-        raise UserError(f"There is no image {path}. Is {image_root} the right image folder?")
-    return path
+        raise UserError(_not_located(problem, image_root, image_path or image_id)) from None
 
 
-def open_image(image_root: Path, image_path: str) -> Image.Image:
+def _not_located(problem: ImageProblem, image_root: Path, image: str) -> str:
+    if problem.reason == "image_file_missing":
+        return f"There is no image {image_root / image}. Is {image_root} the right image folder?"
+    if problem.reason == "image_ambiguous":
+        return f"Two files below {image_root} could be meant: {problem.detail}."
+    return f"The image {image!r} is not opened: it must lie inside {image_root} ({problem})."
+
+
+def open_image(image_root: Path, image_path: str, image_id: str = "") -> Image.Image:
     """The image as the models see it, decoded like in validation: RGB, upright, transparent parts white.
 
     Raises:
@@ -72,21 +75,21 @@ def open_image(image_root: Path, image_path: str) -> Image.Image:
         OSError: the file cannot be read.
         ImageProblem: the file cannot be decoded.
     """
-    path = locate_image_path(image_root, image_path)
+    path = locate_image_path(image_root, image_path, image_id)
     try:
         return decode(path.read_bytes(), MOST_PIXELS)[0]
     except ImageProblem as problem:
         raise ImageProblem(problem.reason, f"{path}: {problem.detail}") from problem
 
 
-def needed_image(image_root: Path, image_path: str) -> Image.Image:
+def needed_image(image_root: Path, image_path: str, image_id: str = "") -> Image.Image:
     """`open_image` for training, which cannot go on without it.
 
     Raises:
         UserError: the image is missing, unreadable or cannot be decoded.
     """
     try:
-        return open_image(image_root, image_path)
+        return open_image(image_root, image_path, image_id)
     except (OSError, ImageProblem) as error:
         raise UserError(
             f"An image of the curated dataset can no longer be used: {error}. Restore the file that was validated and start "

@@ -46,7 +46,7 @@ def sample_sheet(splits: Mapping[str, Sequence[Example]], image_root: Path) -> b
         split, first = by_item[item][0]
         pen.rectangle((left + 4, top + 4, left + _CELL[0] - 5, top + _CELL[1] - 5), outline=(224, 224, 228))
         try:
-            image = open_image(image_root, first.image_path)
+            image = open_image(image_root, first.image_path, first.image_id)
             image.thumbnail((_CELL[0] - 24, _IMAGE), Image.Resampling.LANCZOS)
             sheet.paste(image, (left + (_CELL[0] - image.width) // 2, top + 12))
         except ImageProblem as problem:

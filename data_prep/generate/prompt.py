@@ -14,7 +14,7 @@ from data_prep.generate.clients.base import RawReply, Request, mime_type
 from data_prep.generate.clients.errors import ItemRefused
 from data_prep.generate.qa_parser import QAParseError, QAParser
 from data_prep.generate.settings import GenerateSettings
-from data_prep.images.decode import read_image_file
+from data_prep.images.locate import locator
 from data_prep.outcomes import Failed, Ok
 from data_prep.records import Product, QAPair, Reply
 
@@ -81,7 +81,7 @@ def make_request(item: Product, replies: Sequence[Reply], image_root: Path, sett
     Raises:
         ImageProblem: the image cannot be read.
     """
-    image = read_image_file(image_root, item.image_path, _MAX_IMAGE_BYTES)
+    image = locator(image_root).read(item.image_path, item.image_id, _MAX_IMAGE_BYTES)
     violations = rule_violations(replies[-1], settings) if replies else None
     return Request(prompt(item, settings, violations), image, mime_type(image), output_limit(replies, settings))
 

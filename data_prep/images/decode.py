@@ -4,7 +4,8 @@ Whatever is wrong with an image is an `ImageProblem` with one of these reasons:
 
 ======================  ==============================================================================================
 path_outside_root       an absolute path, ``..``, or a link that leads out of the image folder
-image_file_missing      there is no such file
+image_file_missing      there is no such file, by any strategy of `data_prep.images.locate`
+image_ambiguous         two files could be meant: see `data_prep.images.locate`
 image_not_a_file        a folder, a pipe, a device
 image_unreadable        the operating system refuses to read it, or the disk fails
 image_empty_file        zero bytes

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_prep.images.decode import ImageProblem, decode, read_image_file
+from data_prep.images.decode import ImageProblem, decode
 from data_prep.images.dhash import THUMBNAIL, fingerprint
+from data_prep.images.locate import ImageLocator, locator
 from data_prep.outcomes import Failed, Ok, Todo
 from data_prep.records import ImageFacts, Product
 from data_prep.settings import ValidateSettings
@@ -26,31 +27,42 @@ from data_prep.settings import ValidateSettings
 _DEFAULTS = ValidateSettings()
 
 
-def validate(todos: Iterator[Todo[Product]], *, image_root: Path, settings: ValidateSettings) -> None:
-    """Record, for each product, the facts about its image or the reason why it cannot be used."""
+def validate(todos: Iterator[Todo[Product]], *, image_root: Path, settings: ValidateSettings) -> str:
+    """Record, for each product, the facts about its image or the reason why it cannot be used.
+
+    Returns:
+        How images were found that were not at their recorded path; "" if all were.
+    """
+    images = ImageLocator(image_root)
     for todo in todos:
         try:
-            facts = _facts(todo.item, image_root, settings)
+            facts = image_facts(todo.item, images, settings)
         except ImageProblem as problem:
             # A failing disk or file server may recover; all other reasons lie in the file itself.
             retry = problem.reason == "image_unreadable"
             todo.record(Failed(problem.reason, problem.detail, retry))
         else:
             todo.record(Ok(facts))
+    return images.summary()
 
 
-def _facts(product: Product, image_root: Path, settings: ValidateSettings) -> ImageFacts:
-    data = read_image_file(image_root, product.image_path, settings.max_file_bytes)
+def image_facts(product: Product, images: ImageLocator, settings: ValidateSettings) -> ImageFacts:
+    """Read and decode the image of one product.
+
+    Raises:
+        ImageProblem: it cannot be used.
+    """
+    data = images.read(product.image_path, product.image_id, settings.max_file_bytes)
     image, kind, (width, height) = decode(data, settings.max_pixels, THUMBNAIL, settings.min_side)
     dhash, colors = fingerprint(image)
     digest = hashlib.sha256(data).hexdigest()
     return ImageFacts(product.image_id, product.image_path, digest, width, height, kind, dhash, colors)
 
 
-def open_image(root: Path, path: str) -> Image.Image:
+def open_image(root: Path, path: str, image_id: str = "") -> Image.Image:
     """An image as models see it: RGB, upright, transparent parts white.
 
     Raises:
         ImageProblem: the path leaves ``root``, or the file does not decode.
     """
-    return decode(read_image_file(root, path, _DEFAULTS.max_file_bytes), _DEFAULTS.max_pixels)[0]
+    return decode(locator(root).read(path, image_id, _DEFAULTS.max_file_bytes), _DEFAULTS.max_pixels)[0]

@@ -37,4 +37,5 @@ class Validate(ShardedStage[Product]):
         return item.item_id
 
     def process(self, todos: Iterator[Todo[Product]]) -> None:
-        validate(todos, image_root=self.config.data.image_root, settings=self.config.validate_)
+        if found := validate(todos, image_root=self.config.data.image_root, settings=self.config.validate_):
+            print(found, flush=True)

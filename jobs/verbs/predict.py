@@ -41,6 +41,8 @@ def predict(request: PredictRequest, out: Console, err: Console) -> int:
             warn=lambda words: err.print(f"warning: {words}", markup=False, style="yellow"),
         )
         out.print(f"{len(found.answers):,} rows in {request.output}", markup=False)
+        if found.located:
+            out.print(found.located, markup=False)
     if found.problems:
         err.print(f"{len(found.problems):,} of them without an answer: their images could not be used.", style="red")
     return found.exit_code

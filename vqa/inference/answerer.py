@@ -185,7 +185,8 @@ class Answerer:
         for path, group in groupby(examples, key=lambda e: e.image_path):
             asked = list(group)
             try:
-                good.append((GRAY_IMAGE if path == GRAY else open_image(self.image_root, path), asked))
+                image = GRAY_IMAGE if path == GRAY else open_image(self.image_root, path, asked[0].image_id)
+                good.append((image, asked))
             except (UserError, OSError, ImageProblem) as error:
                 # A file system may recover, so an OSError is worth a retry; an image that does not decode never will.
                 failed = Failed("image_unreadable", str(error)[:300], retry=isinstance(error, OSError))

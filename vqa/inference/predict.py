@@ -13,10 +13,11 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from data_prep.files import write_atomic
+from data_prep.images.locate import locator
 from data_prep.outcomes import Failed, Ok, Recorder, Todo, UserError
 from data_prep.records import Example
 from vqa.evaluation.score import check_column, read_table
@@ -34,6 +35,7 @@ class Answers:
 
     answers: list[str]
     problems: list[str] = field(default_factory=list)  # "row 3, mug.jpg: There is no image ..."
+    located: str = ""  # how images were found that were not where the table says
 
     @property
     def exit_code(self) -> int:
@@ -73,11 +75,15 @@ def answer_all(
     with quiet_loading():
         answerer = Answerer(model, {variant: adapter}, EvaluateSettings(), image_dir)
     answerer.process(Todo(_example(row, *asked[row]), recorder(row), variant) for row in order)
+    found.located = locator(image_dir).summary()
     return found
 
 
 def _example(row: int, image: str, question: str) -> Example:
-    return Example(str(row), image, image, image, question, answer="", category="", question_type="", product_type="")
+    image_id = PurePosixPath(image).stem  # ABO's own files are named otherwise, but tables may name the id
+    return Example(
+        str(row), image, image_id, image, question, answer="", category="", question_type="", product_type=""
+    )
 
 
 def base_of(adapter: Path | None) -> str | None:

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from data_prep.images.decode import ImageProblem, decode, read_image_file
+from data_prep.images.decode import ImageProblem, decode
+from data_prep.images.locate import locator
 
 # The defaults of validation. Images come from others, and a dataset may be newer or older than its validation.
 _MAX_PIXELS = 64_000_000
@@ -19,7 +20,7 @@ _MAX_BYTES = 64 * 2**20
 def data_uri(root: Path, relative: str, side: int) -> str | None:
     """A JPEG of at most ``side`` pixels a side; None where there is no such image below ``root``."""
     try:
-        small = decode(read_image_file(root, relative, _MAX_BYTES), _MAX_PIXELS)[0]
+        small = decode(locator(root).read(relative, "", _MAX_BYTES), _MAX_PIXELS)[0]
     except ImageProblem:
         return None
     small.thumbnail((side, side))
