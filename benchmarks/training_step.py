@@ -52,7 +52,7 @@ from benchmarks.measure import alternate, compare, report
 from benchmarks.plots import draw
 from data_prep.demo import drawing
 from data_prep.records import Example
-from vqa.dataset import VQADataset, open_image
+from vqa.dataset import VQADataset, as_batch, open_image
 from vqa.models.base import Batch, Model, model_class
 from vqa.models.lora import apply_lora_to_model
 from vqa.models.tiny import Pretraining, make_tiny_model, pretrain
@@ -119,11 +119,10 @@ def our_trainer(
     model: Model, examples: Sequence[Example], images: Path, batch: tuple[int, int], out: Path, settings: TrainSettings
 ) -> LoraTrainer:
     """The trainer of a run, without checkpoints; decoded images stay in memory."""
-    data = VQADataset(examples, images)
+    data = VQADataset(examples, images, model.processor, cache=True)
     arguments = training_arguments(settings, out, len(data), *batch)
     arguments.save_strategy = "no"  # type: ignore[assignment]
-    collator = data.collator(model.processor, cache=True)
-    return LoraTrainer(settings, model=model.net, args=arguments, train_dataset=data, data_collator=collator)
+    return LoraTrainer(settings, model=model.net, args=arguments, train_dataset=data, data_collator=as_batch)
 
 
 def their_trainer(net: Any, rows: list[dict[str, torch.Tensor]], arguments: TrainingArguments) -> Trainer:
@@ -135,17 +134,23 @@ def their_trainer(net: Any, rows: list[dict[str, torch.Tensor]], arguments: Trai
     return trainer
 
 
+def collated(trainer: Trainer, rows: Sequence[int]) -> Any:
+    """A batch as the trainer's DataLoader makes it."""
+    data: Any = trainer.train_dataset
+    samples = data.__getitems__(rows) if hasattr(data, "__getitems__") else [data[row] for row in rows]
+    return trainer.data_collator(samples)
+
+
 def loss_of(trainer: Trainer, count: int) -> float:
     """The mean loss of the first questions, in batches as they are trained on."""
     size = trainer.args.per_device_train_batch_size
-    data: Any = trainer.train_dataset
     model: Any = trainer.model
     total = 0.0
     model.train()
     with torch.no_grad():
         for first in range(0, count, size):
-            rows = [data[row] for row in range(first, min(first + size, count))]
-            batch: Any = trainer._prepare_inputs(trainer.data_collator(rows))
+            rows = range(first, min(first + size, count))
+            batch: Any = trainer._prepare_inputs(collated(trainer, rows))
             total += float(trainer.compute_loss(model, batch)) * len(rows)
     return total / count
 
@@ -270,8 +275,10 @@ def measure_losses(folder: Path, image_count: int, seeds: int, epochs: int = 8, 
             trainer = our_trainer(model, train, images, BATCHES[1], folder / "out", settings)
             if name == "shuffled":
                 trainer.order._groups = [[row] for row in range(len(train))]  # each question a group of its own
-            collate = VQADataset(held_out, images).collator(model.processor, cache=True)
-            batches = [collate(held_out[first : first + 100]) for first in range(0, len(held_out), 100)]
+            data = VQADataset(held_out, images, model.processor, cache=True)
+            batches = [
+                data.__getitems__(range(first, min(first + 100, len(data)))) for first in range(0, len(data), 100)
+            ]
             watch = HeldOut(model, batches, every)
             trainer.add_callback(watch)
             trainer.train()

@@ -8,11 +8,11 @@ A row of ``train.jsonl``::
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -28,23 +28,23 @@ from vqa.models.base import Batch, Processor
 # 268 megapixels, about 1 GB decoded. Validation has its own, configurable limit; this one only guards the memory.
 MOST_PIXELS = 1 << 28
 IMAGES_CHECKED = 500  # per split, by `verify_dataset`: a second or two on a network file system
+SAMPLES_CHECKED = 8  # training samples that it makes
+
+T = TypeVar("T")
 
 
-def load_dataset_and_metadata(folder: Path) -> tuple[dict[str, list[Example]], dict[str, Any]]:
-    """The splits and the statistics that the stage curate wrote.
+def load_splits(folder: Path) -> dict[str, list[Example]]:
+    """The splits that the stage curate wrote: train, val, test.
 
     Raises:
         UserError: the folder is not a curated dataset.
     """
-    missing = [
-        name for name in ("train.jsonl", "val.jsonl", "test.jsonl", "stats.json") if not (folder / name).is_file()
-    ]
-    if missing:
+    files = {name: folder / f"{name}.jsonl" for name in ("train", "val", "test")}
+    if missing := [file.name for file in files.values() if not file.is_file()]:
         raise UserError(
             f"{folder} is not a curated dataset: it lacks {', '.join(missing)}. Run the stage curate first."
         )
-    splits = {name: list(read_jsonl(folder / f"{name}.jsonl", Example)) for name in ("train", "val", "test")}
-    return splits, json.loads((folder / "stats.json").read_text(encoding="utf-8"))
+    return {name: list(read_jsonl(file, Example)) for name, file in files.items()}
 
 
 def locate_image_path(image_root: Path, image_path: str, image_id: str = "") -> Path:
@@ -97,50 +97,57 @@ def needed_image(image_root: Path, image_path: str, image_id: str = "") -> Image
         ) from error
 
 
-class VQADataset(Dataset[Example]):
-    """Examples by index. Images are decoded when a batch is collated, once each: see `collator`."""
+class VQADataset(Dataset[Batch]):
+    """Samples ready for the model: image decoded and preprocessed, question tokenized, labels prepared.
 
-    def __init__(self, examples: Sequence[Example], image_root: Path) -> None:
+    ``dataset[3]`` is one sample, a batch of one. A `DataLoader` asks for whole batches by `__getitems__`, which groups the
+    examples by image: an image is decoded once, and the network encodes it once, for all of its questions in the batch. Pair it
+    with `as_batch` as ``collate_fn``.
+
+    Args:
+        examples: questions with their answers.
+        image_root: folder of the images.
+        processor: the model's; it decides sizes, tokens and labels.
+        cache: keep decoded images in memory.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], image_root: Path, processor: Processor, *, cache: bool = False
+    ) -> None:
         self.examples = list(examples)
-        self.image_root = image_root
+        self.image_root, self.processor = image_root, processor
+        self._decoded: dict[str, Image.Image] | None = {} if cache else None  # by path
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
 
-    def locate_image_path(self, index: int) -> Path:
-        """The path of an example's image; see `locate_image_path`."""
-        return locate_image_path(self.image_root, self.examples[index].image_path)
-
-    def collator(self, processor: Processor, *, cache: bool = False) -> Callable[[Sequence[Example]], Batch]:
-        """The function that makes a batch of examples; it can be pickled. ``cache`` keeps decoded images in memory."""
-        return Collator(processor, self.image_root, cache)
-
-
-class Collator:
-    """Groups a batch's examples by image, in order of first appearance, and turns them into tensors."""
-
-    def __init__(self, processor: Processor, image_root: Path, cache: bool = False) -> None:
-        self.processor, self.image_root = processor, image_root
-        self.decoded: dict[str, Image.Image] | None = {} if cache else None  # by path
-
-    def __call__(self, examples: Sequence[Example]) -> Batch:
-        """A batch with answers; its questions are in order of their images."""
-        groups = by_image(examples)
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """A batch. Its questions are in order of their images, and images in order of first appearance."""
+        groups = by_image([self.examples[index] for index in indices])
         return self.processor.collate(
-            [self._image(path) for path in groups],
+            [self._image(group[0]) for group in groups.values()],
             [[e.question for e in group] for group in groups.values()],
             [[e.answer for e in group] for group in groups.values()],
         )
 
-    def _image(self, path: str) -> Image.Image:
-        if self.decoded is None:
-            return needed_image(self.image_root, path)
-        if path not in self.decoded:
-            self.decoded[path] = needed_image(self.image_root, path)
-        return self.decoded[path]
+    def locate_image_path(self, index: int) -> Path:
+        """The path of an example's image; see `locate_image_path`."""
+        return locate_image_path(self.image_root, self.examples[index].image_path, self.examples[index].image_id)
+
+    def _image(self, example: Example) -> Image.Image:
+        if self._decoded is None:
+            return needed_image(self.image_root, example.image_path, example.image_id)
+        if example.image_path not in self._decoded:
+            self._decoded[example.image_path] = needed_image(self.image_root, example.image_path, example.image_id)
+        return self._decoded[example.image_path]
+
+
+def as_batch(batch: Any) -> Any:
+    """The ``collate_fn`` for a `VQADataset`, whose `__getitems__` has made the batch already."""
+    return batch
 
 
 def by_image(examples: Sequence[Example]) -> dict[str, list[Example]]:
@@ -182,26 +189,38 @@ class ImageOrder(Sampler[int]):
                 yield rows[row]
 
 
-def verify_dataset(splits: dict[str, list[Example]], image_root: Path) -> list[str]:
-    """Look for empty splits and fields, duplicate ids, missing images, and items or images in two splits.
+@dataclass(frozen=True, slots=True)
+class DatasetCheck:
+    """What `verify_dataset` looked at, a line each, and a sentence per problem."""
 
-    Of the images a sample spread over each split is looked up, but not decoded.
+    lines: list[str]
+    problems: list[str]
 
-    Returns:
-        A sentence per problem.
+
+def verify_dataset(splits: dict[str, list[Example]], image_root: Path, processor: Processor) -> DatasetCheck:
+    """Check a dataset before hours of training on it.
+
+    Looks for empty splits and fields, duplicate ids, missing images, and items or images in two splits. A few training samples
+    are made as training makes them: their labels must decode back to the answers. Of the images a sample spread over each split
+    is looked up, but not decoded.
     """
-    problems = []
+    lines, problems = [], []
     seen_ids: set[str] = set()
     sides: dict[tuple[str, str], str] = {}
     for name, examples in splits.items():
         if not examples:
             problems.append(f"{name} is empty")
-        paths = sorted({example.image_path for example in examples})
-        for path in paths[:: -(-len(paths) // IMAGES_CHECKED) or 1]:
+        asked = {example.image_path: example.image_id for example in examples}
+        some = _spread(sorted(asked), IMAGES_CHECKED)
+        lost = []
+        for path in some:
             try:
-                locate_image_path(image_root, path)
+                locate_image_path(image_root, path, asked[path])
             except UserError as error:
-                problems.append(f"{name}: {error}")
+                lost.append(f"{name}: {error}")
+        problems += lost
+        found = f"{len(some) - len(lost):,} of {len(some):,} images found"
+        lines.append(f"{name}: {len(examples):,} questions about {len(asked):,} images; {found}")
         for example in examples:
             if not example.question.strip() or not example.answer.strip():
                 problems.append(f"{name}: {example.id} has no question or no answer")
@@ -212,4 +231,31 @@ def verify_dataset(splits: dict[str, list[Example]], image_root: Path) -> list[s
             for kind, mark in marks:
                 if mark and sides.setdefault((kind, mark), name) != name:
                     problems.append(f"{kind} {mark} is in both {sides[kind, mark]} and {name}")
-    return problems
+    if located := locator(image_root).summary():
+        lines.append(located)
+    if not problems:
+        _check_samples(VQADataset(_spread(splits["train"], SAMPLES_CHECKED), image_root, processor), lines, problems)
+    return DatasetCheck(lines, problems)
+
+
+def _check_samples(dataset: VQADataset, lines: list[str], problems: list[str]) -> None:
+    """Make each sample, and decode its labels."""
+    shapes: dict[str, str] = {}
+    for index, example in enumerate(dataset.examples):
+        try:
+            sample = dataset[index]
+        except UserError as error:
+            problems.append(f"{example.id} cannot be processed: {error}")
+            continue
+        shapes = shapes or {name: " x ".join(map(str, tensor.shape)) for name, tensor in sample.items()}
+        decoded = dataset.processor.decode_labels(sample["labels"])[0]
+        if decoded.replace(" ", "") != example.answer.lower().replace(" ", ""):
+            problems.append(f"{example.id}: its labels decode to {decoded!r}, not to the answer {example.answer!r}")
+    right = len(dataset) - len(problems)
+    told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    lines.append(f"{len(dataset)} samples processed ({told}); labels decode back to the answer in {right}")
+
+
+def _spread(rows: Sequence[T], count: int) -> Sequence[T]:
+    """At most ``count`` rows, evenly spread."""
+    return rows[:: -(-len(rows) // count) or 1]

@@ -50,6 +50,10 @@ class Processor(ABC):
         self.image_processor.save_pretrained(folder)
 
     @abstractmethod
+    def decode_labels(self, labels: torch.Tensor) -> list[str]:
+        """The answers that a batch's ``labels`` stand for, to check them before training."""
+
+    @abstractmethod
     def collate(
         self,
         images: Sequence[Image.Image],

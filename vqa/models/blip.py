@@ -85,6 +85,13 @@ class Processor(base.Processor):
         ids[:, 0] = self.dec_id
         return {"decoder_input_ids": ids, "labels": text["input_ids"].masked_fill(text["attention_mask"] == 0, IGNORED)}
 
+    def decode_labels(self, labels: Tensor) -> list[str]:
+        """See `vqa.models.base.Processor`."""
+        words: list[str] = self.tokenizer.batch_decode(
+            labels.masked_fill(labels == IGNORED, self.tokenizer.pad_token_id), skip_special_tokens=True
+        )
+        return words
+
     def _pixels(self, image: Image.Image) -> Tensor:
         square = image.resize((self.size, self.size), self.image_processor.resample)
         # A bytearray, since torch warns of buffers that cannot be written to.

@@ -156,14 +156,13 @@ def pretrain(
     """
     from torch.utils.data import DataLoader
 
-    from vqa.dataset import ImageOrder, VQADataset
+    from vqa.dataset import ImageOrder, VQADataset, as_batch
 
     settings = settings or Pretraining()
     model = model_class(kind).load(ModelSettings(kind=kind, weights=str(folder)), [e.answer for e in examples])
-    data = VQADataset(examples, image_root)
+    data = VQADataset(examples, image_root, model.processor, cache=True)
     order = ImageOrder(data.examples, settings.seed)
-    collate = data.collator(model.processor, cache=True)
-    loader = DataLoader(data, settings.batch_size, sampler=order, collate_fn=collate)
+    loader = DataLoader(data, settings.batch_size, sampler=order, collate_fn=as_batch)
     steps = settings.epochs * len(loader)
     optimizers = _optimizers(model.net, settings)
     rise = max(0.1, 2.5 / (steps + 2))  # more than one step: torch divides by zero where it is exactly one

@@ -83,6 +83,11 @@ class Processor(base.Processor):
             batch["labels"] = torch.tensor(known)
         return batch
 
+    def decode_labels(self, labels: Tensor) -> list[str]:
+        """See `vqa.models.base.Processor`."""
+        answers = {number: answer for answer, number in self.labels.items()}
+        return [answers.get(number, "") for number in labels.tolist()]
+
     def _resized(self, image: Image.Image) -> Tensor:
         """uint8, (3, height, width), both a multiple of the patch."""
         shape = np.broadcast_to(np.uint8(0), (3, image.height, image.width))  # takes no memory: only its shape is used

@@ -29,8 +29,8 @@ from data_prep.files import write_atomic, write_json
 from data_prep.outcomes import Interrupted, UserError
 from data_prep.records import Example
 from vqa import distributed
-from vqa.dataset import VQADataset, load_dataset_and_metadata, verify_dataset
-from vqa.models.base import Model, model_class
+from vqa.dataset import VQADataset, as_batch, load_splits, verify_dataset
+from vqa.models.base import Model, Processor, model_class
 from vqa.models.lora import apply_lora_to_model, parameter_table
 from vqa.settings import EvaluateSettings, ModelSettings, TrainSettings
 from vqa.training import checkpoints
@@ -75,7 +75,9 @@ def train(
         UserError: weights or data are missing or wrong, the loss became NaN, the disk is full, memory does not suffice, or the
             checkpoint is from another number of processes or strategy.
     """
-    splits = _sound_splits(data, image_root)
+    splits = load_splits(data)
+    if not splits["train"]:
+        raise UserError(f"{data / 'train.jsonl'} is empty: there is nothing to train on.")
     task = _Task(name, model, settings, data, image_root, out)
     batch, accumulation = model.batch_size, model.gradient_accumulation
     while True:
@@ -99,23 +101,22 @@ def train(
         torch.cuda.empty_cache()
 
 
-def _sound_splits(data: Path, image_root: Path) -> dict[str, list[Example]]:
-    """The splits. A mistake in them is found here, before hours of training.
+def _require_sound(task: _Task, splits: Mapping[str, list[Example]], processor: Processor) -> None:
+    """Say what `verify_dataset` checked.
 
     Raises:
-        UserError: the training split is empty, or `verify_dataset` finds a problem.
+        UserError: it found a problem.
     """
-    splits, _ = load_dataset_and_metadata(data)
-    if not splits["train"]:
-        raise UserError(f"{data / 'train.jsonl'} is empty: there is nothing to train on.")
     # A small dataset may have no validation or test split.
-    if problems := verify_dataset({name: rows for name, rows in splits.items() if rows}, image_root):
-        shown = "; ".join(problems[:PROBLEMS_SHOWN])
+    check = verify_dataset({name: rows for name, rows in splits.items() if rows}, task.image_root, processor)
+    if distributed.rank() == 0:
+        print("\n".join(f"{task.name}: {line}" for line in check.lines), flush=True)
+    if check.problems:
+        shown = "; ".join(check.problems[:PROBLEMS_SHOWN])
         raise UserError(
-            f"The dataset in {data} has {len(problems)} problems: {shown}. Restore the missing images, or run the stage "
-            f"curate again."
+            f"The dataset in {task.data} has {len(check.problems)} problems: {shown}. Restore the missing images, or run the "
+            f"stage curate again."
         )
-    return splits
 
 
 def divided(batch: int, accumulation: int) -> tuple[int, int]:
@@ -140,11 +141,12 @@ class _Task:
 class _Training:
     """One attempt at a task with one batch size."""
 
-    def __init__(self, task: _Task, splits: Mapping[str, Sequence[Example]], batch: int, accumulation: int) -> None:
+    def __init__(self, task: _Task, splits: Mapping[str, list[Example]], batch: int, accumulation: int) -> None:
         settings, out = task.settings, task.out
         set_seed(settings.seed)  # before LoRA draws its first weights
         self.task, self.name, self.out = task, task.name, task.out
         self.model: Model = model_class(task.model.kind).load(task.model, [e.answer for e in splits["train"]])
+        _require_sound(task, splits, self.model.processor)
         apply_lora_to_model(self.model, task.model.lora)
         self.parameters = parameter_table(self.model)  # before the Trainer, which partitions the weights under ZeRO-3
         arguments = training_arguments(settings, out, len(splits["train"]), batch, accumulation)
@@ -158,13 +160,12 @@ class _Training:
             answering=EvaluateSettings(),
         )
         log = LogCallback(out, batch * accumulation * distributed.count())
-        dataset = VQADataset(splits["train"], task.image_root)
         self.trainer = LoraTrainer(
             settings,
             model=self.model.net,
             args=arguments,
-            train_dataset=dataset,
-            data_collator=dataset.collator(self.model.processor),
+            train_dataset=VQADataset(splits["train"], task.image_root, self.model.processor),
+            data_collator=as_batch,
             callbacks=[log, self.validation],
         )
         self.validation.trainer = log.trainer = self.trainer

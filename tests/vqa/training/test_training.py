@@ -461,7 +461,7 @@ def test_empty_training_split_is_named(material: Material, tmp_path: Path) -> No
 def test_a_dataset_with_leaks_or_missing_images_is_refused_before_training(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "model_class", pytest.fail)
+    monkeypatch.setattr(training, "LoraTrainer", pytest.fail)
     leak = dataclasses.replace(material.validation[0], item_id=material.examples[0].item_id)
     lost = dataclasses.replace(material.validation[2], image_path="lost.png")
     bad = dataclasses.replace(material, data=write_splits(tmp_path / "data", material.examples, [leak, lost]))
@@ -471,7 +471,7 @@ def test_a_dataset_with_leaks_or_missing_images_is_refused_before_training(
 
 def test_every_image_is_decoded_once_per_batch(material: Material) -> None:
     loaded = model_class("blip").load(material.model())
-    dataset = VQADataset(material.examples, material.images)
-    batch = dataset.collator(loaded.processor)([dataset[index] for index in (0, 1, 2, 3)])
+    dataset = VQADataset(material.examples, material.images, loaded.processor)
+    batch = dataset.__getitems__([0, 1, 2, 3])
     assert len(batch["pixels"]) == 2
     assert batch["image_of_question"].tolist() == [0, 0, 1, 1]

@@ -1,8 +1,9 @@
 """The benchmark of a training step compares like with like: both sides compute the same, from the same questions."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from benchmarks import training_step
 from benchmarks.full_size import make_data
 from benchmarks.measure import Comparison
 from benchmarks.training_step import distinct, finished_rows, load_ours, load_theirs, our_trainer, their_trainer
-from data_prep.records import Example
 from tests.vqa.rounding import BACKWARD, DEPTH, EPS, assert_same_but_for_rounding
 from tests.vqa.tiny_models import noise_images
+from vqa.dataset import VQADataset
 from vqa.models.base import Batch, model_class
 from vqa.models.tiny import make_tiny_model
 from vqa.settings import ModelSettings, TrainSettings
@@ -49,7 +50,7 @@ def test_both_sides_have_the_same_loss_and_gradients_for_the_same_questions(weig
 
     def gradients(trainer: Any) -> dict[str, torch.Tensor]:
         trainer.current_gradient_accumulation_steps = 1
-        batch = trainer.data_collator([trainer.train_dataset[row] for row in range(10)])
+        batch = training_step.collated(trainer, range(10))
         trainer.training_step(trainer.model, batch)
         return {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
 
@@ -68,6 +69,16 @@ def test_the_benchmark_of_speed_runs_from_end_to_end(weights: Path, tmp_path: Pa
     assert sum(isinstance(value, Comparison) for value in figures.values()) == 3
 
 
+class Watched(VQADataset):
+    """Notes the questions of every batch."""
+
+    shown: ClassVar[list[str]] = []  # replaced for the datasets of the trainers
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        self.shown.extend(self.examples[index].id for index in indices)
+        return super().__getitems__(indices)
+
+
 def test_the_benchmark_of_losses_trains_on_the_same_questions_in_both_orders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,17 +87,13 @@ def test_the_benchmark_of_losses_trains_on_the_same_questions_in_both_orders(
 
     def watched(*arguments: Any) -> LoraTrainer:
         trainer = make(*arguments)
-        collate, shown = trainer.data_collator, list[str]()
+        data, shown = trainer.train_dataset, list[str]()
+        assert isinstance(data, Watched)
+        data.shown = shown  # type: ignore[misc]
         seen.append(shown)
-
-        def watching(rows: list[Example]) -> Batch:
-            shown.extend(row.id for row in rows)
-            batch: Batch = collate(rows)
-            return batch
-
-        trainer.data_collator = watching
         return trainer
 
+    monkeypatch.setattr(training_step, "VQADataset", Watched)
     monkeypatch.setattr(training_step, "our_trainer", watched)
     figures = training_step.measure_losses(tmp_path / "losses", image_count=20, seeds=1, epochs=2, base_epochs=1)
     together, shuffled = seen
