@@ -34,10 +34,10 @@ def write(path: Path, rows: Iterable[CsvRow]) -> int:
     """Write a file atomically; returns the number of rows."""
     count = 0
     with AtomicFile(path) as file:
-        file.write(_line(_HEADER))
+        file.write(csv_line(_HEADER))
         for row in rows:
             pairs = json.dumps([asdict(pair) for pair in row.qas], ensure_ascii=False)
-            file.write(_line([row.item_id, row.image_id, pairs]))
+            file.write(csv_line([row.item_id, row.image_id, pairs]))
             count += 1
     return count
 
@@ -60,7 +60,8 @@ def read(path: Path) -> Iterator[CsvRow]:
                 raise ValueError(f"{path}:{lines.line_num}: not a row of {','.join(_HEADER)} ({error})") from error
 
 
-def _line(fields: list[str]) -> bytes:
+def csv_line(fields: list[str]) -> bytes:
+    """One line of a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(fields)
     return text.getvalue().encode()

@@ -9,7 +9,7 @@
       3_generate/                 the same; shards/00007/dataset_7.csv
       4_curate/                   {train,val,test}.jsonl, rejected.jsonl, stats.json, README.md, done.json
       5_train/<model>/            checkpoint-*/, adapter/, log.jsonl, done.json
-      6_evaluate/<model>-<base|lora>/   as 2_validate; <model>-control-<swap|grey>/ too; <model>-collapse.json
+      6_evaluate/<model>-<base|lora>/   as 2_validate; predictions.csv; <model>-control-<swap|grey>/ too; <model>-collapse.json
       7_report/                   index.html, report.json, done.json
       logs/<stage>/               one file per task and attempt
 """
@@ -129,6 +129,10 @@ class RunDir:
     def collapse(self, model: str) -> Path:
         """Whether a fine-tuned model's answers have collapsed, once all are there."""
         return self.stage_folder("evaluate") / f"{model}-collapse.json"
+
+    def predictions_table(self, model: str, variant: str) -> Path:
+        """The same answers as one table for people, once all are there."""
+        return self.predictions(model, variant).folder / "predictions.csv"
 
     @property
     def probe(self) -> Path:

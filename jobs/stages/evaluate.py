@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.curate.question_text import question_type
-from data_prep.files import read_json, read_jsonl, write_json
+from data_prep.dataset_csv import csv_line
+from data_prep.files import AtomicFile, read_json, read_jsonl, write_json
 from data_prep.outcomes import Failed, Todo, UserError
 from data_prep.records import Example, Prediction
 from jobs.run.layout import BASE, CONTROLS, GREY, LORA, VARIANTS, RunDir, ShardStore, Step
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 
 class Evaluate(ShardedStage[Example]):
-    """Writes 6_evaluate/<model>-<base|lora>: a `Prediction` a question. Both are resumed on their own."""
+    """Writes 6_evaluate/<model>-<base|lora>: a `Prediction` a question, and predictions.csv at the end. Both are resumed
+    on their own."""
 
     name = "evaluate"
     per_model = True
@@ -75,6 +77,24 @@ class Evaluate(ShardedStage[Example]):
     def group(self, item: Example) -> str:
         return item.image_id  # the questions about an image stay together: it is encoded once
 
+    def pending(self) -> list[int | None]:
+        """A killed task may leave everything answered but no predictions.csv; a task with nothing to answer writes it."""
+        tables = [self.run_dir.predictions_table(self.target, variant) for variant in VARIANTS]
+        return super().pending() or ([] if all(table.is_file() for table in tables) else [0])
+
+    def _write_table(self, variant: str) -> None:
+        """predictions.csv: the answered questions of one variant, with the truth and whether both match."""
+        from vqa.evaluation.metrics import exact_match
+
+        questions = {example.id: example for example in self.items()}
+        predictions, _ = read_predictions(self.run_dir, self.target, variant)
+        with AtomicFile(self.run_dir.predictions_table(self.target, variant)) as file:
+            file.write(csv_line(["image_id", "question", "ground_truth", "prediction", "exact_match"]))
+            for found in predictions:
+                if asked := questions.get(found.id):
+                    right = int(exact_match(asked.answer, found.answer))
+                    file.write(csv_line([asked.image_id, asked.question, asked.answer, found.answer, str(right)]))
+
     def process(self, todos: Iterator[Todo[Example]]) -> None:
         answerer = self._answerer
         before = answerer.seconds, answerer.waited
@@ -103,6 +123,10 @@ class Evaluate(ShardedStage[Example]):
 
     def run(self, task: int | None, stop: Callable[[], bool]) -> TaskResult:
         result = super().run(task, stop)
+        for variant, answers in self.stores().items():
+            # Several tasks may end at once: each sees a complete step, and writes the same file whole.
+            if finished_shards(answers) is not None:
+                self._write_table(variant)
         store = self.run_dir.predictions(self.target, LORA)
         if finished_shards(store) is not None:  # the last task sees the answers of all
             predictions, _ = read_predictions(self.run_dir, self.target, LORA)

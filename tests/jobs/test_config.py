@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from data_prep.outcomes import UserError
-from jobs.config import CONFIGS, dump_config, load_config, validate_config
+from jobs.config import CONFIGS, DEFAULT_CONFIG, dump_config, load_config, validate_config
+from vqa.report.published import HYPERPARAMETERS, flatten
 
 GOOD = {"data": {"root": "/data"}, "models": {"blip": {"kind": "blip"}}}
 
@@ -93,3 +94,23 @@ def test_the_defaults_are_the_hyper_parameters_of_the_published_report(tmp_path:
     assert (blip.lora.r, blip.lora.alpha, blip.lora.dropout) == (16, 32, 0.1)
     assert (blip.batch_size, blip.gradient_accumulation) == (4, 4)
     assert (train.learning_rate, train.weight_decay, train.epochs, train.eval_steps) == (5e-5, 0.01, 3, 500)
+
+
+@pytest.mark.parametrize("kind", HYPERPARAMETERS)
+def test_the_shipped_configuration_trains_as_the_published_report_did(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABO_ROOT", "/data")
+    config = load_config(DEFAULT_CONFIG)
+    model = config.models[kind]
+    ours = dict(
+        flatten(
+            {
+                "lora": model.lora.model_dump(),
+                "training": config.train.model_dump(),
+                "batch_size": model.batch_size,
+                "gradient_accumulation_steps": model.gradient_accumulation,
+            }
+        )
+    )
+    assert {name: float(ours[name]) for name in HYPERPARAMETERS[kind]} == HYPERPARAMETERS[kind]

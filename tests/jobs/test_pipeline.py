@@ -1,5 +1,6 @@
 """The whole pipeline as its user runs it: real processes, killed with real signals, against a real HTTP server."""
 
+import csv
 import json
 import random
 import shutil
@@ -103,6 +104,26 @@ def test_one_command_leads_from_listings_to_a_report(finished: tuple[Path, Path]
         "product_type",
     }
     assert needed <= test[0].keys()
+
+
+def test_predictions_csv_has_every_answer_and_comes_back_if_it_is_lost(finished: tuple[Path, Path]) -> None:
+    run = RunDir(finished[0])
+    test = {(row["image_id"], row["question"]): row["answer"] for row in rows(run.split("test"))}
+    report = json.loads((run.report / "report.json").read_text())["models"]["blip"]["variants"]
+    for variant in ("base", "lora"):
+        path = run.predictions_table("blip", variant)
+        written = path.read_bytes()
+        with path.open(newline="") as file:
+            table = list(csv.DictReader(file))
+        assert list(table[0]) == ["image_id", "question", "ground_truth", "prediction", "exact_match"]
+        assert {(row["image_id"], row["question"]): row["ground_truth"] for row in table} == test
+        assert len(table) == len(test)
+        matched = sum(row["exact_match"] == "1" for row in table) / len(table)
+        assert matched == pytest.approx(report[variant]["metrics"]["exact_match"]["mean"])
+        path.unlink()
+        done = launch(*launch_args(finished[1], finished[0], "--stages", "evaluate"))
+        assert done.returncode == 0, output(done)
+        assert path.read_bytes() == written
 
 
 def test_the_same_command_again_skips_what_is_done_and_says_so(finished: tuple[Path, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,10 +23,10 @@ from vqa.settings import EvaluateSettings, ModelSettings
 def test_saved_model(
     model: ModelSettings, adapter: Path, examples: Sequence[Example], image_root: Path
 ) -> list[AnsweredSample]:
-    """Load base and adapter in a new process, as a user would, and answer.
+    """Load base and adapter in a new process, as a user would, and answer. Training ends with it.
 
     Raises:
-        UserError: it does not load or does not answer; with the last line of the other process's error.
+        UserError: it does not load or does not answer; with the last line of the other process's error. A wrong answer is none.
     """
     request = {
         "model": model.model_dump(mode="json"),
@@ -39,16 +40,30 @@ def test_saved_model(
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).resolve().parents[2],  # so that the package is found wherever the caller is
+        env=_alone(),
     )
     if done.returncode != 0:
         words = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise UserError(f"The adapter in {adapter} does not work: {words[0]}")
     # Libraries may print above the result.
-    return [AnsweredSample(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+    samples = [AnsweredSample(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+    if silent := [sample.question for sample in samples if not sample.text.strip()]:
+        raise UserError(f"The adapter in {adapter} does not work: it gives no answer to {silent[0]!r}.")
+    return samples
 
 
 test_saved_model.__test__ = False  # type: ignore[attr-defined]  # the name is prescribed; pytest must not collect it
+
+
+def _alone() -> dict[str, str]:
+    """An environment in which a process finds this package and takes itself for the only one, on the CPU.
+
+    The training still holds the GPU's memory, and its launcher's variables would make a library wait for other ranks.
+    """
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in launcher}
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {**kept, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 def merge_adapter(model: ModelSettings, adapter: Path, out: Path) -> Path:

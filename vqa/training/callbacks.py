@@ -20,6 +20,7 @@ from vqa import distributed
 from vqa.dataset import by_image
 from vqa.evaluation.collapse import alarm, spreads
 from vqa.inference.samples import AnsweredSample, evaluate_on_samples
+from vqa.inference.synthetic import synthetic_example
 from vqa.models.base import Model
 from vqa.settings import EvaluateSettings
 from vqa.training.errors import diverged
@@ -27,6 +28,9 @@ from vqa.training.logs import BEST, STEPS, VALIDATIONS, append
 
 if TYPE_CHECKING:
     from vqa.training.trainer import LoraTrainer
+
+
+SYNTHETIC = "synthetic"  # folder of the rendered image
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,10 @@ class Best:
 class ValidationCallback(TrainerCallback):
     """Every few steps answers a fixed sample of the validation split, logs it, keeps the best adapter, and stops early.
 
-    ``validation.jsonl`` has a line per validation, with the alarm of `vqa.evaluation.collapse`; ``best.json`` names the best adapter's folder and its exact match, which is
+    It also answers a rendered example, whose answer anybody can judge (`vqa.inference.synthetic`).
+
+    ``validation.jsonl`` has a line per validation, with the alarm of `vqa.evaluation.collapse`; ``best.json`` names the best
+    adapter's folder and its exact match, which is
     computed after normalization. Each rank answers a part of the sample.
     """
 
@@ -74,7 +81,7 @@ class ValidationCallback(TrainerCallback):
         """
         assert self.trainer is not None
         self.trainer.require_finite()
-        step, answers = state.global_step, self._answers()
+        step, (answers, synthetic) = state.global_step, self._answers()
         exact_match = sum(answer.right for answer in answers) / len(answers)
         best, new = distributed.rank0_decides(self.best), Best(step, exact_match, len(answers), f"best-{step}")
         # A best of this step or a later one dates from before a kill: training has gone back to a checkpoint since.
@@ -82,12 +89,20 @@ class ValidationCallback(TrainerCallback):
         if better:
             self.trainer.save_model(str(self.out / new.folder), _internal_call=True)
         if self.trainer.is_world_process_zero():
-            line = {"step": step, "epoch": state.epoch, "exact_match": exact_match, "questions": len(answers)}
+            shown, *_ = synthetic
+            line = {
+                "step": step,
+                "synthetic": shown.text,
+                "epoch": state.epoch,
+                "exact_match": exact_match,
+                "questions": len(answers),
+            }
             collapsed = self._collapsed(answers)
             append(self.out / VALIDATIONS, line | {"at": time.time(), "collapsed": collapsed, "answers": answers})
             print(f"step {step}: exact match {exact_match:.3f} on {len(answers)} validation questions", flush=True)
             if collapsed:
                 print(f"step {step}: the answers have collapsed on {collapsed}", flush=True)
+            print(f"step {step}: {shown.question} (rendered, {shown.truth}) → {shown.text}", flush=True)
             if better:
                 write_json(self.out / BEST, new)
                 if best is not None and best.step != step:
@@ -102,19 +117,23 @@ class ValidationCallback(TrainerCallback):
         data = read_json(self.out / BEST)
         return from_dict(Best, data) if data is not None else None
 
-    def _answers(self) -> list[AnsweredSample]:
-        """The answers to the sample, of which this rank computes its part."""
+    def _answers(self) -> tuple[list[AnsweredSample], list[AnsweredSample]]:
+        """The answers to the sample, of which this rank computes its part, and to the rendered example."""
         assert self.trainer is not None
         images = list(by_image(self.sample).values())
         mine = [example for group in images[distributed.rank() :: distributed.count()] for example in group]
         answers: list[AnsweredSample] = []
+        synthetic: list[AnsweredSample] = []
         with (
             distributed.raise_together(self.trainer.args.device, "answering the validation questions"),
             distributed.whole_weights(self.model.net),
         ):
             answers = evaluate_on_samples(self.model, mine, self.image_root, self.answering)
+            if distributed.rank() == 0:
+                folder = self.out / SYNTHETIC
+                synthetic = evaluate_on_samples(self.model, [synthetic_example(folder)], folder, self.answering)
         place = {example.id: number for number, example in enumerate(self.sample)}
-        return sorted(distributed.all_gather(answers), key=lambda answer: place[answer.id])
+        return sorted(distributed.all_gather(answers), key=lambda answer: place[answer.id]), synthetic
 
     def _collapsed(self, answers: Sequence[AnsweredSample]) -> str:
         """The question types whose answers are all alike or no words, and how; "" where there are none."""

@@ -30,11 +30,13 @@ from data_prep.outcomes import Interrupted, UserError
 from data_prep.records import Example
 from vqa import distributed
 from vqa.dataset import VQADataset, as_batch, load_splits, verify_dataset
+from vqa.inference.saved_model import test_saved_model
+from vqa.inference.synthetic import synthetic_example
 from vqa.models.base import Model, Processor, model_class
 from vqa.models.lora import apply_lora_to_model, parameter_table
 from vqa.settings import EvaluateSettings, ModelSettings, TrainSettings
 from vqa.training import checkpoints
-from vqa.training.callbacks import LogCallback, StopCallback, ValidationCallback
+from vqa.training.callbacks import SYNTHETIC, LogCallback, StopCallback, ValidationCallback
 from vqa.training.card import ModelCard
 from vqa.training.errors import disk_full
 from vqa.training.logs import LOGS, forget_after
@@ -232,9 +234,20 @@ class _Training:
                 added_answers=len(self.model.adapter_answers(part)),
             )
             write_atomic(part / "README.md", card.render().encode())
-            shutil.rmtree(adapter, ignore_errors=True)
-            part.rename(adapter)
+        with distributed.raise_together(self.trainer.args.device, "trying the saved adapter"):
+            if self.trainer.is_world_process_zero():
+                self._try(part)
+                shutil.rmtree(adapter, ignore_errors=True)
+                part.rename(adapter)
         distributed.wait_for_all()  # no rank reports success before the adapter is there
+
+    def _try(self, adapter: Path) -> None:
+        """Have a fresh process load the adapter and answer a rendered example."""
+        folder = self.out / SYNTHETIC
+        for shown in test_saved_model(self.task.model, adapter, [synthetic_example(folder)], folder):
+            print(
+                f"{self.name}: the saved adapter answers {shown.question!r} (rendered, {shown.truth}) with {shown.text!r}"
+            )
 
 
 def _tensorboard(out: Path, resumed: Path | None) -> list[TrainerCallback]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import shutil
 import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from tests.vqa.rounding import PROBABILITY
 from tests.vqa.training_data import Material, checkpoint_steps, log, make_material, outcome, quick, write_splits
 from vqa import distributed
 from vqa.dataset import ImageOrder, VQADataset
+from vqa.inference import saved_model
 from vqa.inference.answerer import precision_of
 from vqa.inference.samples import evaluate_on_samples
 from vqa.models.base import model_class
@@ -475,3 +478,33 @@ def test_every_image_is_decoded_once_per_batch(material: Material) -> None:
     batch = dataset.__getitems__([0, 1, 2, 3])
     assert len(batch["pixels"]) == 2
     assert batch["image_of_question"].tolist() == [0, 0, 1, 1]
+
+
+# The rendered example
+
+
+def test_each_validation_answers_a_rendered_example(
+    material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = train(material, tmp_path / "out", quick(epochs=1, eval_steps=2))
+    validations = log(out, "validation.jsonl")
+    assert len(validations) == 2 and all(isinstance(line["synthetic"], str) for line in validations)
+    said = capsys.readouterr().out
+    assert said.count("What color is the circle? (rendered, red) → ") == 2
+    assert "the saved adapter answers 'What color is the circle?'" in said
+
+
+@pytest.mark.parametrize("answer", ["", "error"])
+def test_a_saved_adapter_that_does_not_answer_is_an_error_at_once(
+    answer: str, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply = [{"id": "s", "question": "What?", "truth": "red", "text": "", "confidence": 0.5, "right": False}]
+    code = f"print({json.dumps(json.dumps(reply))})" if answer == "" else "raise OSError('weights are gone')"
+    fake = tmp_path / "python"
+    fake.write_text(f"#!{sys.executable}\n{code}\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(saved_model.sys, "executable", str(fake))
+    words = "gives no answer to 'What\\?'" if answer == "" else "weights are gone"
+    with pytest.raises(UserError, match=f"The adapter in .* does not work: .*{words}"):
+        train(material, tmp_path / "out", quick(epochs=1))
+    assert not (tmp_path / "out/adapter").exists()
