@@ -11,11 +11,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_prep.abo.reader import read_images_index
 from data_prep.files import AtomicFile
+from data_prep.outcomes import UserError
 from data_prep.records import QAPair, from_dict
 
 _HEADER = ["item_id", "image_id", "qas"]
@@ -58,6 +60,51 @@ def read(path: Path) -> Iterator[CsvRow]:
                 yield CsvRow(item_id, image_id, [from_dict(QAPair, pair) for pair in json.loads(qas)])
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path}:{lines.line_num}: not a row of {','.join(_HEADER)} ({error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row as it stands in a file that anybody may have written: the pairs are not parsed."""
+
+    item_id: str
+    image_id: str
+    qas: str  # JSON or a Python literal, as pandas writes it
+
+
+def load_dataset_and_metadata(
+    csv_paths: Sequence[Path], image_metadata: Path | None = None
+) -> tuple[list[Row], dict[str, str]]:
+    """Read the questions and where their images are.
+
+    Args:
+        csv_paths: ``dataset_{i}.csv`` files, or any CSV with the columns item_id, image_id and qas, among others.
+        image_metadata: ABO's ``images.csv.gz``; None where the images are found by their id alone.
+
+    Returns:
+        The rows of all files in order, and the path of each image below the image folder by its id, as far as the metadata knows it.
+
+    Raises:
+        UserError: a file cannot be read, or lacks a column.
+    """
+    rows = [row for path in csv_paths for row in _rows(path)]
+    known = read_images_index(image_metadata) if image_metadata else {}
+    return rows, {row.image_id: known[row.image_id] for row in rows if row.image_id in known}
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte order mark
+            lines = csv.DictReader(file)
+            if missing := set(_HEADER) - set(lines.fieldnames or ()):
+                raise UserError(
+                    f"{path} lacks the columns {', '.join(sorted(missing))}. Its first line must name item_id, image_id and qas; "
+                    f"it names {', '.join(lines.fieldnames or ()) or 'nothing'}."
+                )
+            for line in lines:
+                item_id, image_id, qas = ((line[name] or "").strip() for name in _HEADER)
+                yield Row(item_id or image_id, image_id, qas)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"Cannot read {path} as CSV in UTF-8: {error}.") from error
 
 
 def csv_line(fields: list[str]) -> bytes:

@@ -33,10 +33,21 @@ class DataSettings(BaseModel):
     images: str = "images/small"
     """The folder that the paths in the index start from: ``images/small`` (256 px) or ``images/original``."""
 
-    @field_validator("root")
+    dataset_csv: Path | None = None
+    """A CSV with the columns item_id, image_id and qas, or a glob pattern of several: the run then starts with curate, and needs
+    neither listings nor a generator. Like ``images`` and ``root``, it then starts at the current folder if it is relative."""
+
+    @field_validator("root", "dataset_csv")
     @classmethod
-    def _absolute(cls, root: Path) -> Path:
-        return root.expanduser().absolute()  # tasks may start in another working directory
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path.expanduser().absolute() if path else None  # tasks may start in another working directory
+
+    def csv_files(self) -> list[Path]:
+        """The files that ``dataset_csv`` names, dataset_2 before dataset_10."""
+        if self.dataset_csv is None:
+            return []
+        found = self.dataset_csv.parent.glob(self.dataset_csv.name)
+        return sorted(found, key=lambda path: (len(path.name), path.name))
 
     @property
     def image_root(self) -> Path:

@@ -80,6 +80,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path} must hold sections (data:, models:, ...), not {type(tree).__name__}.")
     for override in overrides:
         _override(tree, override)
+    data = tree.get("data")
+    if isinstance(data, dict) and data.get("dataset_csv") and data.get("root") == "$ABO_ROOT":
+        data["root"] = "."  # questions and images of one's own need no ABO
     return validate_config(_expand(tree, source=str(path)), source=str(path))
 
 

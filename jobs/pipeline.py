@@ -23,6 +23,8 @@ from jobs.stages.validate import Validate
 STAGE_CLASSES: dict[str, type[Stage]] = {
     stage.name: stage for stage in (Prepare, Validate, Generate, Curate, Train, Evaluate, Report)
 }
+# With data.dataset_csv, curate makes what these would have given.
+REPLACED_BY_CSV = ("prepare", "validate", "generate")
 
 
 def parse_stages(text: str | None) -> list[str]:
@@ -42,10 +44,11 @@ def parse_stages(text: str | None) -> list[str]:
 
 def steps_of(config: Config, stages: Sequence[str] = STAGES) -> list[Step]:
     """Every step of a run in order; training and evaluation are one a model."""
+    replaced = REPLACED_BY_CSV if config.data.dataset_csv else ()
     return [
         Step(stage, target)
         for stage in STAGES
-        if stage in stages
+        if stage in stages and stage not in replaced
         for target in (config.models if STAGE_CLASSES[stage].per_model else ("",))
     ]
 
@@ -56,7 +59,7 @@ def steps_before(step: Step, config: Config) -> list[Step]:
         "prepare": [],
         "validate": [Step("prepare")],
         "generate": [Step("validate")],
-        "curate": [Step("validate"), Step("generate")],
+        "curate": steps_of(config, ("validate", "generate")),
         "train": [Step("curate")],
         "evaluate": [Step("curate"), Step("train", step.target)],
         "report": steps_of(config, STAGES[:-1]),

@@ -23,6 +23,7 @@ Reasons for dropping a product; the pairs that it has are dropped for the same r
 =========================  ============================================================================================
 image_broken, …            its image cannot be used; `data_prep.images.decode` lists the reasons
 not_validated              validation has not come to its image
+duplicate_item             a row of somebody's own CSV has an item that an earlier row shows with another image
 image_changed              its main image is not the one that was validated or asked about
 no_reply                   nothing was generated for it
 unparsable_reply           no array of pairs was found in any reply
@@ -49,7 +50,7 @@ from data_prep.curate.question_text import (
 )
 from data_prep.curate.splits import SPLITS, assign
 from data_prep.curate.stats import Kept, describe
-from data_prep.generate.qa_parser import ParsedReply, QAParseError, QAParser
+from data_prep.generate.qa_parser import PAIRS, ParsedReply, QAParseError, QAParser
 from data_prep.images.near_duplicates import image_groups
 from data_prep.records import Example, ImageFacts, Product, QAPair, Rejected, Reply
 from data_prep.settings import CurateSettings
@@ -66,6 +67,7 @@ def curate(
     replies: Iterable[Reply],
     settings: CurateSettings,
     reject: Callable[[Rejected], None],
+    most_pairs: int | None = PAIRS,
 ) -> CuratedDataset:
     """Build the dataset.
 
@@ -77,12 +79,13 @@ def curate(
             equals the last.
         settings: rules, normalization and shares.
         reject: called once for each pair and each product that is dropped.
+        most_pairs: of a product; None: all.
 
     Returns:
         Rows in the order of the products. ``stats.pairs`` and ``stats.products`` add up.
     """
     known = {product.item_id: product for product in products}
-    parser = QAParser(require_category=settings.missing_category == "drop")
+    parser = QAParser(require_category=settings.missing_category == "drop", most=most_pairs)
     answers = _best_replies(replies, known, parser)
     drops = _Drops(reject)
     usable: dict[str, list[Example]] = {}

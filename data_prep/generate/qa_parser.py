@@ -67,10 +67,11 @@ class QAParser:
 
     Args:
         require_category: reject pairs without easy, medium or hard; otherwise their category is "".
+        most: pairs to take; those after it are surplus. None: all, where nobody was asked for five.
     """
 
-    def __init__(self, *, require_category: bool = True) -> None:
-        self.require_category = require_category
+    def __init__(self, *, require_category: bool = True, most: int | None = PAIRS) -> None:
+        self.require_category, self.most = require_category, most
 
     def parse(self, text: str) -> ParsedReply:
         """Find and check the pairs of a reply.
@@ -82,7 +83,7 @@ class QAParser:
         pairs: list[QAPair] = []
         rejected: list[tuple[Any, str]] = []
         for raw in raw_pairs:
-            if len(pairs) == PAIRS:
+            if len(pairs) == self.most:
                 rejected.append((raw, "surplus"))
                 continue
             pair, reason = self._check(raw)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from data_prep.curate import curate
-from data_prep.curate.dataset import verify, write_dataset
-from data_prep.files import AtomicFile, dumps
+from data_prep.curate.dataset import CuratedDataset, verify, write_dataset
+from data_prep.curate.from_csv import read_csv
+from data_prep.curate.stats import DatasetStats
+from data_prep.files import AtomicFile, dumps, file_digest
 from data_prep.generate import models
 from data_prep.outcomes import Ok, UserError
 from data_prep.records import ImageFacts, Product, Rejected, Reply, Teacher
@@ -26,6 +28,8 @@ class Curate(SingleStage):
         return self.config.curate.model_dump(mode="json")
 
     def inputs(self) -> dict[str, str]:
+        if self.config.data.dataset_csv:
+            return {file.name: file_digest(file) for file in self.config.data.csv_files()}
         return {
             "prepare": outputs_digest(self.run_dir, Step("prepare")),
             "validate": store_digest(self.run_dir.store("validate")),
@@ -33,6 +37,51 @@ class Curate(SingleStage):
         }
 
     def execute(self) -> Outcome:
+        generate = self.config.generate
+        teacher = Teacher(generate.model, bool(generate.stand_in), models.terms_lines(generate.model))
+        folder = self.run_dir.dataset
+        with AtomicFile(self.run_dir.rejected("curate")) as rejected:
+
+            def reject(record: Rejected) -> None:
+                rejected.write(dumps(record))
+
+            if self.config.data.dataset_csv:
+                teacher = Teacher(f"the authors of {self.config.data.dataset_csv.name}")
+                dataset = self._from_csv(reject)
+            else:
+                dataset = self._from_stages(reject)
+        splits, stats = dataset.splits, dataset.stats
+        if not splits["train"] or not splits["test"]:
+            dropped = _in_words(stats.pairs.dropped) or _in_words(stats.products.dropped)
+            raise UserError(
+                f"Curation left {len(splits['train'])} training and {len(splits['test'])} test questions, too few to go on "
+                f"({dropped}). Each drop is in {self.run_dir.rejected('curate')}; {self._advice(stats)}."
+            )
+        write_dataset(
+            dataset,
+            folder,
+            image_root=self.config.data.image_root,
+            teacher=teacher,
+        )
+        if leaks := verify(folder):
+            raise UserError(f"Internal error: splits overlap; please report. {'; '.join(leaks[:3])}")
+        counts = {"questions": sum(map(len, splits.values())), **{name: len(rows) for name, rows in splits.items()}}
+        reasons = Counter(stats.products.dropped) + Counter(stats.pairs.dropped)
+        return Outcome(counts, dict(sorted(reasons.items())), [folder / f"{name}.jsonl" for name in splits])
+
+    def _advice(self, stats: DatasetStats) -> str:
+        """What to do where too little is left."""
+        if "no_category" in stats.pairs.dropped:
+            return "--set curate.missing_category=keep accepts pairs that are not marked easy, medium or hard"
+        if not self.config.data.dataset_csv:
+            return "ask about more products (prepare.max_items) or loosen the rules (curate.*)"
+        if "image_file_missing" in stats.products.dropped:
+            return (
+                f"images were looked for in {self.config.data.image_root}, by image_id: set data.images to their folder"
+            )
+        return "add products to the CSV or loosen the rules (curate.*)"
+
+    def _from_stages(self, reject: Callable[[Rejected], None]) -> CuratedDataset:
         facts: dict[str, ImageFacts] = {}
         failures: dict[str, str] = {}
         for key, outcome in latest_outcomes(self.run_dir.store("validate"), ImageFacts).items():
@@ -40,34 +89,21 @@ class Curate(SingleStage):
                 facts[key] = outcome.value
             else:
                 failures[key] = outcome.reason
-        generate = self.config.generate
-        folder = self.run_dir.dataset
-        with AtomicFile(self.run_dir.rejected("curate")) as rejected:
+        products = self.read(self.run_dir.products, Product)
+        return curate.curate(products, facts, failures, self._replies(), self.config.curate, reject)
 
-            def reject(record: Rejected) -> None:
-                rejected.write(dumps(record))
-
-            products = self.read(self.run_dir.products, Product)
-            dataset = curate.curate(products, facts, failures, self._replies(), self.config.curate, reject)
-        splits, stats = dataset.splits, dataset.stats
-        if not splits["train"] or not splits["test"]:
-            dropped = _in_words(stats.pairs.dropped) or _in_words(stats.products.dropped)
-            raise UserError(
-                f"Curation left {len(splits['train'])} training and {len(splits['test'])} test questions, too few to go on "
-                f"({dropped}). Each drop is in {self.run_dir.rejected('curate')}; ask about more products "
-                f"(prepare.max_items) or loosen the rules (curate.*)."
-            )
-        write_dataset(
-            dataset,
-            folder,
-            image_root=self.config.data.image_root,
-            teacher=Teacher(generate.model, bool(generate.stand_in), models.terms_lines(generate.model)),
+    def _from_csv(self, reject: Callable[[Rejected], None]) -> CuratedDataset:
+        found = read_csv(self.config.data, self.config.validate_, reject)
+        good = f"{len(found.facts):,} of their {len(found.products):,} images can be used"
+        print(f"{len(found.replies):,} products in {self.config.data.dataset_csv}; {good}", flush=True)
+        if found.located:
+            print(found.located, flush=True)
+        dataset = curate.curate(
+            found.products, found.facts, found.failures, found.replies, self.config.curate, reject, most_pairs=None
         )
-        if leaks := verify(folder):
-            raise UserError(f"Internal error: splits overlap; please report. {'; '.join(leaks[:3])}")
-        counts = {"questions": sum(map(len, splits.values())), **{name: len(rows) for name, rows in splits.items()}}
-        reasons = Counter(stats.products.dropped) + Counter(stats.pairs.dropped)
-        return Outcome(counts, dict(sorted(reasons.items())), [folder / f"{name}.jsonl" for name in splits])
+        if lacking := dataset.stats.pairs.dropped.get("no_category"):
+            print(f"{lacking:,} pairs have no category: --set curate.missing_category=keep accepts them", flush=True)
+        return dataset
 
     def _replies(self) -> Iterator[Reply]:
         for record in read_records(self.run_dir.store("generate"), ReadReport()):

@@ -30,6 +30,8 @@ def launch(request: LaunchRequest, console: Console) -> int:
     stages = parse_stages(request.stages)
     config, run_dir = resolve(request.config, request.run_dir, request.overrides or (), request.shards)
     steps = steps_of(config, stages)
+    if not steps:
+        raise UserError(f"{', '.join(stages)}: data.dataset_csv takes their place. Start with --stages curate.")
     run = RunDir(run_dir.resolve())
     if request.cluster is Cluster.slurm:
         from jobs.backends import slurm  # only runs on SLURM need it

@@ -63,9 +63,12 @@ def show_plan(request: PlanRequest, console: Console) -> None:
     stage = Probe(RunDir(folder.resolve()), config, request.probe or 0)
     if request.probe and not ask_probe(stage, config, request, console):
         return
-    products = count_products(config)
-    console.print(f"{products:,} products qualify (images are checked later; each broken one saves a request).")
-    _show_generate(config, products, stage.usage() if request.probe else [], console)
+    if config.data.dataset_csv:
+        console.print(f"generate: the questions of {config.data.dataset_csv} are there; nothing is paid.", markup=False)
+    else:
+        products = count_products(config)
+        console.print(f"{products:,} products qualify (images are checked later; each broken one saves a request).")
+        _show_generate(config, products, stage.usage() if request.probe else [], console)
     _show_training(config, console)
     if not request.probe:
         console.print("Nothing was sent, nothing was written.")
