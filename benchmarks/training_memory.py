@@ -1,6 +1,6 @@
 """What a training step keeps in memory for its backward pass, counted at full size. The weights are random: only sizes matter.
 
-    python -m benchmarks.training_memory [blip|vilt] [--out FILE]
+    python -m benchmarks.training_memory [blip|vilt] [--full] [--out FILE]
 
 Every tensor that autograd saves is counted once, by its storage, without the weights. Three batches with different numbers of
 questions and images separate what a question adds, what an image adds, and what is always there. This is done in fp32 and under
@@ -56,14 +56,18 @@ def saved_bytes(model: Model, questions: int, image_count: int, mixed: bool) -> 
     return count
 
 
-def measure(kind: str) -> dict[str, Any]:
-    """The parts in bytes, in both precisions, and the parameter counts."""
+def measure(kind: str, *, full: bool = False) -> dict[str, Any]:
+    """The parts in bytes, in both precisions, and the parameter counts; ``full`` trains all weights instead of LoRA."""
     with tempfile.TemporaryDirectory() as folder:
         settings = ModelSettings(kind=kind, weights=str(make_full_size(kind, Path(folder))))
         model = model_class(kind).load(settings, [ANSWER])
-    apply_lora_to_model(model, settings.lora)
+    if full:
+        model.net.requires_grad_(True)
+    else:
+        apply_lora_to_model(model, settings.lora)
     return {
         "model": kind,
+        "trained": "all weights" if full else "LoRA",
         "fp32": parts(model, mixed=False),
         "autocast": parts(model, mixed=True),
         "parameters": asdict(parameter_table(model)),
@@ -88,9 +92,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("kind", nargs="?", default="blip", choices=["blip", "vilt"])
+    parser.add_argument("--full", action="store_true", help="full fine-tuning instead of LoRA")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    report("training_memory", measure(arguments.kind), arguments.out)
+    report("training_memory", measure(arguments.kind, full=arguments.full), arguments.out)
 
 
 if __name__ == "__main__":
