@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import random
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from data_prep.outcomes import UserError
-from data_prep.stand_in import StandIn, StandInOptions, messages
+from data_prep.stand_in import StandIn, StandInOptions
 from jobs.options import PlanRequest
 from jobs.verbs.plan import show_plan
 from tests.conftest import launch, launch_args, output, write_config
@@ -23,6 +22,11 @@ def plan(config: Path, run_dir: Path, **options: Any) -> str:
     text = io.StringIO()
     show_plan(PlanRequest(config, run_dir, **options), Console(file=text, width=400))
     return text.getvalue()
+
+
+def billed(server: StandIn) -> float:
+    """What Google would bill for all that the server answered."""
+    return sum(entry["input_tokens"] * 0.30 + entry["output_tokens"] * 2.50 for entry in server.entries) / 1e6
 
 
 def test_the_plan_names_price_tokens_terms_and_the_open_teacher(tmp_path: Path, catalogue: Path) -> None:
@@ -69,32 +73,22 @@ def test_the_plan_after_a_probe_is_what_is_billed_and_no_reply_is_paid_twice(
     tmp_path: Path, catalogue: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
-    reply, draw, bills = messages.gemini_reply, random.Random(7), []
-
-    def thoughtful(text: str | None, finish: str, model: str) -> dict[str, Any]:
-        found: dict[str, Any] = reply(text, finish, model)
-        thoughts, prompt = round(draw.gammavariate(8, 80)), draw.randint(700, 900)
-        usage = found["usageMetadata"] | {"promptTokenCount": prompt, "thoughtsTokenCount": thoughts}
-        found["usageMetadata"] = usage | {"totalTokenCount": prompt + usage["candidatesTokenCount"] + thoughts}
-        bills.append((prompt * 0.30 + (usage["candidatesTokenCount"] + thoughts) * 2.50) / 1e6)
-        return found
-
-    monkeypatch.setattr(messages, "gemini_reply", thoughtful)
     run = tmp_path / "run"
-    with StandIn(catalogue / "facts.jsonl", StandInOptions(keys=[KEY])) as server:
+    # How many tokens it draws, and how often it thinks how long, the plan cannot know.
+    with StandIn(catalogue / "facts.jsonl", StandInOptions(keys=[KEY], thoughts=200)) as server:
         config = write_config(tmp_path / "c.yaml", catalogue, generate={"endpoint": server.url})
         said = plan(config, run, probe=20, yes=True)
         assert "Probe: 20 products answered, 20 usable" in said and "±" in said
         assert len(server.entries) == 20
-        planned = sum(bills) / 20 * 40
+        planned = billed(server) * 2
         assert f"${planned:,.2f} ±" in said
         done = launch(*launch_args(config, run, "--stages", "prepare,validate,generate"))
         assert done.returncode == 0, output(done)
     images = [entry["image"] for entry in server.entries]
     assert len(images) == len(set(images)) == 40
-    assert planned == pytest.approx(sum(bills), rel=0.10)
+    assert planned == pytest.approx(billed(server), rel=0.10)
     status = launch("status", run)
-    assert f"planned ${planned:,.2f}, projected ${sum(bills):,.2f}" in status.stdout, output(status)
+    assert f"planned ${planned:,.2f}, projected ${billed(server):,.2f}" in status.stdout, output(status)
 
 
 @pytest.mark.parametrize(
