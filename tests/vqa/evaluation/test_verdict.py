@@ -198,7 +198,7 @@ def test_a_mean_that_rises_by_guessing_on_top_of_what_the_base_knew_has_not_lear
     assert found.headline.startswith("Fine-tuned m learned 0 of 3 question types; it is no better than guessing on")
 
 
-def test_flipping_signs_is_the_exact_mcnemar_test_where_each_product_has_one_question() -> None:
+def test_flipping_signs_is_mcnemars_exact_test_for_one_question_a_product() -> None:
     draw = np.random.default_rng(0)
     before, after = draw.random(300) < 0.4, draw.random(300) < 0.5
     p = sign_flip(after.astype(float) - before, np.arange(300))
