@@ -49,8 +49,7 @@ class ValidationCallback(TrainerCallback):
     It also answers a rendered example, whose answer anybody can judge (`vqa.inference.synthetic`).
 
     ``validation.jsonl`` has a line per validation, with the alarm of `vqa.evaluation.collapse`; ``best.json`` names the best
-    adapter's folder and its exact match, which is
-    computed after normalization. Each rank answers a part of the sample.
+    adapter's folder and its exact match, which is computed after normalization. Each rank answers a part of the sample.
     """
 
     def __init__(
