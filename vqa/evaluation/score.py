@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from vqa.evaluation.statistics import Interval, format_interval, label_codes
 
 GROUPS = ("item_id", "image_id", "image_name", "filename", "image_path")
 JSON_LINES = {".jsonl", ".ndjson"}
+# Names of columns with a model's answers. Scoring a model against one of them gives a good score that means nothing.
+_MODEL_ANSWERS = re.compile(r"generat|predict|(?:^|_)preds?(?:_|$)|output|response", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +95,34 @@ def _read_jsonl(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return list(columns), rows
 
 
-def check_column(name: str, columns: list[str], path: Path) -> None:
+def check_column(name: str, columns: list[str], path: Path, never: Collection[str] = ()) -> None:
     """Raise unless the table has the column, once.
+
+    Args:
+        name: of the column.
+        columns: of the table.
+        path: of the table.
+        never: columns that are not suggested instead.
 
     Raises:
         UserError: it is missing, and the nearest one is named; or it is there twice.
     """
     if name not in columns:
-        raise UserError(f"{path}: {unknown_name(name, columns, 'column')}")
+        raise UserError(f"{path}: {unknown_name(name, [c for c in columns if c not in never], 'column')}")
     if columns.count(name) > 1:
         raise UserError(f"{path} has {columns.count(name)} columns named {name!r}. Rename all but one.")
+
+
+def check_answer_columns(columns: list[str], path: Path, truth: str, prediction: str) -> None:
+    """Raise unless the table has a column of truths and another one of answers. Neither is suggested for the other.
+
+    Raises:
+        UserError: one of them is missing or there twice, or both are the same column.
+    """
+    if truth == prediction:
+        raise UserError(f"--truth and --prediction both name {truth!r}, which would be scored against itself.")
+    check_column(truth, columns, path, [c for c in columns if c == prediction or _MODEL_ANSWERS.search(c)])
+    check_column(prediction, columns, path, [truth])
 
 
 def score_table(
@@ -119,9 +141,9 @@ def score_table(
         UserError: unreadable file, wrong column, or no rows with a truth. Those without one are left out and counted.
     """
     columns, table = read_table(path)
-    for name in (truth, prediction, group_by):
-        if name is not None:
-            check_column(name, columns, path)
+    check_answer_columns(columns, path, truth, prediction)
+    if group_by is not None:
+        check_column(group_by, columns, path)
     if not table:
         raise UserError(f"{path} has columns but no rows: nothing to score.")
     rows = [row for row in table if row.get(truth, "").strip()]

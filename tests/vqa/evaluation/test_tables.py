@@ -54,6 +54,27 @@ def test_a_wrong_column_lists_the_columns_and_names_the_nearest(table: Path) -> 
         score_table(table, "answer", "generated")
 
 
+@pytest.mark.parametrize("asked", ["gt_answer", "true_answer", "generated_answers", "model_outputs"])
+def test_the_column_of_a_models_answers_is_never_suggested_as_the_truth(tmp_path: Path, asked: str) -> None:
+    (tmp_path / "a.csv").write_text("image_name,question,generated_answer,model_output,other\n")
+    for prediction in ("generated_answer", "other"):
+        with pytest.raises(UserError, match=f"no column '{asked}'") as caught:
+            score_table(tmp_path / "a.csv", asked, prediction)
+        for column in ("'generated_answer'", " generated_answer", "model_output'", " model_output", f" {prediction}"):
+            assert column not in str(caught.value)
+
+
+def test_the_truth_is_never_suggested_as_the_prediction(table: Path) -> None:
+    with pytest.raises(UserError, match="no column 'answers'") as caught:
+        score_table(table, "answer", "answers")
+    assert "'answer'" not in str(caught.value)
+
+
+def test_a_column_is_not_scored_against_itself(table: Path) -> None:
+    with pytest.raises(UserError, match="against itself"):
+        score_table(table, "generated_answer", "generated_answer")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
