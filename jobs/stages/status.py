@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_prep.reasons import in_words
 from jobs.run.layout import RunDir, ShardStore, Step
 from jobs.run.logs import last_error
 from jobs.shards.digest import digest
@@ -81,8 +82,7 @@ class StepStatus:
         if usable := self.usable():
             said.append(f"{self.step}: {usable}.")
         if self.failed:
-            reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.items())
-            said.append(f"{self.step}: {self.failed:,} of {self.items or 0:,} items failed ({reasons}).")
+            said.append(f"{self.step}: {self.failed:,} of {self.items or 0:,} items failed: {in_words(self.reasons)}.")
         if self.remaining and self.state != WAITING:
             waiting = f", {self.in_batches:,} of them are in batches at Google" if self.in_batches else ""
             said.append(f"{self.step}: {self.remaining:,} {self.unit} are not done yet{waiting}.")
@@ -97,10 +97,9 @@ class StepStatus:
             )
         capped = {name: count for name, count in self.reasons.items() if name.startswith("over_max")}
         if capped:
-            said.append(f"{self.step}: " + ", ".join(f"{n} left out {c:,} listings" for n, c in capped.items()) + ".")
+            said.append(f"{self.step}: {sum(capped.values()):,} listings were left out: {in_words(capped)}.")
         if self.counts and (dropped := {name: count for name, count in self.reasons.items() if name not in capped}):
-            what = ", ".join(f"{name} {count:,}" for name, count in dropped.items())
-            said.append(f"{self.step}: {sum(dropped.values()):,} were dropped by its rules ({what}).")
+            said.append(f"{self.step}: {sum(dropped.values()):,} were dropped by its rules: {in_words(dropped)}.")
         return said + self.notes
 
 

@@ -40,9 +40,9 @@ def imperfect(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 PROMISES = {
     "stand-in": r"the stand-in server replayed them",
-    "cap": r"over_max_items left out \d+ listings",
-    "unreadable images": r"validate: \d+ of 50 items failed \(.*image_not_an_image \d+.*image_truncated \d+",
-    "failed items": r"generate: \d+ of \d+ items failed \(",
+    "cap": r"prepare: \d+ listings were left out: beyond prepare.max_items \(\d+\)",
+    "unreadable images": r"validate: \d+ of 50 items failed: .*the file is not an image \(\d+\).*the image file is cut off \(\d+\)",
+    "failed items": r"generate: \d+ of \d+ items failed: ",
     "missing metric": r"no BERTScore.*nobody/no-such-model",
 }
 

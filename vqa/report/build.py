@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from data_prep.files import write_atomic, write_json
+from data_prep.reasons import in_words
 from vqa.evaluation.metrics import exact_match
 from vqa.evaluation.statistics import FEW, RESAMPLES
 from vqa.evaluation.verdict import LEARNED, WORSE
@@ -30,15 +31,16 @@ TEMPLATES = Path(__file__).parent / "templates"
 CONTENTS = (
     ("types", "By question type"),
     ("examples", "Fixed and broken"),
+    ("compared", "Models compared"),
     ("scores", "Metrics"),
-    ("published", "Published figures"),
     ("breakdowns", "Right answers"),
     ("errors", "Wrong answers"),
-    ("calibration", "Calibration"),
-    ("training", "Training"),
     ("browser", "All answers"),
+    ("training", "Training"),
+    ("calibration", "Calibration"),
     ("dataset", "Dataset"),
-    ("run", "The run"),
+    ("run", "Cost and run"),
+    ("published", "Published figures"),
     ("definitions", "Definitions"),
 )
 # The stylesheet's class of each verdict; the others stay gray.
@@ -92,7 +94,7 @@ def render(inputs: ReportInputs, result: ReportFigures, page: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(few=FEW, labels=LABELS, confusions_shown=CONFUSIONS, tones=TONES)
+    environment.globals.update(in_words=in_words, few=FEW, labels=LABELS, confusions_shown=CONFUSIONS, tones=TONES)
     return environment.get_template("report.html").render(
         f=result,
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),

@@ -6,8 +6,9 @@ Interval(mean=0.31, low=0.27, high=0.35, questions=1460, clusters=292)
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +16,13 @@ import numpy as np
 
 from data_prep.curate.blind_floor import blind_answers
 from data_prep.curate.question_text import question_pattern, question_type
+from data_prep.reasons import in_words
 from data_prep.records import Example, Prediction
 from vqa.evaluation import breakdowns
 from vqa.evaluation.bertscore import BertUsed
 from vqa.evaluation.breakdowns import Confusion, ErrorCount, Group
 from vqa.evaluation.collapse import notice
+from vqa.evaluation.compare import compare
 from vqa.evaluation.metrics import DEFINITIONS, Definition, exact_match, score
 from vqa.evaluation.statistics import Calibration, Interval, Paired, calibration, interval, label_codes, paired
 from vqa.evaluation.verdict import ModelVerdict, Questions, judge
@@ -59,6 +62,17 @@ class ModelFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelComparison:
+    """Exact match of two models, second minus first; see `vqa.evaluation.compare.Comparison`."""
+
+    variant: str  # "base" or "lora", of both models
+    names: tuple[str, str]
+    shared: int  # questions that both answered
+    same_answer: int
+    paired: Paired
+
+
+@dataclass(frozen=True, slots=True)
 class ReportFigures:
     """What report.json holds."""
 
@@ -70,6 +84,7 @@ class ReportFigures:
     stages: Sequence[StageSummary]
     dataset: Mapping[str, Any]  # 4_curate/stats.json
     models: dict[str, ModelFigures]
+    comparisons: list[ModelComparison]  # every two models, fine-tuned and base, on the questions that both answered
     parameters: Mapping[str, Mapping[str, Any]]  # model → its training settings and parameter counts
     definitions: dict[str, Definition]  # metric → its name and definition
 
@@ -118,9 +133,19 @@ def figures(inputs: ReportInputs) -> ReportFigures:
         stages=inputs.stages,
         dataset=inputs.stats,
         models=models,
+        comparisons=list(_comparisons(inputs.predictions)),
         parameters=inputs.parameters,
         definitions=DEFINITIONS,
     )
+
+
+def _comparisons(predictions: Mapping[str, Mapping[str, Sequence[Prediction]]]) -> Iterator[ModelComparison]:
+    for variant in ("lora", "base"):
+        for first, second in itertools.combinations(predictions, 2):
+            before, after = (predictions[name].get(variant, ()) for name in (first, second))
+            if {p.id for p in before} & {p.id for p in after}:
+                found = compare(before, after, (first, second))
+                yield ModelComparison(variant, found.names, found.shared, found.same_answer, found.paired)
 
 
 def notices(inputs: ReportInputs, models: Mapping[str, ModelFigures]) -> list[str]:
@@ -134,8 +159,7 @@ def notices(inputs: ReportInputs, models: Mapping[str, ModelFigures]) -> list[st
     found += inputs.warnings
     for name, reasons in inputs.failed.items():
         if total := sum(reasons.values()):
-            why = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
-            found.append(f"{name}: {total:,} questions have no answer ({why}). No figure counts them.")
+            found.append(f"{name}: {total:,} questions have no answer: {in_words(reasons)}. No figure counts them.")
     for name, model in models.items():
         if not model.variants:
             why = "no question was answered by every variant" if model.unshared else "no answers yet"

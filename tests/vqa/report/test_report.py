@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.curate.blind_floor import blind_floor
+from data_prep.reasons import REASONS
 from data_prep.records import Example, Prediction
 from tests.conftest import ROOT
 from tests.vqa.evaluation.rows import examples, predictions, write_images
@@ -134,12 +135,15 @@ def test_the_blind_floor_is_the_one_of_the_dataset_card(tmp_path: Path) -> None:
 
 
 def test_stand_in_failures_and_caps_are_said_before_any_figure(tmp_path: Path) -> None:
-    inputs = ReportInputs(stand_in=True, warnings=["capped at 5 products"], failed={"blip-lora": {"image_missing": 3}})
+    inputs = ReportInputs(
+        stand_in=True, warnings=["capped at 5 products"], failed={"blip-lora": {"image_file_missing": 3}}
+    )
     build(inputs, tmp_path)
     page = (tmp_path / "index.html").read_text()
     first = page[: page.index("What fine-tuning changed")]
     assert all(
-        part in first for part in ("stand-in", "capped at 5 products", "3 questions have no answer (3 image_missing)")
+        part in first
+        for part in ("stand-in", "capped at 5 products", "3 questions have no answer: the image file is missing (3)")
     )
 
 
@@ -257,6 +261,27 @@ def test_report_json_has_the_verdict_under_names_that_docs_promise(tmp_path: Pat
     assert verdict["overall"]["blind"] == model["blind"]
     documented = (ROOT / "docs/verdict.md").read_text()
     assert all(f"`{key}`" in documented for key in verdict["overall"])
+
+
+def test_two_models_are_compared_on_the_questions_that_both_answered(tmp_path: Path) -> None:
+    rows = examples(40)
+    weak, strong = predictions(rows, 0.2, seed=3), predictions(rows[:150], 0.9, seed=4)
+    found = build(ReportInputs(test=rows, predictions={"blip": {"lora": weak}, "vilt": {"lora": strong}}), tmp_path)
+    (comparison,) = found.comparisons
+    assert (comparison.variant, comparison.names, comparison.shared) == ("lora", ("blip", "vilt"), 150)
+    assert comparison.paired.difference.low is not None and comparison.paired.difference.low > 0.3
+    page = (tmp_path / "index.html").read_text()
+    assert "vilt is better" in page and page.index("Models compared") < page.index("<h2>Metrics")
+    build(ReportInputs(test=rows, predictions={"blip": {"lora": weak}}), tmp_path)
+    assert "Models compared" not in (tmp_path / "index.html").read_text()
+
+
+def test_no_counted_reason_stands_as_a_code_on_the_page(tmp_path: Path) -> None:
+    reasons = dict.fromkeys(REASONS, 1)
+    inputs = ReportInputs(stages=[StageSummary("prepare", {"listings": 9}, reasons=reasons)], failed={"blip": reasons})
+    build(inputs, tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert not [code for code in REASONS if "_" in code and code in re.sub(r"(prepare|validate)\.\w+", "", page)]
 
 
 def test_without_a_control_the_page_never_says_learned(tmp_path: Path) -> None:
