@@ -121,7 +121,7 @@ def drawn_tokens(asked: Asked, text: str, thoughts: float, seed: str) -> Tokens:
     )
 
 
-def gemini_reply(text: str | None, finish: str, model: str, manner: Manner = Manner()) -> dict[str, Any]:
+def gemini_reply(text: str | None, finish: str, model: str, manner: Manner = Manner()) -> dict[str, object]:
     """A generateContent reply; blocked where there is no text."""
     tokens, version = manner.tokens, model if manner.version is None else manner.version
     out = tokens.text_out if text else 0
@@ -133,7 +133,7 @@ def gemini_reply(text: str | None, finish: str, model: str, manner: Manner = Man
         {"modality": "TEXT", "tokenCount": tokens.text_in},
         {"modality": "IMAGE", "tokenCount": tokens.image_in},
     ]
-    reply: dict[str, Any] = {"usageMetadata": usage, "responseId": "stand-in"}
+    reply: dict[str, object] = {"usageMetadata": usage, "responseId": "stand-in"}
     if version:
         reply["modelVersion"] = version
     if manner.stage:
@@ -148,13 +148,13 @@ def gemini_reply(text: str | None, finish: str, model: str, manner: Manner = Man
     return reply | {"candidates": [candidate]}
 
 
-def openai_reply(text: str | None, finish: str, model: str, manner: Manner = Manner()) -> dict[str, Any]:
+def openai_reply(text: str | None, finish: str, model: str, manner: Manner = Manner()) -> dict[str, object]:
     """A chat completion; filtered where there is no text."""
     tokens, version = manner.tokens, model if manner.version is None else manner.version
     reason = "content_filter" if text is None else {"STOP": "stop", "MAX_TOKENS": "length"}[finish]
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
     out = tokens.output if text or tokens.thoughts else OUTPUT_TOKENS
-    usage: dict[str, Any] = {
+    usage: dict[str, object] = {
         "prompt_tokens": tokens.input,
         "completion_tokens": out,
         "total_tokens": tokens.input + out,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Report(SingleStage):
         lambda: ()
     )  # of the other steps; the pipeline knows them
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         return {
             "report": self.config.report.model_dump(mode="json"),
             "bertscore": self.config.evaluate.model_dump(mode="json", include={"bertscore_model", "bertscore_layer"}),
@@ -135,9 +135,9 @@ class Report(SingleStage):
         return summaries, warnings
 
 
-def _lines(path: Path, key: str) -> list[dict[str, Any]]:
+def _lines(path: Path, key: str) -> list[Mapping[str, Any]]:
     """The rows of a log; of rows about the same step (a part done again after a kill) the last counts."""
-    rows: dict[Any, dict[str, Any]] = {}
+    rows: dict[Any, Mapping[str, Any]] = {}
     if path.is_file():
         for line in path.read_bytes().splitlines():
             try:
@@ -148,5 +148,5 @@ def _lines(path: Path, key: str) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def _validations(path: Path) -> list[dict[str, Any]]:
+def _validations(path: Path) -> list[Mapping[str, Any]]:
     return [{"step": row["step"], "val_exact_match": row["exact_match"]} for row in _lines(path, "step")]
