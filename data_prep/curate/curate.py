@@ -100,6 +100,8 @@ def curate(
             drops.product(item_id, *found.problem)
         elif rows := _rows(product, pairs, settings, drops):
             usable[item_id] = rows
+            for row in rows:
+                row.model_version = found.model_version
         else:
             drops.product(item_id, "no_pair_left", "none of its pairs met the rules")
     groups = _groups(usable, facts, settings)
@@ -146,6 +148,7 @@ class _Answers:
     """What the stored replies about one product gave."""
 
     parsed: ParsedReply | None = None  # the reply that counts
+    model_version: str = ""  # that gave it
     problem: tuple[str, str] = ("no_reply", "nothing was generated for it")  # without one: the reason, and its detail
 
 
@@ -166,7 +169,7 @@ def _best_replies(replies: Iterable[Reply], known: Mapping[str, Product], parser
             answers.problem = ("unparsable_reply", str(error)[:200])
             continue
         if answers.parsed is None or len(parsed.pairs) >= len(answers.parsed.pairs):
-            answers.parsed = parsed
+            answers.parsed, answers.model_version = parsed, reply.model_version
     return found
 
 

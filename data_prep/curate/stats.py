@@ -81,6 +81,14 @@ class QuestionGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class AnsweredBy:
+    """What one version of the generator's model answered."""
+
+    questions: int
+    products: int
+
+
+@dataclass(frozen=True, slots=True)
 class DatasetStats:
     """What stats.json holds. Shares are from 0 to 1, and None where there is nothing to take a share of."""
 
@@ -94,6 +102,7 @@ class DatasetStats:
     categories: dict[str, QuestionGroup]  # "none" for pairs without one
     product_types: dict[str, dict[str, int]]  # products in each split, of the fifty largest types
     blind_floor: BlindFloor
+    model_versions: dict[str, AnsweredBy]  # most questions first; "not stated" where the API does not say
 
 
 def describe(splits: Splits, *, products: Kept, pairs: Kept, group_sizes: Sequence[int]) -> DatasetStats:
@@ -128,6 +137,7 @@ def describe(splits: Splits, *, products: Kept, pairs: Kept, group_sizes: Sequen
         categories=_by_group(rows, lambda e: e.category or "none"),
         product_types=_product_types(splits),
         blind_floor=blind_floor(splits["train"], splits["test"]),
+        model_versions=_model_versions(rows),
     )
 
 
@@ -158,6 +168,12 @@ def _product_types(splits: Splits) -> dict[str, dict[str, int]]:
             members[row.product_type or "none"][name].add(row.item_id)
     ordered = sorted(members.items(), key=lambda item: (-sum(map(len, item[1].values())), item[0]))
     return {kind: {name: len(parts[name]) for name in splits} for kind, parts in ordered[:50]}
+
+
+def _model_versions(rows: Sequence[Example]) -> dict[str, AnsweredBy]:
+    questions = Counter(row.model_version or "not stated" for row in rows)
+    products = Counter(version for version, _ in {(row.model_version or "not stated", row.item_id) for row in rows})
+    return {version: AnsweredBy(count, products[version]) for version, count in questions.most_common()}
 
 
 def _unseen(splits: Splits) -> float | None:

@@ -190,7 +190,11 @@ class Handler(BaseHTTPRequestHandler):
         if not self._key_is_valid(arrived) or not self._has_model(model, arrived):
             return
         if image is None:  # `doctor` tries a key
-            state.note(arrived, "no_image", key)
+            fault = fault_kinds.choose(state.options.faults, state.options.seed, "", 1)
+            state.note(arrived, fault if fault in fault_kinds.TRANSPORT else "no_image", key)
+            if fault in fault_kinds.TRANSPORT:
+                self._fail(fault, model)
+                return
             self._send(200, orjson.dumps(reply("[]", "STOP", model, messages.Manner())))
             return
         digest = hashlib.sha256(image).hexdigest()

@@ -9,7 +9,7 @@ from data_prep.curate import curate
 from data_prep.curate.dataset import CuratedDataset, verify, write_dataset
 from data_prep.curate.from_csv import read_csv
 from data_prep.curate.stats import DatasetStats
-from data_prep.files import AtomicFile, dumps, file_digest
+from data_prep.files import AtomicFile, dumps, file_digest, read_json
 from data_prep.generate import models
 from data_prep.outcomes import Ok, UserError
 from data_prep.records import ImageFacts, Product, Rejected, Reply, Teacher
@@ -17,6 +17,7 @@ from jobs.run.layout import Step
 from jobs.shards.journal import ReadReport
 from jobs.shards.store import latest_outcomes, read_records
 from jobs.stages.base import Outcome, SingleStage, outputs_digest, store_digest
+from jobs.stages.status import DONE, StepStatus
 
 
 class Curate(SingleStage):
@@ -104,6 +105,17 @@ class Curate(SingleStage):
         if lacking := dataset.stats.pairs.dropped.get("no_category"):
             print(f"{lacking:,} pairs have no category: --set curate.missing_category=keep accepts them", flush=True)
         return dataset
+
+    def status(self) -> StepStatus:
+        status = super().status()
+        stats = read_json(self.run_dir.dataset / "stats.json") or {}
+        answered = stats.get("model_versions", {})
+        if status.state == DONE and len(answered) > 1:
+            parts = ", ".join(f"{version} {part['questions']:,}" for version, part in answered.items())
+            status.notes.append(
+                f"The questions are by {len(answered)} model versions ({parts}). Each row names its own as model_version."
+            )
+        return status
 
     def _replies(self) -> Iterator[Reply]:
         for record in read_records(self.run_dir.store("generate"), ReadReport()):

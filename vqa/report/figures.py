@@ -253,6 +253,8 @@ def _breakdowns(
         "question type": [e.question_type for e in table.examples],
         "product type": [e.product_type for e in table.examples],
     }
+    if len({e.model_version for e in table.examples}) > 1:
+        groups["generator model"] = [e.model_version or "not stated" for e in table.examples]
     if train:
         trained = Counter(normalize(e.answer) for e in train)
         groups["answer frequency"] = [breakdowns.frequency_class(e.answer, trained) for e in table.examples]

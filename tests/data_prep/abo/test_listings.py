@@ -101,6 +101,22 @@ def test_wrong_types_in_fields_beside_the_required_ones_do_no_harm(catalogue) ->
     assert (product.name, product.product_type, product.color, rejected) == ("", "", "", [])
 
 
+def test_what_the_listing_says_of_the_look_is_kept_in_full(catalogue) -> None:
+    def values(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+        return [{"language_tag": tag, "value": value} for tag, value in pairs]
+
+    fields = {
+        "material": values(("en_US", "Wood"), ("en_GB", "Wood"), ("de_DE", "Holz"), ("en_US", "Metal")),
+        "fabric_type": values(("en_US", "100%  Cotton")),
+        "pattern": values(("de_DE", "Streifen")),
+        "item_shape": values(("en_US", "Round")),
+        "finish_type": values(("en_US", "Matte")),
+    }
+    (product, bare), _ = run(catalogue([listing("B0", **fields), listing("B1")]))
+    assert product.witness == ("", "Wood, Metal, 100% Cotton", "Streifen", "Round", "Matte")
+    assert bare.witness == ("", "", "", "", "")
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.recursive(
@@ -111,7 +127,9 @@ def test_wrong_types_in_fields_beside_the_required_ones_do_no_harm(catalogue) ->
         ),
         max_leaves=8,
     ),
-    st.sampled_from(["item_id", "item_name", "product_type", "color", "item_keywords", "main_image_id"]),
+    st.sampled_from(
+        ["item_id", "item_name", "product_type", "color", "item_keywords", "main_image_id", "material", "pattern"]
+    ),
 )
 def test_any_json_in_any_field_is_a_product_or_a_rejection(tmp_path_factory, value, field) -> None:
     root = tmp_path_factory.mktemp("abo")

@@ -180,6 +180,24 @@ def test_of_several_replies_the_one_with_most_good_pairs_counts() -> None:
     assert (len(rows(dataset)), rejected) == (5, [])
 
 
+def test_what_two_model_versions_answered_is_kept_apart_in_rows_figures_and_card() -> None:
+    numbers, rejected = range(20), []
+    dataset = curate.curate(
+        [product(n) for n in numbers],
+        {f"B{n:04}": facts_of(n) for n in numbers},
+        {},
+        [dataclasses.replace(reply(n, PAIRS), model_version="old-1" if n < 12 else "new-2") for n in numbers],
+        CurateSettings(),
+        rejected.append,
+    )
+    of_item = {row.item_id: row.model_version for row in rows(dataset)}
+    assert of_item["B0003"] == "old-1" and of_item["B0015"] == "new-2"
+    answered = dataset.stats.model_versions
+    assert {version: part.products for version, part in answered.items()} == {"old-1": 12, "new-2": 8}
+    text = card(dataset.stats, dataset.settings, Teacher("m"))
+    assert f"| old-1 | {answered['old-1'].questions} | 12 |" in text and "| new-2 |" in text
+
+
 def test_equal_images_are_dropped_and_nearly_equal_ones_kept_in_the_same_split() -> None:
     one = facts_of(0)
     near = f"{int(one.dhash, 16) ^ 0b101:016x}"

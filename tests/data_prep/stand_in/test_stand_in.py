@@ -91,10 +91,25 @@ def test_a_wrong_option_is_one_line(shop: Shop, options: list[str], says: str) -
     assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_request_without_an_image_is_refused(shop: Shop) -> None:
-    with stand_in_process(shop.answers) as url:
+@pytest.mark.parametrize(("options", "code"), [([], 200), (["--fault", "status_402=1"], 402)])
+def test_a_request_without_an_image_tries_the_account_and_is_not_billed(
+    shop: Shop, options: list[str], code: int
+) -> None:
+    with stand_in_process(shop.answers, *options) as url:
         body = json.dumps({"contents": [{"parts": [{"text": "hello"}]}]}).encode()
         request = urllib.request.Request(f"{url}/v1beta/models/x:generateContent", body)
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request)
-    assert caught.value.code == 400
+        try:
+            answered = urllib.request.urlopen(request).status
+        except urllib.error.HTTPError as error:
+            answered = error.code
+    assert answered == code
+
+
+def test_models_are_listed_as_gemini_and_as_openai_list_them(shop: Shop) -> None:
+    with stand_in_process(shop.answers, "--model", "gemini-x") as url:
+        gemini = urllib.request.Request(f"{url}/v1/models", headers={"x-goog-api-key": KEY})
+        openai = urllib.request.Request(f"{url}/v1beta/openai/models", headers={"authorization": f"Bearer {KEY}"})
+        (model,) = json.load(urllib.request.urlopen(gemini))["models"]
+        (other,) = json.load(urllib.request.urlopen(openai))["data"]
+    assert model["name"] == "models/gemini-x" and "generateContent" in model["supportedGenerationMethods"]
+    assert other["id"] == "gemini-x"

@@ -6,15 +6,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from data_prep.outcomes import Failed, Ok, UserError
+from data_prep.outcomes import Failed, Ok, Todo, UserError
+from data_prep.records import Reply
 from jobs.run.layout import ShardStore
 from jobs.shards.journal import JournalWriter, ReadReport, journal_files
 from jobs.shards.loop import pending_shards, run_shard
 from jobs.shards.marker import ShardMarker
+from jobs.shards.progress import Limits
 from jobs.shards.store import freeze_shards, latest_outcomes, read_records, shard_of
 from tests.conftest import heed_signals
 from tests.jobs.shards.loop_worker import Square, Squares
@@ -182,3 +185,46 @@ def test_shards_depend_on_the_name_alone_and_are_balanced() -> None:
     assert shard_of("B0ADB4121C", 16) == shard_of("B0ADB4121C", 16)
     assert len(counts) == 16
     assert max(counts.values()) < 1.2 * min(counts.values())
+
+
+class Asked(Squares):
+    """A stage whose only item gets paid replies: "no use" is recorded as a failure, "poor" breaks a rule, "good" none."""
+
+    value_type = Reply
+
+    def __init__(self, folder: Path, replies: Sequence[str], max_replies: int) -> None:
+        super().__init__(folder, 1)
+        self._texts, self.limits = list(replies), Limits(max_replies=max_replies)
+
+    def rule_violations(self, reply: Reply) -> str | None:
+        return None if reply.text == "good" else "poor"
+
+    def process(self, todos: Iterator[Todo[str]]) -> None:
+        for todo in todos:
+            if self._texts:
+                text = self._texts.pop(0)
+                reply = Reply(todo.item, "I", text, "STOP", "m", 1, 1, 0.0)
+                todo.record(Failed("cut_off", retry=True, value=reply) if text == "no use" else Ok(reply))
+
+
+@pytest.mark.parametrize(
+    ("replies", "max_replies", "done", "left"),
+    [
+        (["no use", "good"], 3, 1, []),
+        (["no use", "no use", "good"], 2, 0, ["good"]),  # paid replies count against the limit, of use or not
+        (["no use"], 1, 0, []),
+        (["poor", "no use", "good"], 2, 1, ["good"]),  # one of them is usable
+        (["no use", "poor"], 2, 1, []),
+        (["no use"] * 4 + ["good"], 5, 1, []),  # max_tries is about what was not paid for
+    ],
+)
+def test_a_paid_reply_of_no_use_is_never_done_and_counts_as_asked(
+    tmp_path: Path, replies: list[str], max_replies: int, done: int, left: list[str]
+) -> None:
+    source = Asked(tmp_path, replies, max_replies)
+    freeze_shards(source.store, 1)
+    result = run_shard(source, 0, 1, lambda: False)
+    assert (result.done, result.failed, result.remaining) == (done, 1 - done, 0)
+    assert source._texts == left
+    marker = ShardMarker.read(source.store, 0)
+    assert marker is not None and marker.reasons == ({} if done else {"cut_off": 1})
