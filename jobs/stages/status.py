@@ -217,7 +217,7 @@ def sharded_status(source: ShardSource[Any], step: Step, items: int | None) -> S
     status.remaining = max(0, items - status.done - status.failed)
     if status.shards is not None and status.shards_done == status.shards and status.remaining == 0:
         status.state = DONE
-    elif status.done or status.failed or status.shards_done:
+    elif status.done or status.failed or status.answered or status.shards_done:
         status.state = PARTIAL
         if status.per_second:
             status.seconds_left = status.remaining / status.per_second
