@@ -41,7 +41,7 @@ def imperfect(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 PROMISES = {
     "stand-in": r"the stand-in server replayed them",
     "cap": r"prepare: \d+ listings were left out: beyond prepare.max_items \(\d+\)",
-    "unreadable images": r"validate: \d+ of 50 items failed: .*the file is not an image \(\d+\).*the image file is cut off \(\d+\)",
+    "unreadable images": r"validate: \d+ of 50 items failed: (?=[^.]*the file is not an image \(\d+\))[^.]*the image file is cut off \(\d+\)",
     "failed items": r"generate: \d+ of \d+ items failed: ",
     "missing metric": r"no BERTScore.*nobody/no-such-model",
 }
