@@ -20,6 +20,7 @@ from data_prep.reasons import in_words
 from vqa.evaluation.metrics import exact_match
 from vqa.evaluation.statistics import FEW, RESAMPLES
 from vqa.evaluation.verdict import LEARNED, WORSE
+from vqa.report import dataset
 from vqa.report.browser import LABELS, browser_data, script_json
 from vqa.report.charts import reliability, training_charts
 from vqa.report.figures import ReportFigures, Table, figures, join
@@ -94,7 +95,9 @@ def render(inputs: ReportInputs, result: ReportFigures, page: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(in_words=in_words, few=FEW, labels=LABELS, confusions_shown=CONFUSIONS, tones=TONES)
+    environment.globals.update(
+        dataset=dataset, in_words=in_words, few=FEW, labels=LABELS, confusions_shown=CONFUSIONS, tones=TONES
+    )
     return environment.get_template("report.html").render(
         f=result,
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),

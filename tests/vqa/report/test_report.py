@@ -19,6 +19,7 @@ from vqa.evaluation.bertscore import BertSettings
 from vqa.report.browser import script_json
 from vqa.report.build import build
 from vqa.report.charts import line_chart, ticks, training_charts
+from vqa.report.dataset import bar_charts, funnel
 from vqa.report.inputs import ReportInputs, StageSummary
 from vqa.report.settings import ReportSettings
 
@@ -282,6 +283,28 @@ def test_no_counted_reason_stands_as_a_code_on_the_page(tmp_path: Path) -> None:
     build(inputs, tmp_path)
     page = (tmp_path / "index.html").read_text()
     assert not [code for code in REASONS if "_" in code and code in re.sub(r"(prepare|validate)\.\w+", "", page)]
+
+
+def test_the_funnel_adds_up_and_says_what_was_lost_once() -> None:
+    failed = {"image_truncated": 3}
+    stages = [
+        StageSummary("prepare", {"listings": 20, "products": 15}, reasons={"no_keywords_field": 5}),
+        StageSummary("validate", {"items": 15, "done": 12, "failed": 3}, reasons=failed),
+    ]
+    stats = {
+        "products": {"read": 15, "kept": 10, "dropped": {**failed, "no_reply": 2}},
+        "pairs": {"read": 50, "kept": 40, "dropped": {"not_one_word": 10}},
+        "splits": {"train": {"questions": 30}, "test": {"questions": 10}},
+    }
+    steps = funnel(stats, stages)
+    assert [(s.count, s.lost) for s in steps] == [(20, 0), (15, 5), (12, 3), (10, 2), (50, 0), (40, 10), (40, 0)]
+    assert [s.reasons for s in steps][1:4] == [
+        "no keywords (5)",
+        "the image file is cut off (3)",
+        "no reply for the product (2)",
+    ]
+    assert steps[3].width == 50 and steps[5].width == 80
+    assert [chart.title for chart in bar_charts(stats)] == ["Splits"]
 
 
 def test_without_a_control_the_page_never_says_learned(tmp_path: Path) -> None:
