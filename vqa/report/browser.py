@@ -1,8 +1,10 @@
-"""The data of the page's answer browser, compact, since it may hold 50,000 questions::
+"""The data of the page's answer browser. It may hold 2 x 50,000 questions, so words and questions stand in it once::
 
-{"models": [{"name": "blip", "rows": [["What color?", "red", 0, 1, 0, 2]], "variants":
-[{"name": "base", "label": "base", "right": "0", "answers": ["blue"], "confidence": [0.41]}]}], "paths": ["ab/1.jpg"],
-"words": {"qtype": ["", "color"], "category": ["easy"], "ptype": [...]}, "thumbnails": {...}, "prefix": "../images/"}
+{"questions": {"id": ["5545"], "text": ["What color?"], "truth": [0], "path": [0], "product": [0], "qtype": [0], ...},
+ "models": [{"name": "blip", "rows": [0], "variants": [{"name": "base", "label": "base", "right": "0", "answers": [1],
+ "confidence": [0.41]}]}],
+ "words": {"answer": ["red", "blue"], "plain": ["red", "blue"], "path": ["ab/1.jpg"], "product": ["B0…"], "qtype": ["color"],
+ ...}, "thumbnails": {...}, "prefix": "../images/"}
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import orjson
 from markupsafe import Markup
 
+from vqa.normalize import normalize
 from vqa.report.figures import Table
 
 LABELS = {"base": "base", "lora": "fine-tuned", "blind": "blind floor", "swap": "other image", "grey": "gray image"}
@@ -25,7 +29,7 @@ class BrowserVariant:
 
     name: str
     label: str
-    answers: list[str]
+    answers: list[int]  # numbers of `words["answer"]`
     right: str  # a character per question, "1" or "0"
     confidence: list[float | None] | None  # None where no answer has one
 
@@ -35,9 +39,7 @@ class BrowserModel:
     """The questions of one model, and what its variants answered."""
 
     name: str
-    rows: list[
-        tuple[str, str, int, int, int, int]
-    ]  # question, truth; numbers of path, question type, category, product type
+    rows: list[int]  # numbers of its questions
     variants: list[BrowserVariant]
 
 
@@ -45,52 +47,63 @@ class BrowserModel:
 class BrowserData:
     """What report.js reads."""
 
+    questions: dict[str, list[str] | list[int]]  # "id", "text"; "truth", "path", "product", … are numbers of `words`
     models: list[BrowserModel]
-    paths: list[str]  # by the rows' numbers
-    words: dict[str, list[str]]  # "qtype", "category", "ptype" → words by the rows' numbers
+    words: dict[str, list[str]]  # by number; "plain" has the normalized "answer"
     thumbnails: Mapping[str, str]  # path → data URI
     prefix: str  # leads from the page to the image folder; "" without one
 
 
 def browser_data(tables: Mapping[str, Table], thumbnails: Mapping[str, str], prefix: str) -> BrowserData:
     """Collect the questions and answers of all models."""
-    numbers: dict[str, dict[str, int]] = {"path": {}, "qtype": {}, "category": {}, "ptype": {}}
+    numbers: dict[str, dict[str, int]] = {k: {} for k in ("answer", "path", "product", "qtype", "category", "ptype")}
 
     def number(kind: str, word: str) -> int:
         return numbers[kind].setdefault(word, len(numbers[kind]))
 
+    examples = {(e.id, e.question): e for table in tables.values() for e in table.examples}
+    place = {key: i for i, key in enumerate(examples)}
+    every = list(examples.values())
+    questions: dict[str, list[str] | list[int]] = {
+        "id": [e.id for e in every],
+        "text": [e.question for e in every],
+        "truth": [number("answer", e.answer) for e in every],
+        "path": [number("path", e.image_path) for e in every],
+        "product": [number("product", e.item_id) for e in every],
+        "qtype": [number("qtype", e.question_type) for e in every],
+        "category": [number("category", e.category) for e in every],
+        "ptype": [number("ptype", e.product_type) for e in every],
+    }
     models = [
         BrowserModel(
             name=name,
-            rows=[
-                (
-                    e.question,
-                    e.answer,
-                    number("path", e.image_path),
-                    number("qtype", e.question_type),
-                    number("category", e.category),
-                    number("ptype", e.product_type),
-                )
-                for e in table.examples
+            rows=[place[e.id, e.question] for e in table.examples],
+            variants=[
+                _variant(table, variant, [number("answer", p.answer) for p in predictions])
+                for variant, predictions in table.answers.items()
             ],
-            variants=[_variant(table, variant) for variant in table.answers],
         )
         for name, table in tables.items()
     ]
     words = {kind: list(known) for kind, known in numbers.items()}
-    return BrowserData(models, words.pop("path"), words, thumbnails, prefix)
+    words["plain"] = [normalize(word) for word in words["answer"]]
+    return BrowserData(questions, models, words, thumbnails, prefix)
 
 
-def _variant(table: Table, name: str) -> BrowserVariant:
-    predictions = table.answers[name]
-    confidence = [None if p.confidence is None else round(p.confidence, 3) for p in predictions]
+def _variant(table: Table, name: str, answers: list[int]) -> BrowserVariant:
+    confidence = [None if p.confidence is None else round(p.confidence, 3) for p in table.answers[name]]
     return BrowserVariant(
         name=name,
         label=LABELS.get(name, name),
-        answers=[p.answer for p in predictions],
+        answers=answers,
         right="".join("1" if right else "0" for right in table.right(name)),
         confidence=confidence if any(c is not None for c in confidence) else None,
     )
+
+
+def link(model: str, **filters: str) -> str:
+    """An address on the page that shows some of a model's answers; report.js reads it."""
+    return "#browser?" + urlencode({k: v for k, v in {"model": model, **filters}.items() if v}, errors="replace")
 
 
 def script_json(value: Any) -> Markup:

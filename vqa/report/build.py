@@ -21,7 +21,7 @@ from vqa.evaluation.metrics import exact_match
 from vqa.evaluation.statistics import FEW, RESAMPLES
 from vqa.evaluation.verdict import LEARNED, WORSE
 from vqa.report import dataset
-from vqa.report.browser import LABELS, browser_data, script_json
+from vqa.report.browser import LABELS, browser_data, link, script_json
 from vqa.report.charts import reliability, training_charts
 from vqa.report.figures import ReportFigures, Table, figures, join
 from vqa.report.images import data_uri, link_prefix, thumbnails
@@ -96,7 +96,7 @@ def render(inputs: ReportInputs, result: ReportFigures, page: Path) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        dataset=dataset, in_words=in_words, few=FEW, labels=LABELS, confusions_shown=CONFUSIONS, tones=TONES
+        dataset=dataset, link=link, in_words=in_words, few=FEW, labels=LABELS, confusions_shown=CONFUSIONS, tones=TONES
     )
     return environment.get_template("report.html").render(
         f=result,

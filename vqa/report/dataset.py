@@ -88,10 +88,10 @@ def bar_charts(stats: Mapping[str, Any]) -> list[BarChart]:
     }
     charts = [
         _chart("Splits", "questions", _field(stats, "splits", "questions"), _split_notes(stats)),
-        _chart("Question types", "questions", _field(stats, "question_types", "questions"), _answers_of(stats)),
         _chart("Categories", "questions", _field(stats, "categories", "questions")),
-        _chart("Most frequent answers", "questions", {str(word): _count(n) for word, n in pairs[:15]}),
+        _chart("Question types", "questions", _field(stats, "question_types", "questions"), _answers_of(stats)),
         _chart("Product types", "products", dict(list(product_types.items())[:15])),
+        _chart("Most frequent answers", "questions", {str(word): _count(n) for word, n in pairs[:15]}),
     ]
     return [chart for chart in charts if chart.bars]
 

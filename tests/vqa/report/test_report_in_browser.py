@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,10 +100,64 @@ def test_filters_show_what_they_name(browser: Any, page: Path) -> None:
         "return [...document.querySelectorAll('#rows .card')].map(c => [...c.querySelectorAll('.a')].map(a => a.className))"
     )
     assert all(card == ["a ", "a no", "a yes"] for card in cards)
-    assert total(choose(browser, "qtype", "0")) < fixed
+    assert total(choose(browser, "qtype", "color")) < fixed
     choose(browser, "qtype", "")
     choose(browser, "result", "")
     assert total(choose(browser, "text", "of item 59?")) == 5
+
+
+def test_a_click_on_a_bar_or_a_confusion_shows_its_questions(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    browser.execute_script("document.querySelector('#types .type .over').click()")
+    time.sleep(0.3)
+    values = "return [...document.getElementById('filters').elements].map(f => f.value)"
+    assert {"color", "base", "wrong"} <= set(browser.execute_script(values))
+    assert total(browser.execute_script("return document.getElementById('count').textContent")) == 120
+    wanted = browser.execute_script("return parseInt(document.querySelector('.confusion .count').textContent)")
+    browser.execute_script("document.querySelector('.confusion .over').click()")
+    time.sleep(0.3)
+    assert total(browser.execute_script("return document.getElementById('count').textContent")) == wanted
+    assert "qtype" not in browser.current_url
+
+
+def test_the_address_holds_the_state_and_restores_it(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    choose(browser, "sort", "wrong")
+    choose(browser, "result", "wrong")
+    count = choose(browser, "text", "of item")
+    browser.execute_script("document.getElementById('next').click()")
+    address = browser.current_url
+    cards = browser.execute_script("return document.getElementById('rows').textContent")
+    assert address.endswith("#browser?result=wrong&sort=wrong&text=of+item&page=2")
+    browser.get("about:blank")
+    browser.get(address)
+    assert browser.execute_script("return document.getElementById('rows').textContent") == cards
+    assert total(count) == total(browser.execute_script("return document.getElementById('count').textContent"))
+
+
+def test_the_most_confident_wrong_answers_come_first_and_the_export_has_all_of_them(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    browser.execute_script(
+        "URL.createObjectURL = (blob) => { blob.text().then(t => window.csv = t); return '#browser'; };"
+        "HTMLAnchorElement.prototype.click = () => {};"
+    )
+    choose(browser, "sort", "wrong")
+    shown = total(choose(browser, "qtype", "count"))
+    browser.execute_script("document.getElementById('export').click()")
+    time.sleep(0.3)
+    rows = list(csv.DictReader(io.StringIO(browser.execute_script("return window.csv"))))
+    assert len(rows) == shown == 60 and {row["question_type"] for row in rows} == {"count"}
+    order = [(row["lora_right"], -float(row["lora_confidence"])) for row in rows]
+    assert order == sorted(order)
+
+
+def test_an_image_is_enlarged_and_a_product_has_all_its_questions(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    browser.execute_script("document.querySelector('#rows .enlarge').click()")
+    assert browser.execute_script("return document.getElementById('large').open")
+    browser.execute_script("document.getElementById('large').click()")
+    assert not browser.execute_script("return document.getElementById('large').open")
+    assert total(choose(browser, "product", "p59")) == 5
 
 
 def test_pages_turn_and_end(browser: Any, page: Path) -> None:
