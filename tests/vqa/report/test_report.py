@@ -285,6 +285,18 @@ def test_no_counted_reason_stands_as_a_code_on_the_page(tmp_path: Path) -> None:
     assert not [code for code in REASONS if "_" in code and code in re.sub(r"(prepare|validate)\.\w+", "", page)]
 
 
+def test_a_column_that_no_stage_fills_is_left_out(tmp_path: Path) -> None:
+    stages = [StageSummary("prepare", {"listings": 9}, 1.0), StageSummary("generate", {"done": 9}, 7200.0)]
+    build(ReportInputs(stages=stages), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "2.0 h" in page
+    assert not [column for column in ("Tokens in", ">Cost<", "Rejected or failed") if column in page]
+    paid = dataclasses.replace(stages[1], reasons={"blocked": 1}, input_tokens=5, output_tokens=2, dollars=0.25)
+    build(ReportInputs(stages=[stages[0], paid]), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert all(part in page for part in ("5 / 2", "$0.25", "the generator blocked the request or its reply (1)"))
+
+
 def test_the_funnel_adds_up_and_says_what_was_lost_once() -> None:
     failed = {"image_truncated": 3}
     stages = [
