@@ -15,6 +15,7 @@ from rich.console import Console
 
 from data_prep.outcomes import UserError
 from jobs.options import (
+    CompareRequest,
     ConfigOption,
     DoctorRequest,
     JsonOption,
@@ -166,17 +167,12 @@ def score(context: typer.Context, request: ScoreRequest) -> None:
 
 
 @app.command()
-def compare(
-    run_a: Annotated[Path, typer.Argument(metavar="RUN_A")],
-    run_b: Annotated[Path, typer.Argument(metavar="RUN_B")],
-    model: Annotated[str | None, typer.Option(help="Which model, where the runs have several.")] = None,
-    variant: Annotated[str, typer.Option(help="base or lora.")] = "lora",
-    json: JsonOption = False,
-) -> None:
-    """Two runs on the questions that they share, paired."""
+@takes(CompareRequest)
+def compare(context: typer.Context, request: CompareRequest) -> None:
+    """Rank any number of runs and tables on the questions that they share, paired."""
     from jobs.verbs import score as verb
 
-    verb.compare(run_a, run_b, model, variant, json, out)
+    verb.compare(request, out)
 
 
 @app.command("tiny-base")

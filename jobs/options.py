@@ -114,6 +114,27 @@ class ScoreRequest:
     json: JsonOption = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareRequest:
+    """``launch.py compare``"""
+
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="RUN_OR_TABLE...", help="Folders of runs, and CSV or JSONL tables.")
+    ]
+    model: Annotated[str | None, typer.Option(help="Of the runs: only this model (default: all).")] = None
+    variant: Annotated[str | None, typer.Option(help="Of the runs: only base or lora (default: both).")] = None
+    truth: Annotated[str, typer.Option(metavar="COLUMN", help="Tables: column with the true answers.")] = "answer"
+    prediction: Annotated[str, typer.Option(metavar="COLUMN", help="Tables: column to score.")] = "generated_answer"
+    group_by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Tables: names the product or image, for the intervals.")
+    ] = None
+    against: Annotated[
+        str | None, typer.Option(metavar="ENTRY", help="What to compare with: an entry, or best (default: the first).")
+    ] = None
+    output: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a page.")] = None
+    json: JsonOption = False
+
+
 def takes(kind: type[T]) -> Callable[[Callable[[typer.Context, T], None]], Callable[..., None]]:
     """Give a command one option for each field of a dataclass; the command is called with the dataclass."""
     hints = get_type_hints(kind, include_extras=True)

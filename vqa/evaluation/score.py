@@ -25,6 +25,7 @@ from vqa.evaluation.metrics import DEFINITIONS, Scores, score
 from vqa.evaluation.statistics import Interval, format_interval, label_codes
 
 GROUPS = ("item_id", "image_id", "image_name", "filename", "image_path")
+IMAGE_COLUMNS = ("image_name", "filename", "image_path")  # names of the image column, the first that is there
 JSON_LINES = {".jsonl", ".ndjson"}
 # Names of columns with a model's answers. Scoring a model against one of them gives a good score that means nothing.
 _MODEL_ANSWERS = re.compile(r"generat|predict|(?:^|_)preds?(?:_|$)|output|response", re.IGNORECASE)

@@ -20,13 +20,12 @@ from data_prep.files import write_atomic
 from data_prep.images.locate import locator
 from data_prep.outcomes import Failed, Ok, Recorder, Todo, UserError
 from data_prep.records import Example
-from vqa.evaluation.score import check_column, read_table
+from vqa.evaluation.score import IMAGE_COLUMNS, check_column, read_table
 
 if TYPE_CHECKING:
     from vqa.settings import ModelSettings
 
 COLUMNS = ("image_name", "question", "answer", "generated_answer")
-IMAGE_COLUMNS = ("image_name", "filename", "image_path")  # names of the image column, the first that is there
 
 
 @dataclass(slots=True)

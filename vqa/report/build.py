@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from data_prep.files import write_atomic, write_json
 from data_prep.reasons import in_words
 from vqa.evaluation.metrics import exact_match
-from vqa.evaluation.statistics import FEW, RESAMPLES
+from vqa.evaluation.statistics import RESAMPLES
 from vqa.evaluation.verdict import LEARNED, WORSE
 from vqa.report import dataset
 from vqa.report.browser import LABELS, browser_data, link, script_json
@@ -26,9 +25,9 @@ from vqa.report.charts import reliability, training_charts
 from vqa.report.figures import ReportFigures, Table, figures, join
 from vqa.report.images import data_uri, link_prefix, thumbnails
 from vqa.report.inputs import ReportInputs
+from vqa.report.page import TEMPLATES, page_environment
 from vqa.report.published import NOTES, flatten, score_rows, setting_rows
 
-TEMPLATES = Path(__file__).parent / "templates"
 CONTENTS = (
     ("types", "By question type"),
     ("examples", "Fixed and broken"),
@@ -88,19 +87,12 @@ def render(inputs: ReportInputs, result: ReportFigures, page: Path) -> str:
     )
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     sheet = inputs.sample_sheet
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.globals.update(
-        dataset=dataset, link=link, in_words=in_words, few=FEW, labels=LABELS, confusions_shown=CONFUSIONS, tones=TONES
+        dataset=dataset, link=link, in_words=in_words, labels=LABELS, confusions_shown=CONFUSIONS, tones=TONES
     )
     return environment.get_template("report.html").render(
         f=result,
-        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=Markup(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
         data=script_json(browser_data(tables, embedded, link_prefix(inputs.image_root, page))),

@@ -13,9 +13,7 @@ import pytest
 
 from data_prep.outcomes import Failed, Ok, Todo, UserError
 from data_prep.records import Example, Prediction
-from tests.vqa.evaluation.rows import examples, predictions, write_images
-from vqa.evaluation.compare import compare
-from vqa.evaluation.compare import render as render_comparison
+from tests.vqa.evaluation.rows import examples, write_images
 from vqa.evaluation.score import render, score_table
 from vqa.inference.predict import predict
 
@@ -117,34 +115,11 @@ def test_one_product_has_no_interval_and_a_few_are_said_to_be_few(tmp_path: Path
     assert "0.5000  no interval: one cluster" in render(score_table(tmp_path / "a.csv", *SHORT))
     (tmp_path / "b.csv").write_text("item_id,answer,p\n1,red,red\n2,blue,red\n")
     assert "too narrow: only 2 clusters" in render(score_table(tmp_path / "b.csv", *SHORT))
-    rows = examples(1)
-    found = render_comparison(compare(predictions(rows, 0.0), predictions(rows, 1.0)))
-    assert "no interval: one cluster" in found and "can show" not in found
 
 
 def test_a_missing_table_is_one_clear_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no file"):
         score_table(tmp_path / "no.csv", *SHORT)
-
-
-def test_runs_are_compared_on_the_questions_they_share() -> None:
-    rows = examples(30)
-    a, b = predictions(rows[:120], 0.3), predictions(rows[20:], 0.9, seed=2)
-    found = compare(a, b)
-    assert (found.shared, found.only) == (100, (20, 30))
-    assert found.paired.difference.low > 0
-    assert "100 shared questions about 20 products" in render_comparison(found)
-
-
-def test_a_question_whose_truth_changed_is_left_out_and_counted() -> None:
-    a = [Prediction("1", "p", "i", "q", "red", "red"), Prediction("2", "p", "i", "q", "blue", "red")]
-    b = [Prediction("1", "p", "i", "q", "red", "red"), Prediction("2", "p", "i", "q", "teal", "red")]
-    assert (compare(a, b).shared, compare(a, b).other_truth) == (1, 1)
-
-
-def test_runs_without_a_shared_question_say_so() -> None:
-    with pytest.raises(UserError, match="share no question"):
-        compare(predictions(examples(1), 1.0), [])
 
 
 @pytest.fixture
@@ -164,11 +139,9 @@ def model(monkeypatch: pytest.MonkeyPatch) -> None:
                 known = (self.image_root / e.image_path).is_file()
                 todo.record(Ok(answer) if known else Failed("image_missing"))
 
-    inference, settings = types.ModuleType("vqa.inference.answerer"), types.ModuleType("vqa.settings")
+    inference = types.ModuleType("vqa.inference.answerer")
     inference.Answerer = Answerer  # type: ignore[attr-defined]
-    settings.EvaluateSettings = object  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vqa.inference.answerer", inference)
-    monkeypatch.setitem(sys.modules, "vqa.settings", settings)
 
 
 @pytest.mark.usefixtures("model")
