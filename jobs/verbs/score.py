@@ -127,7 +127,9 @@ def _show(board: Leaderboard, out: Console) -> None:
     by = f"{board.groups:,} groups by {board.grouped_by}" if board.grouped_by else "every question on its own"
     out.print(headline(board), style="bold", markup=False)
     out.print(
-        f"{board.questions:,} shared questions, joined by {board.joined_by}; 95 % intervals over {by}.", markup=False
+        f"{board.questions:,} shared questions, joined by {board.joined_by}; 95 % intervals over {by}; "
+        f"p corrected over the entries (Holm).",
+        markup=False,
     )
     out.print(_table(board, out.width < NARROW), soft_wrap=False)
     for line in pair_facts(board):
@@ -157,7 +159,7 @@ def _table(board: Leaderboard, narrow: bool) -> Table:
 
     def difference(one: Standing) -> tuple[str, str]:
         if one.versus is None:
-            return "(the reference)", ""
+            return "reference", ""
         p = one.versus.p_corrected
         return percent(one.versus.paired.difference, "+.1f"), "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
@@ -165,7 +167,7 @@ def _table(board: Leaderboard, narrow: bool) -> Table:
     table.add_column("entry", overflow="fold", ratio=1)
     table.add_column("exact match %", justify="right", no_wrap=True)
     table.add_column("difference", justify="right", no_wrap=True)
-    table.add_column("p (Holm)", justify="right", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
     for one in board.standings:
         table.add_row(one.name, percent(one.exact_match, ".1f"), *difference(one))
     return table

@@ -261,7 +261,7 @@ def left_out(board: Leaderboard) -> list[str]:
         "repeated": "repeated",
         "unnamed": f"without {board.joined_by}",
         "without_truth": "without a truth",
-        "failed": "failed",
+        "failed": "without an answer",
     }
     lines = []
     if board.other_truth:
