@@ -26,6 +26,7 @@ REASONS = {
     "second_item_same_main_image": "another item with the same main image was kept",
     "over_max_per_product_type": "beyond prepare.max_per_product_type",
     "over_max_items": "beyond prepare.max_items",
+    "duplicate_item": "the item stands in the CSV again",
     # images
     "path_outside_root": "the image's path leads out of the image folder",
     "image_unreadable": "the image file cannot be read",
@@ -41,15 +42,18 @@ REASONS = {
     "image_not_an_image": "the file is not an image",
     "image_truncated": "the image file is cut off",
     "image_broken": "the image does not decode",
+    "image_ambiguous": "two image files could be meant",
     # requests to the generator
     "blocked": "the generator blocked the request or its reply",
-    "no_candidate": "the generator gave no reply",
     "image_refused": "the generator refused the image",
     "timeout": "no reply in time",
     "connection": "the connection broke",
     "not_json": "the server's reply was not of its API",
     # replies
     "empty": "the reply is empty",
+    "cut_off": "the reply was cut off at max_output_tokens",
+    "eaten_by_thoughts": "thinking used up max_output_tokens",
+    "no_valid_pair": "no pair of the reply met the rules",
     "too_long": "the reply is too long",
     "no_array": "the reply has no list of pairs",
     "no_reply": "no reply for the product",

@@ -23,6 +23,7 @@ from vqa.evaluation.bertscore import BertUsed
 from vqa.evaluation.breakdowns import Confusion, ErrorCount, Group
 from vqa.evaluation.collapse import notice
 from vqa.evaluation.compare import compare
+from vqa.evaluation.entries import Entry
 from vqa.evaluation.metrics import DEFINITIONS, Definition, exact_match, score
 from vqa.evaluation.statistics import Calibration, Interval, Paired, calibration, interval, label_codes, paired
 from vqa.evaluation.verdict import ModelVerdict, Questions, judge
@@ -63,7 +64,7 @@ class ModelFigures:
 
 @dataclass(frozen=True, slots=True)
 class ModelComparison:
-    """Exact match of two models, second minus first; see `vqa.evaluation.compare.Comparison`."""
+    """Exact match of two models, second minus first; see `vqa.evaluation.compare`."""
 
     variant: str  # "base" or "lora", of both models
     names: tuple[str, str]
@@ -144,8 +145,9 @@ def _comparisons(predictions: Mapping[str, Mapping[str, Sequence[Prediction]]]) 
         for first, second in itertools.combinations(predictions, 2):
             before, after = (predictions[name].get(variant, ()) for name in (first, second))
             if {p.id for p in before} & {p.id for p in after}:
-                found = compare(before, after, (first, second))
-                yield ModelComparison(variant, found.names, found.shared, found.same_answer, found.paired)
+                board = compare([Entry(first, variant, before), Entry(second, variant, after)])
+                versus = next(standing.versus for standing in board.standings if standing.versus)
+                yield ModelComparison(variant, (first, second), board.questions, versus.same_answer, versus.paired)
 
 
 def notices(inputs: ReportInputs, models: Mapping[str, ModelFigures]) -> list[str]:
