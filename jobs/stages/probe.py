@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
 from data_prep.abo import listings
 from data_prep.generate.cost import ProductUsage
+from data_prep.images.decode import ImageProblem
+from data_prep.images.locate import locator
+from data_prep.images.validate import image_facts
 from data_prep.outcomes import Ok
 from data_prep.records import Product, Rejected, Reply
 from jobs.config import Config
@@ -29,13 +33,22 @@ class Probe(Generate):
 
     @cached_property
     def sample(self) -> list[Product]:
-        """The same products every time: those whose ids have the lowest digests."""
+        """The same products every time: of those whose image can be used, the ones whose ids have the lowest digests."""
 
         def ignore(_: Rejected) -> None:
             pass
 
         qualifying = listings.prepare(listings.find_sources(self.config.data), self.config.prepare, ignore)
-        return sorted(qualifying, key=lambda item: hashlib.sha256(item.item_id.encode()).digest())[: self._products]
+        ordered = sorted(qualifying, key=lambda item: hashlib.sha256(item.item_id.encode()).digest())
+        return list(itertools.islice(filter(self._readable, ordered), self._products))
+
+    def _readable(self, product: Product) -> bool:
+        """Validation may not have run yet, and a request about a broken image measures nothing."""
+        try:
+            image_facts(product, locator(self.config.data.image_root), self.config.validate_)
+        except ImageProblem:
+            return False
+        return True
 
     def items(self) -> Iterator[Product]:
         return iter(self.sample)

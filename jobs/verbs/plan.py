@@ -185,8 +185,8 @@ def _assumptions(settings: GenerateSettings, estimate: cost.Estimate) -> Iterato
             f"{settings.sent_thinking or 'not sent'}), which is a guess. Measure it: launch.py plan --probe 20"
         )
     yield (
-        f'"At most" is if every product took {settings.max_asks} replies (max_asks), each cut off at its limit: '
-        f"{settings.max_output_tokens:,} tokens (max_output_tokens), then twice as many."
+        f'"At most" assumes max_asks ({settings.max_asks}) replies a product, each cut off at its limit: '
+        f"{settings.max_output_tokens:,} tokens (max_output_tokens), twice as many for each further one."
     )
     if settings.max_dollars is not None and estimate.dollars is not None:
         enough = "above" if settings.max_dollars >= estimate.dollars + estimate.margin else "BELOW"

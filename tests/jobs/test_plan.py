@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,19 @@ def test_a_probe_is_not_sent_unless_somebody_agrees(tmp_path: Path, catalogue: P
         with pytest.raises(UserError, match="--yes"):
             plan(config, tmp_path / "run", probe=5)
     assert not server.entries and not (tmp_path / "run").exists()
+
+
+def test_a_probe_passes_over_products_whose_image_is_broken(tmp_path: Path, catalogue: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    data = tmp_path / "catalogue"
+    shutil.copytree(catalogue, data)
+    for number, image in enumerate(sorted((data / "images").rglob("*.jpg"))):
+        if number % 2:
+            image.write_bytes(b"not an image")
+    with StandIn(data / "facts.jsonl") as server:
+        config = write_config(tmp_path / "c.yaml", data, generate={"endpoint": server.url})
+        plan(config, tmp_path / "run", probe=10, yes=True)
+    assert len(server.entries) == 10 and {entry["outcome"] for entry in server.entries} == {"ok"}
 
 
 def test_the_plan_after_a_probe_is_what_is_billed_and_no_reply_is_paid_twice(
