@@ -114,6 +114,7 @@ def try_generation(folder: Path, products: int, kills: int, seed: int, generator
                 "max_asks": 3,
                 "max_retries": 2,  # retry the product in the next pass rather than after minutes
                 "max_tries": 5,
+                "min_usable": 0,  # most replies are spoilt on purpose
             },
         )
         options = launch_args(config, run_dir, "--workers", str(SHARDS))

@@ -43,6 +43,7 @@ from vqa.training.logs import LOGS, forget_after
 from vqa.training.trainer import LoraTrainer, training_arguments
 
 PROBLEMS_SHOWN = 5
+FEW_STEPS = 50  # after fewer an adapter may well not have learned to say anything
 
 
 def train(
@@ -244,7 +245,8 @@ class _Training:
     def _try(self, adapter: Path) -> None:
         """Have a fresh process load the adapter and answer a rendered example."""
         folder = self.out / SYNTHETIC
-        for shown in test_saved_model(self.task.model, adapter, [synthetic_example(folder)], folder):
+        few = self.trainer.state.global_step < FEW_STEPS
+        for shown in test_saved_model(self.task.model, adapter, [synthetic_example(folder)], folder, may_be_silent=few):
             print(
                 f"{self.name}: the saved adapter answers {shown.question!r} (rendered, {shown.truth}) with {shown.text!r}"
             )

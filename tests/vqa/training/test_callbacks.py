@@ -30,10 +30,11 @@ class Answering(ValidationCallback):
 
     said = ""
 
-    def _answers(self) -> list[AnsweredSample]:
-        return [
+    def _answers(self) -> tuple[list[AnsweredSample], list[AnsweredSample]]:
+        answers = [
             AnsweredSample(e.id, e.question, e.answer, self.said or e.answer, 1.0, not self.said) for e in self.sample
         ]
+        return answers, [AnsweredSample("synthetic", "What color is the circle?", "red", "red", 1.0, True)]
 
 
 @pytest.mark.parametrize(("said", "alarm"), [("three", 'count (30 of 30 answers are "three")'), ("", "")])
