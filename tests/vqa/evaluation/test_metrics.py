@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqa.evaluation.bertscore import BertSettings, BertUsed
-from vqa.evaluation.metrics import DEFINITIONS, SIMPLE, exact_match, levenshtein, per_answer, score, token_f1
+from vqa.evaluation.metrics import (
+    DEFINITIONS,
+    SIMPLE,
+    class_f1,
+    exact_match,
+    levenshtein,
+    per_answer,
+    score,
+    substring_match,
+    substring_match_nonempty,
+    token_f1,
+)
 from vqa.evaluation.statistics import Interval
 from vqa.normalize import normalize
 
@@ -85,6 +96,30 @@ def test_token_f1_equals_exact_match_for_one_word_and_rewards_overlap_otherwise(
     assert token_f1("red", "red") == 1.0
     assert token_f1("red", "blue") == 0.0
     assert token_f1("dark red", "red") == pytest.approx(2 / 3)
+
+
+def test_figures_by_hand() -> None:
+    assert token_f1("dark red leather", "red leather shoe") == pytest.approx(4 / 6)
+    assert [substring_match("red", "dark red"), substring_match("dark red", "red"), substring_match("red", "blue")] == [
+        *(1.0, 1.0, 0.0)
+    ]
+    assert (substring_match("red", ""), substring_match_nonempty("red", " ")) == (1.0, 0.0)
+    assert (levenshtein("", " "), levenshtein("Red", "red "), levenshtein("", "red")) == (1.0, 1.0, 0.0)
+    assert class_f1([]) == {"macro_f1": 0.0, "weighted_f1": 0.0}
+    # red: F1 2/3, teal 0, blue 1; as truths 2, 1 and 1 times.
+    found = class_f1([("red", "red"), ("red", "teal"), ("teal", "blue"), ("blue", "blue")])
+    assert found == pytest.approx({"macro_f1": (2 / 3 + 0 + 2 / 3) / 3, "weighted_f1": (2 * 2 / 3 + 0 + 2 / 3) / 4})
+
+
+def test_scores_count_questions_and_empty_answers_and_cluster_by_product() -> None:
+    pairs = [("red", "red"), ("red", " "), ("two", "2"), ("two", "")]
+    found = score(pairs, np.array([0, 0, 1, 1]))
+    assert (found.questions, found.empty_answers) == (4, 2)
+    value = found.metrics["exact_match"]
+    assert isinstance(value, Interval) and (value.mean, value.clusters) == (0.5, 2)
+    alone = score(pairs).metrics["exact_match"]
+    assert isinstance(alone, Interval) and alone.clusters == 4
+    assert found.gaps == {"bertscore_f1": "no BERTScore model is configured"} and found.bertscore is None
 
 
 def test_levenshtein_is_relative_to_the_longer_string() -> None:

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
-from vqa.evaluation.statistics import calibration, detectable_difference, interval, label_codes, mcnemar, paired
+from vqa.evaluation import statistics
+from vqa.evaluation.statistics import (
+    Interval,
+    calibration,
+    detectable_difference,
+    format_interval,
+    interval,
+    label_codes,
+    mcnemar,
+    paired,
+    sign_flip,
+)
 
 
 def clustered(random: np.random.Generator, products: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,6 +102,62 @@ def test_calibration_error_is_zero_for_a_calibrated_model_and_one_for_a_boaster(
     assert calibration(sure, right).ece < 0.015
     assert calibration(np.ones(100), np.zeros(100)).ece == 1.0
     assert sum(b.questions for b in calibration(sure, right).bins) == 50_000
+
+
+def test_calibration_bins_by_hand() -> None:
+    found = calibration(np.array([0.05, 0.15, 0.95, 1.0]), np.array([0.0, 1.0, 1.0, 0.0]))
+    assert [(b.low, b.high, b.questions) for b in found.bins] == [(0.0, 0.1, 1), (0.1, 0.2, 1), (0.9, 1.0, 2)]
+    assert [b.confidence for b in found.bins] == pytest.approx([0.05, 0.15, 0.975])
+    assert [b.accuracy for b in found.bins] == [0.0, 1.0, 0.5]
+    assert found.ece == pytest.approx((0.05 + 0.85 + 0.95) / 4)
+    assert (found.questions, calibration(np.array([]), np.array([])).ece) == (4, 0.0)
+
+
+def test_the_detectable_difference_by_hand() -> None:
+    # Clusters of 2, 1 and 1 questions, mean 1/2: residuals 1, -1/2, -1/2; error sqrt(3/2 * 3/2) / 4.
+    found = detectable_difference(np.array([1.0, 1.0, 0.0, 0.0]), np.array([0, 0, 1, 2]))
+    assert found == pytest.approx((1.959964 + 0.841621) * 1.5 / 4)
+    assert detectable_difference(np.array([1.0, 0.0]), np.array([0, 0])) is None
+    # Two clusters are enough: residuals 1/2 and -1/2, error sqrt(2 * 1/2) / 2.
+    assert detectable_difference(np.array([1.0, 0.0]), np.array([0, 1])) == pytest.approx(2.801585 / 2)
+
+
+def test_the_bootstrap_in_pieces_draws_as_many_samples_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums, counts = np.array([0.0, 1.0, 2.0]), np.array([2, 2, 2])
+    monkeypatch.setattr(statistics, "_CHUNK", 30)  # ten samples of three kinds at once
+    means = statistics._resampled_means(sums, counts, 95, seed=0)
+    assert means.shape == (95,) and means.mean() == pytest.approx(0.5, abs=0.1)
+    monkeypatch.setattr(statistics, "_CHUNK", 1)
+    assert statistics._resampled_means(sums, counts, 7, seed=0).shape == (7,)
+
+
+def test_one_product_has_no_interval_and_few_are_said_to_be_too_few() -> None:
+    one = interval(np.array([1.0, 0.0]), np.array([4, 4]))
+    assert (one.mean, one.low, one.high, one.questions, one.clusters) == (0.5, None, None, 2, 1)
+    assert format_interval(one) == "no interval: one cluster"
+    assert interval(np.array([1.0, 0.0]), np.array([4, 7])).low == 0.0  # two are enough
+    assert interval(np.array([]), np.array([], dtype=int)).clusters == 0
+    assert format_interval(Interval(0.5, 0.25, 0.75, 90, 9)) == "95 % [0.2500, 0.7500], too narrow: only 9 clusters"
+    assert format_interval(Interval(0.5, 0.25, 0.75, 90, 10), ".1f") == "95 % [0.2, 0.8]"
+
+
+def test_paired_scores_of_one_and_zero_are_what_mcnemar_counts() -> None:
+    before, after = np.array([0.0, 1.0, 1.0, 0.0, 0.0]), np.array([1.0, 0.0, 1.0, 1.0, 0.0])
+    found = paired(before, after, np.arange(5))
+    assert (found.mcnemar.fixed, found.mcnemar.broken, found.mcnemar.p) == (2, 1, 1.0)
+    assert (found.before.mean, found.after.mean) == pytest.approx((0.4, 0.6))
+    assert found.detectable == detectable_difference(after - before, np.arange(5))
+
+
+def test_flipping_many_large_products_stays_a_probability() -> None:
+    # Long convolutions go by FFT, whose tiny negative numbers must not add up.
+    draw = np.random.default_rng(11)
+    clusters = np.repeat(np.arange(1500), 5)
+    differences = draw.choice([-1.0, 0.0, 1.0], size=len(clusters))
+    sums = np.bincount(clusters, weights=differences)
+    z = abs(sums.sum()) / np.sqrt((sums**2).sum())
+    assert sign_flip(differences, clusters) == pytest.approx(float(2 * norm.sf(z)), abs=0.02)
+    assert 0.0 <= sign_flip(np.ones(len(clusters)), clusters) < 1e-12
 
 
 def test_label_codes_number_labels_by_first_appearance() -> None:

@@ -175,6 +175,88 @@ def test_without_control_floor_or_difference_it_cannot_be_told(
     assert why in found.overall.why
 
 
+def planted(gains: dict[str, tuple[float, float]], products: int = 40) -> ModelVerdict:
+    """A fine-tuned model that is always right; per type the base's and the floor's share, exactly, and no use without image.
+
+    The share is that of the products, one question of each type about each.
+    """
+    n = np.arange(products)
+    types = np.repeat(list(gains), products)
+    base, blind = (
+        np.concatenate([(n < pair[side] * products).astype(float) for pair in gains.values()]) for side in (0, 1)
+    )
+    words = [str(i % 7) for i in range(len(types))]
+    return judge(
+        "m",
+        Questions(
+            list(types),
+            words,
+            np.tile(n, len(gains)),
+            {"base": words, "lora": words},
+            {"base": base, "blind": blind, "lora": np.ones(len(types))},
+            {"swap": np.zeros(len(types))},
+        ),
+    )
+
+
+def test_the_reasons_state_their_figures_in_points() -> None:
+    assert planted({"color": (0.5, 0.25)}).overall.why == (
+        "+50.0 points over the base, +75.0 over the blind floor, +100.0 by the image"
+    )
+    worse = verdict_on(lambda e, _: e.answer, lambda e, draw: e.answer if e.id.endswith("0") else "no", others_truth)
+    assert worse.overall.why == "50.0 points below the base"
+    floor = verdict_on(lambda e, _: "no", lambda e, _: "no", others_truth).overall
+    assert floor.blind is not None and floor.verdict == GUESSING
+    assert floor.why == f"not above a guesser who sees no image ({-100 * floor.blind.mean:.1f} points)"
+    same = planted({"color": (1.0, 0.25)}).overall
+    assert (same.verdict, same.why) == (UNKNOWN, "the difference from the base may be chance (+0.0 points)")
+    weak = verdict_on(right_at(0.0), right_at(0.7), right_at(0.6), sampled=14).by_question_type["color"]
+    assert weak.why == "too few questions to notice a gain of 20 points by the image"
+    few = verdict_on(right_at(0.4), right_at(0.55), others_truth, 12).by_question_type["color"]
+    assert few.why == "too few questions to notice 20 points over the blind floor"
+
+
+def test_half_of_the_questions_are_enough_for_all_to_have_learned() -> None:
+    learned, knew = (0.0, 0.0), (1.0, 0.0)  # what the base knew before is no difference, so it cannot be told
+    assert planted({"a": learned, "b": knew}).overall.verdict == LEARNED
+    less = planted({"a": learned, "b": knew, "c": knew}).overall
+    assert (less.verdict, less.why) == (
+        UNKNOWN,
+        "the mean rose, but 33 % of the questions are of types that it learned",
+    )
+    assert planted({"b": knew}).overall.verdict == UNKNOWN
+
+
+def test_the_headline_counts_its_types_and_names_the_largest_first() -> None:
+    assert planted({"b": (0.0, 0.0)}).headline == "Fine-tuned m learned 1 of 1 question type (b)."
+    rows = shop(30, seed=2)
+    rows = [e for e in rows if e.question_type != "color" or e.id.endswith("0")]
+    words = [e.answer for e in rows]
+    found = judge(
+        "m",
+        Questions(
+            [e.question_type for e in rows], words, label_codes([e.item_id for e in rows]), {"lora": words},
+            {"lora": np.ones(len(rows))}, {},
+        ),
+    )  # fmt: skip
+    assert list(found.by_question_type) == ["count", "shape", "color"]
+    assert (
+        found.headline == "Fine-tuned m learned 0 of 3 question types; it cannot be judged on count, shape and color."
+    )
+
+
+def test_only_types_with_enough_products_share_a_correction() -> None:
+    # Nine products are too few to test; were they in the family, the ten's p of 2/2^10 would be doubled.
+    kinds = ["big"] * 10 + ["small"] * 9
+    clusters = np.array([*range(10), *range(9)])
+    scores = {"base": np.zeros(19), "lora": np.ones(19)}
+    words = [str(i % 7) for i in range(19)]
+    found = judge("m", Questions(kinds, words, clusters, {"base": words, "lora": words}, scores, {}))
+    big, small = (found.by_question_type[kind].over_base for kind in ("big", "small"))
+    assert big is not None and big.p_corrected == pytest.approx(2 / 2**10)
+    assert small is not None and small.p_corrected is None and small.direction == 0
+
+
 def test_one_type_that_learned_does_not_speak_for_the_others() -> None:
     def lora(e: Example, draw: random.Random) -> str:
         return right_at(0.9)(e, draw) if e.question_type == "color" else "three"
