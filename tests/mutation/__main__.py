@@ -112,13 +112,16 @@ def does_something_else(source: str, mutated: str) -> bool:
 
 
 def _bare(source: str) -> str:
-    """A dump of the syntax tree without annotations and the decorators of classes, which are for readers and speed."""
+    """A dump of the syntax tree without annotations, decorators of classes and the marks "/" and "*" among parameters."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             node.decorator_list = []
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             node.returns = None
+            node.args.args += node.args.posonlyargs + node.args.kwonlyargs
+            node.args.posonlyargs, node.args.kwonlyargs = [], []
+            node.args.args.sort(key=lambda one: one.arg)
         elif isinstance(node, ast.arg):
             node.annotation = None
         elif isinstance(node, ast.AnnAssign):

@@ -73,6 +73,7 @@ def test_mcnemar_is_the_binomial_test_of_the_questions_that_differ() -> None:
     assert (found.fixed, found.broken) == (8, 2)
     assert found.p == pytest.approx(0.109375)
     assert mcnemar(after, after).p == 1.0
+    assert mcnemar(np.array([True] * 5), np.array([False] * 5)).p == pytest.approx(2 / 2**5)
 
 
 def test_a_paired_difference_is_surer_than_two_separate_means() -> None:
