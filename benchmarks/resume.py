@@ -57,7 +57,6 @@ def examples(count: int) -> Iterator[Example]:
             category="easy",
             question_type="color",
             product_type="HOME_BED_AND_BATH",
-            image_group=f"{item:08x}L",
         )
 
 

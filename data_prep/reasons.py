@@ -62,6 +62,8 @@ REASONS = {
     "not_validated": "the image was not validated",
     "no_pair_left": "none of the product's pairs met the rules",
     "same_image": "another product shows the same image",
+    "near_test_image": "the image is nearly equal to one of the test split",
+    "near_val_image": "the image is nearly equal to one of the validation split",
     # pairs
     "surplus": "beyond the five pairs of a reply",
     "no_question": "the question is missing or asks nothing",

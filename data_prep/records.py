@@ -126,7 +126,6 @@ class Example:
     category: str
     question_type: str
     product_type: str
-    image_group: str = ""  # the same for equal and nearly equal images; no group is in two splits
     model_version: str = ""  # that answered; "": the API did not say
 
 

@@ -105,21 +105,22 @@ class CurateSettings(BaseModel):
     similar_questions: float = Field(default=0.8, gt=0, le=1)
     """Two questions about one product are duplicates if they share at least this part of their content words."""
 
-    dhash_bits: int = Field(default=3, ge=0, le=10)
+    dhash_bits: int = Field(default=2, ge=0, le=10)
     """Two images are nearly equal if their 64-bit difference hashes differ in at most this many bits and their colors agree."""
 
     color_distance: float = Field(default=2.0, ge=0, le=255)
     """Colors agree if the 4 x 4 color thumbnails differ by at most this much (of 255) on average."""
 
-    same_image: Literal["drop", "group"] = "drop"
-    """Products that show the same image: ``drop`` keeps one of them; ``group`` keeps all, in the same split."""
+    same_image: Literal["drop", "keep"] = "drop"
+    """Products that show the same image: ``drop`` keeps one of them; ``keep`` keeps all that are in the same split.
+    Intervals resample products, so with ``keep`` they are a little too narrow."""
 
     val_share: float = Field(default=0.1, gt=0, lt=1)
     test_share: float = Field(default=0.2, gt=0, lt=1)
-    """Shares of the products for validation and test; the rest is for training."""
+    """Shares of the images for validation and test, in expectation; the rest is for training."""
 
     seed: int = 0
-    """Another seed gives other splits."""
+    """An image's split is a hash of the seed and the image id: everybody with the same seed and shares has the same splits."""
 
     @field_validator("spelling")
     @classmethod

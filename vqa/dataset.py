@@ -3,7 +3,7 @@
 A row of ``train.jsonl``::
 
     {"id": "5f1c…", "item_id": "B0…", "image_id": "61…L", "image_path": "3f/3f9ab012.jpg", "question": "What color is the mug?",
-     "answer": "red", "category": "easy", "question_type": "color", "product_type": "MUG", "image_group": "0c1e…"}
+     "answer": "red", "category": "easy", "question_type": "color", "product_type": "MUG"}
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def verify_dataset(splits: dict[str, list[Example]], image_root: Path, processor
             if example.id in seen_ids:
                 problems.append(f"{name}: duplicate id {example.id}")
             seen_ids.add(example.id)
-            marks = (("item", example.item_id), ("image", example.image_id), ("image group", example.image_group))
+            marks = (("item", example.item_id), ("image", example.image_id))
             for kind, mark in marks:
                 if mark and sides.setdefault((kind, mark), name) != name:
                     problems.append(f"{kind} {mark} is in both {sides[kind, mark]} and {name}")

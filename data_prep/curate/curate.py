@@ -1,9 +1,9 @@
-"""From raw replies to a dataset: parse, check, normalize, drop duplicates, group images, split.
+"""From raw replies to a dataset: parse, check, normalize, drop duplicates, split, keep near images apart.
 
 A reply's pair ``{"question": "What color is the mug?", "answer": "Red", "category": "easy"}`` becomes an `Example`::
 
     {"id": "5f1c…", "item_id": "B0…", "image_id": "61…L", "image_path": "3f/3f9ab012.jpg", "question": "What color is the mug?",
-     "answer": "red", "category": "easy", "question_type": "color", "product_type": "MUG", "image_group": "0c1e…"}
+     "answer": "red", "category": "easy", "question_type": "color", "product_type": "MUG"}
 
 Reasons for dropping a pair, found by the parser or here:
 
@@ -28,7 +28,9 @@ image_changed              its main image is not the one that was validated or a
 no_reply                   nothing was generated for it
 unparsable_reply           no array of pairs was found in any reply
 no_pair_left               none of its pairs met the rules
-same_image                 another item that is kept shows the same image
+same_image                 another item that is kept shows the same image (kept if ``curate.same_image`` is ``keep``)
+near_test_image            it would be in train or val, and its image is near one of test
+near_val_image             it would be in train, and its image is near one of val
 =========================  ============================================================================================
 """
 
@@ -48,15 +50,15 @@ from data_prep.curate.question_text import (
     similarity,
     words_of,
 )
-from data_prep.curate.splits import SPLITS, assign
+from data_prep.curate.splits import SPLITS, near_items, side
 from data_prep.curate.stats import Kept, describe
 from data_prep.generate.qa_parser import PAIRS, ParsedReply, QAParseError, QAParser
-from data_prep.images.near_duplicates import image_groups
+from data_prep.images.near_duplicates import repeats
 from data_prep.records import Example, ImageFacts, Product, QAPair, Rejected, Reply
 from data_prep.settings import CurateSettings
 
-# At these distances only compression or scaling tells two images apart: they are the same image. The distances that
-# group images (`curate.dhash_bits`, `curate.color_distance`) are larger.
+# At these distances only compression or scaling tells two images apart: they are the same image. The distances of near
+# images (`curate.dhash_bits`, `curate.color_distance`) are larger.
 _SAME_BITS, _SAME_COLOR = 2, 0.4
 
 
@@ -104,17 +106,11 @@ def curate(
                 row.model_version = found.model_version
         else:
             drops.product(item_id, "no_pair_left", "none of its pairs met the rules")
-    groups = _groups(usable, facts, settings)
-    if settings.same_image == "drop":
-        for item_id, kept in _same_images(usable, facts).items():
-            drops.product(item_id, "same_image", f"shown by item {kept}", usable.pop(item_id))
-            del groups[item_id]
-    splits = _split(usable, groups, settings)
+    splits = _split(usable, facts, settings, drops)
     stats = describe(
         splits,
         products=_kept(len(usable), drops.products),
         pairs=_kept(sum(map(len, usable.values())), drops.pairs),
-        group_sizes=list(Counter(groups.values()).values()),
     )
     return CuratedDataset(splits, {item_id: facts[item_id] for item_id in usable}, stats, settings)
 
@@ -192,7 +188,7 @@ def _writable(raw: object) -> str:
 
 
 def _rows(product: Product, pairs: Sequence[QAPair], settings: CurateSettings, drops: _Drops) -> list[Example]:
-    """Normalize a product's pairs and drop those that break a rule; the rows do not have their image group yet."""
+    """Normalize a product's pairs and drop those that break a rule."""
     rows: list[Example] = []
     for pair in pairs:
         question = " ".join(pair.question.split())
@@ -243,35 +239,38 @@ def _repeats(question: str, rows: list[Example], settings: CurateSettings) -> st
     return ""
 
 
-def _groups(
-    usable: Mapping[str, list[Example]], facts: Mapping[str, ImageFacts], settings: CurateSettings
-) -> dict[str, str]:
-    """Each item's image group, named after the lowest file hash in it so that the order of items does not matter."""
-    items = list(usable)
-    found = image_groups(
-        [facts[item] for item in items], dhash_bits=settings.dhash_bits, color_distance=settings.color_distance
-    )
-    name: dict[int, str] = {}
-    for item, group in zip(items, found, strict=True):
-        name[group] = min(name.get(group, "g"), facts[item].sha256[:16])
-    return {item: name[group] for item, group in zip(items, found, strict=True)}
-
-
-def _same_images(usable: Mapping[str, list[Example]], facts: Mapping[str, ImageFacts]) -> dict[str, str]:
-    """Items whose image is the same as that of an item with a lower id, and that item."""
-    items = sorted(usable)
-    found = image_groups([facts[item] for item in items], dhash_bits=_SAME_BITS, color_distance=_SAME_COLOR)
-    return {item: items[group] for item, group in zip(items, found, strict=True) if items[group] != item}
-
-
 def _split(
-    usable: Mapping[str, Sequence[Example]], groups: Mapping[str, str], settings: CurateSettings
+    usable: dict[str, list[Example]], facts: Mapping[str, ImageFacts], settings: CurateSettings, drops: _Drops
 ) -> dict[str, list[Example]]:
-    """Set the image group of each row, and divide the rows by it."""
-    split_of = assign(groups.values(), val_share=settings.val_share, test_share=settings.test_share, seed=settings.seed)
-    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    """Divide the products, and drop from ``usable`` those whose image is the same as or near one that is kept.
+
+    What is in test depends on nothing in train and val, and what is in val on nothing in train.
+    """
+    items: dict[str, list[str]] = {name: [] for name in SPLITS}
     for item_id, rows in usable.items():
-        for row in rows:
-            row.image_group = groups[item_id]
-        splits[split_of[groups[item_id]]] += rows
-    return splits
+        image_id = rows[0].image_id
+        name = side(image_id, val_share=settings.val_share, test_share=settings.test_share, seed=settings.seed)
+        items[name].append(item_id)
+
+    def drop(found: Mapping[str, str], reason: str, detail: str) -> None:
+        for item_id, like in found.items():
+            drops.product(item_id, reason, detail.format(like), usable.pop(item_id))
+
+    if settings.same_image == "drop":
+        order = [item for name in reversed(SPLITS) for item in sorted(items[name])]
+        drop(_same_images(order, facts), "same_image", "shown by item {}")
+    for kept, droppable, reason in (
+        ("test", ("train", "val"), "near_test_image"),
+        ("val", ("train",), "near_val_image"),
+    ):
+        asked = [item for name in droppable for item in items[name] if item in usable]
+        others = [item for item in items[kept] if item in usable]
+        near = near_items(asked, others, facts, dhash_bits=settings.dhash_bits, color_distance=settings.color_distance)
+        drop(near, reason, "nearly equal to the image of item {}, which is in " + kept)
+    return {name: [row for item in part if item in usable for row in usable[item]] for name, part in items.items()}
+
+
+def _same_images(items: Sequence[str], facts: Mapping[str, ImageFacts]) -> dict[str, str]:
+    """Items that show the same image as a kept one before them, and that one."""
+    found = repeats([facts[item] for item in items], dhash_bits=_SAME_BITS, color_distance=_SAME_COLOR)
+    return {item: items[index] for item, index in zip(items, found, strict=True) if index is not None}

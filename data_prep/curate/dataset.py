@@ -83,7 +83,7 @@ def verify(folder: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Near:
-    """First line of images.jsonl: how near two images had to be to share a group."""
+    """First line of images.jsonl: how near two images had to be for one to be dropped."""
 
     dhash_bits: int
     color_distance: float

@@ -1,54 +1,65 @@
-"""Divides products into train, val and test so that equal and nearly equal images are in one split.
+"""Divides products into train, val and test by a hash of the seed and the image id, and finds near images on two sides.
 
->>> assign(["0c1e3f7e7e3c1800", "5be1c0ffee120000", "d76f00aa13579bdf"], val_share=0.1, test_share=0.2, seed=0)
-{'0c1e3f7e7e3c1800': 'test', '5be1c0ffee120000': 'train', 'd76f00aa13579bdf': 'val'}
+>>> side("61QNhWRq3JL", val_share=0.1, test_share=0.2, seed=0)
+'train'
 
-The unit is a group of images. A hash of the seed and the group decides its split, never a shuffle, so products keep their
-split when others are added: a model that was trained on yesterday's dataset has not seen today's test images. Only a new
-image that is near old ones can change the name of their group, and with it the split.
+The side depends on nothing else: not on the other products, their order, the images' content or the machine. So everybody who
+uses ABO with the same seed and shares has the same test images, and no product ever changes sides. In any language::
+
+    place = (first 8 bytes of SHA-256 of the UTF-8 text "<seed>:<image id>", as a big-endian integer) / 2^64
+    side  = test if place < test_share, val if place < test_share + val_share, else train
 
 Each product type is split by the same shares in expectation, but not exactly. Exact shares would require moving products
 whenever others are added. `product_types` in stats.json has the actual numbers.
+
+Two images that look alike may fall on two sides. `curate` then drops the one that a model would learn from: test stays as it
+is, train and val lose what is near it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from data_prep.files import read_jsonl
-from data_prep.images.near_duplicates import near_pairs
+from data_prep.images.near_duplicates import first_near
 from data_prep.records import Example, ImageFacts
 
 SPLITS = ("train", "val", "test")
 
 
-def assign(groups: Iterable[str], *, val_share: float, test_share: float, seed: int) -> dict[str, str]:
-    """The split of each group.
+def side(image_id: str, *, val_share: float, test_share: float, seed: int) -> str:
+    """The split of all products that show an image."""
+    place = int.from_bytes(hashlib.sha256(f"{seed}:{image_id}".encode()).digest()[:8], "big") / 2**64
+    return "test" if place < test_share else "val" if place < test_share + val_share else "train"
 
-    With three groups or more, no split is empty: the group whose hash comes nearest is moved into an empty one.
+
+def near_items(
+    items: Iterable[str],
+    others: Iterable[str],
+    images: Mapping[str, ImageFacts],
+    *,
+    dhash_bits: int,
+    color_distance: float,
+) -> dict[str, str]:
+    """The items whose image is near that of one of the others, and the lowest such other.
+
+    Args:
+        items, others: item ids.
+        images: facts by item id.
+        dhash_bits, color_distance: what near means; see `data_prep.images.near_duplicates`.
     """
-    places = {group: _place(group, seed) for group in sorted(set(groups))}
-    split = {
-        group: "test" if place < test_share else "val" if place < test_share + val_share else "train"
-        for group, place in places.items()
-    }
-    if len(split) >= len(SPLITS):
-        by_place = sorted(places, key=lambda group: places[group])
-        if "test" not in split.values():
-            split[by_place[0]] = "test"
-        if "train" not in split.values():
-            split[by_place[-1]] = "train"
-        if "val" not in split.values():
-            split[next(g for g in by_place[1:] if list(split.values()).count(split[g]) > 1)] = "val"
-    return split
-
-
-def _place(group: str, seed: int) -> float:
-    """A number from 0 to 1 that depends only on the seed and the group."""
-    return int.from_bytes(hashlib.blake2b(f"split:{seed}:{group}".encode(), digest_size=8).digest()) / 2**64
+    asked, known = list(items), sorted(others)
+    found = first_near(
+        [images[item] for item in asked],
+        [images[item] for item in known],
+        dhash_bits=dhash_bits,
+        color_distance=color_distance,
+    )
+    return {item: known[index] for item, index in zip(asked, found, strict=True) if index is not None}
 
 
 def leaks(
@@ -58,40 +69,41 @@ def leaks(
     dhash_bits: int,
     color_distance: float,
 ) -> list[str]:
-    """Describe every item, image, file, image group or pair of near images that is in more than one split.
+    """Describe every item, image, file or question that is in more than one split, and every image near one of another.
 
     Args:
         splits: the rows of each split.
-        images: facts by item id; near images are searched for in them, whatever groups the rows name.
+        images: facts by item id; items without are not compared.
         dhash_bits, color_distance: what near means; see `data_prep.images.near_duplicates`.
     """
     found: list[str] = []
     splits_of: dict[tuple[str, str], set[str]] = defaultdict(set)
-    split_of: dict[str, str] = {}
+    members: dict[str, set[str]] = {name: set() for name in splits}
     for name, rows in splits.items():
         for row in rows:
-            split_of[row.item_id] = name
+            if row.item_id in images:
+                members[name].add(row.item_id)
             for kind, key in (
                 ("item", row.item_id),
                 ("image", row.image_id),
                 ("image file", row.image_path),
-                ("image group", row.image_group),
                 ("question id", row.id),
             ):
                 splits_of[kind, key].add(name)
     for (kind, key), names in splits_of.items():
         if len(names) > 1:
             found.append(f"{kind} {key} is in {' and '.join(sorted(names))}")
-    known = [(item, facts) for item, facts in images.items() if item in split_of]
-    by_file: dict[str, str] = {}
-    for item, facts in known:
-        other = by_file.setdefault(facts.sha256, item)
-        if split_of[other] != split_of[item]:
-            found.append(f"items {other} and {item} show the same file, in {split_of[other]} and {split_of[item]}")
-    for a, b in near_pairs([f for _, f in known], dhash_bits=dhash_bits, color_distance=color_distance):
-        one, other = known[a][0], known[b][0]
-        if split_of[one] != split_of[other]:
-            found.append(f"items {one} and {other} show nearly equal images, in {split_of[one]} and {split_of[other]}")
+    for one, other in itertools.combinations(splits, 2):
+        near = near_items(
+            sorted(members[one] - members[other]),
+            members[other] - members[one],
+            images,
+            dhash_bits=dhash_bits,
+            color_distance=color_distance,
+        )
+        for item, like in near.items():
+            what = "the same file" if images[item].sha256 == images[like].sha256 else "nearly equal images"
+            found.append(f"items {item} and {like} show {what}, in {one} and {other}")
     return found
 
 

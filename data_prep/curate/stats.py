@@ -37,16 +37,6 @@ class SplitSize:
     questions: int
     products: int
     images: int
-    image_groups: int
-
-
-@dataclass(frozen=True, slots=True)
-class ImageGroups:
-    """Groups of equal or nearly equal images."""
-
-    groups: int
-    products_in_shared_groups: int  # products that are not alone in their group
-    largest: int  # products in the largest group
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +85,6 @@ class DatasetStats:
     products: Kept
     pairs: Kept
     splits: dict[str, SplitSize]
-    image_groups: ImageGroups
     answers: Answers
     yes_no: YesNo
     question_types: dict[str, QuestionGroup]  # most frequent first
@@ -105,13 +94,12 @@ class DatasetStats:
     model_versions: dict[str, AnsweredBy]  # most questions first; "not stated" where the API does not say
 
 
-def describe(splits: Splits, *, products: Kept, pairs: Kept, group_sizes: Sequence[int]) -> DatasetStats:
+def describe(splits: Splits, *, products: Kept, pairs: Kept) -> DatasetStats:
     """Compute the figures.
 
     Args:
         splits: rows by split.
         products, pairs: what was kept and dropped.
-        group_sizes: number of products in each image group.
     """
     rows = [row for part in splits.values() for row in part]
     answers = Counter(row.answer for row in rows)
@@ -120,11 +108,6 @@ def describe(splits: Splits, *, products: Kept, pairs: Kept, group_sizes: Sequen
         products=products,
         pairs=pairs,
         splits={name: _split_size(part) for name, part in splits.items()},
-        image_groups=ImageGroups(
-            groups=len(group_sizes),
-            products_in_shared_groups=sum(size for size in group_sizes if size > 1),
-            largest=max(group_sizes, default=0),
-        ),
         answers=Answers(
             distinct=len(answers),
             entropy_bits=round(_entropy(answers), 3),
@@ -146,7 +129,6 @@ def _split_size(rows: Sequence[Example]) -> SplitSize:
         questions=len(rows),
         products=len({row.item_id for row in rows}),
         images=len({row.image_id for row in rows}),
-        image_groups=len({row.image_group for row in rows}),
     )
 
 

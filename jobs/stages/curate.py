@@ -53,10 +53,15 @@ class Curate(SingleStage):
                 dataset = self._from_stages(reject)
         splits, stats = dataset.splits, dataset.stats
         if not splits["train"] or not splits["test"]:
-            dropped = _in_words(stats.pairs.dropped) or _in_words(stats.products.dropped)
+            dropped = _in_words(stats.pairs.dropped) or _in_words(stats.products.dropped) or "nothing was dropped"
             raise UserError(
                 f"Curation left {len(splits['train'])} training and {len(splits['test'])} test questions, too few to go on "
                 f"({dropped}). Each drop is in {self.run_dir.rejected('curate')}; {self._advice(stats)}."
+            )
+        if not splits["val"]:
+            print(
+                f"No product is in val, so training keeps its last adapter instead of its best: {self._empty_split()}.",
+                flush=True,
             )
         write_dataset(
             dataset,
@@ -74,6 +79,8 @@ class Curate(SingleStage):
         """What to do where too little is left."""
         if "no_category" in stats.pairs.dropped:
             return "--set curate.missing_category=keep accepts pairs that are not marked easy, medium or hard"
+        if stats.products.kept:
+            return self._empty_split()
         if not self.config.data.dataset_csv:
             return "ask about more products (prepare.max_items) or loosen the rules (curate.*)"
         if "image_file_missing" in stats.products.dropped:
@@ -81,6 +88,12 @@ class Curate(SingleStage):
                 f"images were looked for in {self.config.data.image_root}, by image_id: set data.images to their folder"
             )
         return "add products to the CSV or loosen the rules (curate.*)"
+
+    def _empty_split(self) -> str:
+        return (
+            "a hash of curate.seed and the image id decides the split of each product, so with few products a split may "
+            f"be empty. Use more products, or another seed (--set curate.seed={self.config.curate.seed + 1})"
+        )
 
     def _from_stages(self, reject: Callable[[Rejected], None]) -> CuratedDataset:
         facts: dict[str, ImageFacts] = {}

@@ -38,7 +38,7 @@ def test_a_csv_and_a_folder_of_images_lead_to_a_report_by_one_command(
         "models": yaml.safe_dump({"blip": model}, default_flow_style=True).strip(),
         "train.epochs": "1",
         "evaluate.bertscore_model": "null",
-        "curate.same_image": "group",
+        "curate.same_image": "keep",
     }
     options = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
     command = ["--cluster", "local", "--run-dir", "run", "--stages", "curate,train,evaluate,report", *options]

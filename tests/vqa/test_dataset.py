@@ -160,8 +160,10 @@ def test_images_of_a_large_split_are_looked_up_by_sample(
 def test_every_problem_of_a_dataset_is_told(material: Material) -> None:
     first, second, *_, last = material.examples
     wrong = {
-        "train": [first, dataclasses.replace(second, answer=" "), dataclasses.replace(first, image_group="g")],
-        "val": [dataclasses.replace(last, id="v", item_id=first.item_id, image_path="lost.png", image_group="g")],
+        "train": [first, dataclasses.replace(second, answer=" "), first],
+        "val": [
+            dataclasses.replace(last, id="v", item_id=first.item_id, image_id=first.image_id, image_path="lost.png")
+        ],
         "test": [],
     }
     told = "\n".join(verify_dataset(wrong, material.images, processor_of(material)).problems)
@@ -169,7 +171,7 @@ def test_every_problem_of_a_dataset_is_told(material: Material) -> None:
         f"{second.id} has no question or no answer",
         f"duplicate id {first.id}",
         f"item {first.item_id} is in both train and val",
-        "image group g is in both train and val",
+        f"image {first.image_id} is in both train and val",
         "There is no image",
         "test is empty",
     ):

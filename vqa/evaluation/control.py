@@ -60,21 +60,20 @@ class _Pool:
     """The images of a split by product type, in rings: the next image in a ring is never the image itself."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        self._first: dict[str, Example] = {}  # by image group: equal and nearly equal images count as one
+        self._first: dict[str, Example] = {}  # by image id
         self._answers: dict[str, set[tuple[str, str]]] = defaultdict(set)
         for example in examples:
-            self._first.setdefault(_group(example), example)
-            self._answers[_group(example)].add((example.question_type, example.answer))
+            self._first.setdefault(example.image_id, example)
+            self._answers[example.image_id].add((example.question_type, example.answer))
         self._rings: dict[str, list[str]] = defaultdict(list)
-        for group in sorted(self._first, key=_hash):
-            self._rings[self._first[group].product_type].append(group)
+        for image in sorted(self._first, key=_hash):
+            self._rings[self._first[image].product_type].append(image)
         self._types = sorted(self._rings, key=_hash)
-        self._place = {group: place for ring in self._rings.values() for place, group in enumerate(ring)}
+        self._place = {image: place for ring in self._rings.values() for place, image in enumerate(ring)}
 
     def others(self, example: Example) -> Iterator[Example]:
         """Images to show instead of the example's, the best first."""
-        group = _group(example)
-        kind, place = self._first[group].product_type, self._place[group]
+        kind, place = self._first[example.image_id].product_type, self._place[example.image_id]
         ring = self._rings[kind]
         for step in range(1, min(TRIES, len(ring) - 1) + 1):
             yield self._first[ring[(place + step) % len(ring)]]
@@ -85,11 +84,7 @@ class _Pool:
 
     def same_answer(self, other: Example, example: Example) -> bool:
         """Whether a product has the example's answer to a question of the same type."""
-        return (example.question_type, example.answer) in self._answers[_group(other)]
-
-
-def _group(example: Example) -> str:
-    return example.image_group or example.image_id
+        return (example.question_type, example.answer) in self._answers[other.image_id]
 
 
 def _hash(name: str) -> bytes:

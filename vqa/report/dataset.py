@@ -100,14 +100,12 @@ def facts(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Single figures, with what they mean."""
     answers, yes_no = _mapping(stats.get("answers")), _mapping(stats.get("yes_no"))
     floor, asked = _mapping(stats.get("blind_floor")), _mapping(stats.get("asked_twice"))
-    groups = _mapping(stats.get("image_groups"))
     found = (
         ("different answers", answers.get("distinct")),
         ("answers that occur once", answers.get("seen_once")),
         ("test questions whose answer is not in training", _share(answers.get("test_answers_unseen_in_training"))),
         ("yes/no questions", _share(yes_no.get("share"))),
         ("of which answered by yes", _share(yes_no.get("yes_of_yes_no"))),
-        ("products that share an image with another", groups.get("products_in_shared_groups")),
         ("blind floor, all test questions", _share(floor.get("exact_match"))),
         ("asked twice, the generator gives the same answer to", _share(asked.get("same_answer_share"))),
     )

@@ -21,9 +21,7 @@ def split(products: int, kinds: tuple[str, ...] = ("LAMP", "MUG", "RUG")) -> lis
     }
     draw = random.Random(0)
     return [
-        Example(
-            f"{p}-{q}", f"p{p}", f"i{p}", f"{p}.jpg", asked[kind], answer, "", kind, kinds[p % len(kinds)], f"group{p}"
-        )
+        Example(f"{p}-{q}", f"p{p}", f"i{p}", f"{p}.jpg", asked[kind], answer, "", kind, kinds[p % len(kinds)])
         for p in range(products)
         for q, (kind, answer) in enumerate(
             (
@@ -51,7 +49,7 @@ def test_no_product_keeps_its_image_and_most_get_one_of_their_own_type() -> None
     asked = with_other_images(rows, rows)
     assert {e.id for e in asked} == own.keys()
     shown = {e.id: by_path[e.image_path] for e in asked}
-    assert all(shown[e.id].image_group != own[e.id].image_group for e in asked)
+    assert all(shown[e.id].image_id != own[e.id].image_id for e in asked)
     assert all(e.image_id == shown[e.id].image_id for e in asked), "the record says which image was shown"
     colors = [e for e in asked if e.question_type == "color"]
     assert all(shown[e.id].product_type == e.product_type for e in colors)
@@ -75,10 +73,13 @@ def test_the_only_product_of_a_type_gets_the_image_of_another_type() -> None:
         assert asked.id == own.id and asked.image_path != own.image_path
 
 
-def test_equal_photos_of_two_products_do_not_stand_in_for_each_other() -> None:
-    rows = [dataclasses.replace(e, image_group=f"group{int(e.item_id[1:]) // 2}") for e in split(12, kinds=("MUG",))]
-    group = {e.image_path: e.image_group for e in rows}
-    assert all(group[e.image_path] != e.image_group for e in with_other_images(rows, rows))
+def test_one_photo_of_two_products_does_not_stand_in_for_itself() -> None:
+    rows = []
+    for e in split(12, kinds=("MUG",)):
+        photo = int(e.item_id[1:]) // 2
+        rows.append(dataclasses.replace(e, image_id=f"i{photo}", image_path=f"{photo}.jpg"))
+    own = {e.id: e.image_path for e in rows}
+    assert all(e.image_path != own[e.id] for e in with_other_images(rows, rows))
 
 
 def test_without_another_image_nothing_is_asked_and_a_gray_one_is_no_file() -> None:
