@@ -50,7 +50,7 @@ def read(path: Path) -> Iterator[CsvRow]:
     Raises:
         ValueError: a line is not a row; names it.
     """
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file)
         if next(lines, None) != _HEADER:
             raise ValueError(f"{path}: the first line must be {','.join(_HEADER)}")

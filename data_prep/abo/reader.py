@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,7 +121,17 @@ def _parse_whole(path: Path, what: str) -> object:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """The file's content in pieces of bounded size, decompressed if it starts with gzip's magic bytes."""
+    """The file's content in pieces of bounded size, decompressed if it starts with gzip's magic bytes.
+
+    Spreadsheets and some editors write a byte order mark in front; it is left out.
+    """
+    pieces = _raw_pieces(path)
+    if first := next(pieces, b""):
+        yield first.removeprefix(codecs.BOM_UTF8)
+    yield from pieces
+
+
+def _raw_pieces(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             if file.read(2) == b"\x1f\x8b":

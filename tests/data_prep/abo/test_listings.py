@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import tracemalloc
@@ -223,6 +224,18 @@ def test_the_plain_json_pair_gives_the_same_products(catalogue) -> None:
     (root / "listings.json").write_text(json.dumps(entries))
     (root / "paths.json").write_text(json.dumps({f"image-B{i}": f"aa/image-B{i}.jpg" for i in range(3)}))
     assert run(root)[0] == run(root, listings="listings.json", images_index="paths.json")[0]
+
+
+def test_a_byte_order_mark_in_front_of_any_file_is_left_out(catalogue) -> None:
+    entries = [listing("B0"), listing("B1")]
+    root = catalogue(entries)
+    expected = run(root)
+    for path in (root / "listings/metadata/listings_0.json.gz", root / "images/metadata/images.csv.gz"):
+        path.write_bytes(gzip.compress(codecs.BOM_UTF8 + gzip.decompress(path.read_bytes())))
+    assert run(root) == expected
+    (root / "listings.json").write_text(json.dumps(entries), encoding="utf-8-sig")
+    (root / "paths.json").write_text(json.dumps({f"image-B{i}": f"aa/image-B{i}.jpg" for i in range(2)}), "utf-8-sig")
+    assert run(root, listings="listings.json", images_index="paths.json")[0] == expected[0]
 
 
 def test_of_items_with_one_image_the_lowest_id_counts_wherever_it_is_listed(catalogue) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from pathlib import Path
 
 import pytest
 
+from data_prep import dataset_csv
 from data_prep.curate.curate import curate
 from data_prep.curate.from_csv import FromCsv, read_csv
 from data_prep.dataset_csv import Row, load_dataset_and_metadata
@@ -42,6 +44,14 @@ def test_rows_of_all_files_and_the_paths_of_their_images_are_read(tmp_path: Path
     rows, paths = load_dataset_and_metadata([first, second], tmp_path / "images.csv")
     assert rows == [Row("B1", "i1", "[]"), Row("B2", "i2", "x")]
     assert paths == {"i1": "aa/a.jpg"}
+
+
+def test_a_byte_order_mark_in_a_dataset_or_its_metadata_is_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "dataset_0.csv", [["B1", "i1", "[]"]])
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    (tmp_path / "images.csv").write_text("image_id,path\ni1,aa/a.jpg\n", "utf-8-sig")
+    assert load_dataset_and_metadata([path], tmp_path / "images.csv") == ([Row("B1", "i1", "[]")], {"i1": "aa/a.jpg"})
+    assert [row.item_id for row in dataset_csv.read(path)] == ["B1"]
 
 
 def test_a_table_without_the_columns_is_named_with_those_it_has(tmp_path: Path) -> None:
