@@ -15,6 +15,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from data_prep.images.decode import MOST_PIXELS
+
 
 class DataSettings(BaseModel):
     """Where the listings and images are. Relative paths start at ``root``."""
@@ -81,8 +83,9 @@ class ValidateSettings(BaseModel):
     min_side: int = Field(default=16, ge=1)
     """An image whose shorter side has fewer pixels is rejected."""
 
-    max_pixels: int = Field(default=64_000_000, ge=1)
-    """An image with more pixels is rejected by its header. Decoding takes 3 bytes of memory per pixel."""
+    max_pixels: int = Field(default=64_000_000, ge=1, le=MOST_PIXELS)
+    """An image with more pixels is rejected by its header. Decoding takes 3 bytes of memory per pixel. At most 268,435,456,
+    which training, evaluation and predict accept."""
 
     max_file_bytes: int = Field(default=64 * 2**20, ge=1)
     """A larger file is rejected unread."""

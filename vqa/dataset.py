@@ -19,14 +19,12 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from data_prep.files import read_jsonl
-from data_prep.images.decode import ImageProblem, decode
+from data_prep.images.decode import MOST_PIXELS, ImageProblem, decode
 from data_prep.images.locate import locator
 from data_prep.outcomes import UserError
 from data_prep.records import Example
 from vqa.models.base import Batch, Processor
 
-# 268 megapixels, about 1 GB decoded. Validation has its own, configurable limit; this one only guards the memory.
-MOST_PIXELS = 1 << 28
 IMAGES_CHECKED = 500  # per split, by `verify_dataset`: a second or two on a network file system
 SAMPLES_CHECKED = 8  # training samples that it makes
 

@@ -36,6 +36,9 @@ from PIL import Image, UnidentifiedImageError
 
 # Pillow knows some forty formats, and for one of them (EPS) it runs an external program. Shops and browsers use these.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# About 1 GB decoded. `validate.max_pixels` may be up to this, so whatever validation accepts every later stage can decode.
+MOST_PIXELS = 1 << 28
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own limit: it would warn from 89 megapixels and refuse from 179
 # Encoders write ten or so. A scan can be as small as a hundred bytes, and takes 40 ms in an image of 64 megapixels, so a file
 # of a few megabytes would keep a task busy for hours.
 _MOST_SCANS = 100

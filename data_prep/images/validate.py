@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_prep.images.decode import ImageProblem, decode
+from data_prep.images.decode import MOST_PIXELS, ImageProblem, decode
 from data_prep.images.dhash import THUMBNAIL, fingerprint
 from data_prep.images.locate import ImageLocator, locator
 from data_prep.outcomes import Failed, Ok, Todo
@@ -65,4 +65,4 @@ def open_image(root: Path, path: str, image_id: str = "") -> Image.Image:
     Raises:
         ImageProblem: the path leaves ``root``, or the file does not decode.
     """
-    return decode(locator(root).read(path, image_id, _DEFAULTS.max_file_bytes), _DEFAULTS.max_pixels)[0]
+    return decode(locator(root).read(path, image_id, _DEFAULTS.max_file_bytes), MOST_PIXELS)[0]

@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
+from data_prep.images import validate
+from data_prep.images.decode import MOST_PIXELS
+from data_prep.images.locate import locator
 from data_prep.outcomes import UserError
+from data_prep.records import Product
+from data_prep.settings import ValidateSettings
 from tests.vqa.training_data import Material, make_material, write_splits
 from vqa.dataset import (
     IMAGES_CHECKED,
@@ -155,6 +161,18 @@ def test_images_of_a_large_split_are_looked_up_by_sample(
     monkeypatch.setattr("vqa.dataset._check_samples", lambda *_: None)
     assert verify_dataset({"train": many}, tmp_path, processor_of(material)).problems == []
     assert len(looked_up) == IMAGES_CHECKED and looked_up[-1] > f"{2 * IMAGES_CHECKED - 5:05}"
+
+
+def test_what_validation_accepts_at_its_limit_training_evaluation_and_predict_open(tmp_path: Path) -> None:
+    """Also beyond the 179 megapixels that Pillow by itself refuses."""
+    Image.new("L", (18_000, 10_000), 200).save(tmp_path / "large.png")
+    product = Product("B1", "i1", "large.png", "", "", "", [])
+    facts = validate.image_facts(product, locator(tmp_path), ValidateSettings(max_pixels=MOST_PIXELS))
+    assert (facts.width, facts.height) == (18_000, 10_000)
+    assert open_image(tmp_path, "large.png").size == (18_000, 10_000)
+    assert validate.open_image(tmp_path, "large.png").size == (18_000, 10_000)  # the dataset's sample sheet
+    with pytest.raises(ValidationError, match="max_pixels"):
+        ValidateSettings(max_pixels=MOST_PIXELS + 1)
 
 
 def test_every_problem_of_a_dataset_is_told(material: Material) -> None:
