@@ -68,6 +68,7 @@ REASONS = {
     "surplus": "beyond the five pairs of a reply",
     "no_question": "the question is missing or asks nothing",
     "not_one_word": "the answer is not one English word",
+    "placeholder_answer": "the answer says that there is none or that it cannot be told",
     "no_category": "the category is none of easy, medium and hard",
     "answer_in_question": "the question gives the answer away",
     "duplicate_question": "the same question about the same product",

@@ -11,6 +11,7 @@ Reasons for dropping a pair, found by the parser or here:
 surplus                    the reply had more than five pairs
 not_an_object              it is not a JSON object
 no_question                the question is missing, or does not ask anything
+placeholder_answer         the answer is no answer: "none", "unknown", "unclear"
 not_one_word               the answer is not one alphabetical English word
 answer_in_question         the question gives the answer away
 no_category                neither easy, medium nor hard (kept if ``curate.missing_category`` is ``keep``)

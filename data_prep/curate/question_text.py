@@ -7,7 +7,8 @@
 
 All normalization there is: answers are stripped, lower-cased, and respelled only if the configuration says so. Questions keep
 their wording; repeated blanks are collapsed, and a question mark is not required. Only when two questions are compared, case,
-punctuation, the words of `_EMPTY_WORDS` and plural endings are ignored, and "colour" equals "color".
+punctuation, the words of `_EMPTY_WORDS` and plural endings are ignored, and "colour" equals "color". Questions that begin
+differently (whether, where, how many, what) never ask the same.
 """
 
 from __future__ import annotations
@@ -88,11 +89,26 @@ def content_words(question: str) -> frozenset[str]:
 
 
 def similarity(one: str, other: str) -> float:
-    """Jaccard index of the two questions' content words, 0 to 1; 0 if only one of them asks for a count."""
-    a, b = content_words(one), content_words(other)
-    if ("many" in a) != ("many" in b):
+    """Jaccard index of the two questions' content words, 0 to 1; 0 if their words of asking differ: "Where is the logo" is
+    neither "What is the logo" nor "Is there a logo"."""
+    if _asked_for(one) != _asked_for(other):
         return 0.0
+    a, b = content_words(one), content_words(other)
     return len(a & b) / len(a | b) if a or b else 1.0
+
+
+@lru_cache(maxsize=65_536)
+def _asked_for(question: str) -> str:
+    """What kind of answer is asked for: ``whether``, ``where``, ``how many``, ``what``, ..."""
+    words = words_of(question)
+    if words and words[0] in _VERBS:
+        return "whether"
+    place = next((place for place, word in enumerate(words) if word in _ASKING - _VERBS), None)
+    if place is None:
+        return "what"  # "Name the color of the mug"
+    if words[place] == "how" and words[place + 1 : place + 2] in (["many"], ["much"]):
+        return "how many"
+    return {"which": "what", "whom": "who"}.get(words[place], words[place])
 
 
 def question_pattern(question: str) -> str:

@@ -3,8 +3,9 @@
 >>> QAParser().parse('```json\\n[{"question": "What color is the mug?", "answer": "Red.", "category": "easy"}]\\n```').pairs
 [QAPair(question='What color is the mug?', answer='red', category='easy')]
 
-A pair is rejected as ``not_an_object``, ``no_question``, ``not_one_word`` (the answer is not one alphabetical English word),
-``no_category`` or ``surplus`` (after the fifth pair). A reply without an array of pairs raises `QAParseError`; nothing else is
+A pair is rejected as ``not_an_object``, ``no_question``, ``placeholder_answer`` (the answer says that there is none, or that it
+cannot be told), ``not_one_word`` (the answer is not one alphabetical English word), ``no_category`` or ``surplus`` (after the
+fifth pair). A reply without an array of pairs raises `QAParseError`; nothing else is
 ever raised.
 """
 
@@ -22,6 +23,15 @@ from data_prep.records import QAPair
 PAIRS = 5
 CATEGORIES = ("easy", "medium", "hard")
 _WORD = re.compile(r"[A-Za-z]{1,30}")
+# Of letters only, so "N/A" is "na". Nothing that can be seen is named by one of these: a count of none is "zero", and a cloth
+# without a pattern "plain" or "solid". The prompt asks for no such answer. "no" and "neither" answer questions.
+_PLACEHOLDERS = frozenset(
+    """none nothing unknown unclear unsure uncertain undetermined undeterminable indeterminate unspecified unidentified
+    unidentifiable undefined unavailable unreadable illegible indiscernible unanswerable na nan nil null notapplicable
+    notavailable notclear notidentifiable notknown notlegible notpresent notprovided notreadable notshown notspecified notsure
+    notvisible noanswer noidea cannotanswer cannotbedetermined cannotbeseen cannotdetermine cannotsay cannotsee cannottell
+    cantanswer cantbedetermined cantbeseen cantdetermine cantsay cantsee canttell dontknow""".split()  # noqa: SIM905
+)
 _FENCE = re.compile(r"```[A-Za-z0-9]*")
 _MAX_LENGTH = 100_000  # characters: five pairs take about 600
 
@@ -57,6 +67,7 @@ class ParsedReply:
 _RULES = {  # shown to the model
     "not_an_object": "this is not an object with question, answer and category",
     "no_question": "the question is missing or asks nothing",
+    "placeholder_answer": "the answer says that there is none or that it cannot be told: ask about something that can be seen",
     "not_one_word": "the answer is not exactly one English word of letters only",
     "no_category": "the category is none of easy, medium, hard",
 }
@@ -100,6 +111,8 @@ class QAParser:
         if len(re.findall(r"[A-Za-z]+", question)) < 2:
             return None, "no_question"
         answer = _clean(raw.get("answer")).strip("\"'`*.,;:!?() ").lower()
+        if re.sub(r"[^a-z]", "", answer) in _PLACEHOLDERS:
+            return None, "placeholder_answer"
         if not _WORD.fullmatch(answer):
             return None, "not_one_word"
         category = _clean(raw.get("category")).strip("\"'`*. ").lower()

@@ -91,6 +91,7 @@ def with_pair(**changes: str) -> list[dict[str, str]]:
     [
         (with_pair(answer="light blue"), "not_one_word"),
         (with_pair(answer="3"), "not_one_word"),
+        (with_pair(answer="None"), "placeholder_answer"),
         (with_pair(answer="größe"), "not_one_word"),
         (with_pair(category=""), "no_category"),
         (with_pair(question="The mug."), "no_question"),
@@ -223,6 +224,18 @@ def test_questions_are_judged_and_compared_by_their_words() -> None:
     assert similarity("What does the picture of the mug show", "What does the mug show") == 1.0
     assert similarity("What color is the handle", "What color is the lid") < 0.5
     assert similarity("How many handles", "What handles") == 0.0
+    assert similarity("How is the bag closed", "How are the bags closed?") == 1.0
+
+
+def test_where_what_whether_and_how_many_are_four_questions_about_one_part() -> None:
+    asked = ["Where is the logo", "What is the logo", "Is there a logo", "How many logos are there"]
+    answers = ["sleeve", "cat", "yes", "two"]
+    pairs = [{"question": q, "answer": a, "category": "easy"} for q, a in zip(asked, answers, strict=True)]
+    dataset, rejected = run({0: pairs})
+    assert ([row.question for row in rows(dataset)], rejected) == (asked, [])
+    again = [{**pairs[2], "question": "Does it have a logo"}, {**pairs[1], "question": "Which logo is shown"}]
+    dataset, rejected = run({0: [*pairs[1:3], *again]})
+    assert [r.reason for r in rejected] == ["near_duplicate_question"] * 2 and len(rows(dataset)) == 2
 
 
 def test_a_dataset_is_written_whole_and_verified(tmp_path: Path) -> None:
@@ -289,7 +302,7 @@ def test_on_the_real_sample_33_answers_are_not_one_word_and_nothing_leaks(sample
         products, facts, failures, replies, CurateSettings(missing_category="keep"), rejected.append
     )
     counts = dataset.stats.pairs
-    assert counts.dropped["not_one_word"] == 33
+    assert (counts.dropped["not_one_word"], counts.dropped["placeholder_answer"]) == (33, 3)
     assert (dataset.stats.products.dropped["near_test_image"], dataset.stats.products.dropped["near_val_image"]) == (
         7,
         2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,33 @@ def test_a_pair_that_breaks_a_rule_is_rejected_with_its_reason(change: dict, rea
     parsed = QAParser().parse(json.dumps([*GOOD[:4], GOOD[4] | change]))
     assert len(parsed.pairs) == 4
     assert [why for _, why in parsed.rejected] == [reason] and parsed.violations()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "unknown",
+        "None.",
+        "Nothing",
+        "unclear",
+        "N/A",
+        "n.a.",
+        "not visible",
+        "Unsure",
+        "cannot tell",
+        "can't tell",
+        "NULL",
+    ],
+)
+def test_a_placeholder_is_no_answer_and_the_model_is_told_so(answer: str) -> None:
+    parsed = QAParser().parse(json.dumps([*GOOD[:4], GOOD[4] | {"answer": answer}]))
+    assert [why for _, why in parsed.rejected] == ["placeholder_answer"]
+    assert "ask about something that can be seen" in parsed.violations()[0]
+
+
+@pytest.mark.parametrize("answer", ["no", "zero", "plain", "solid", "neither", "hidden", "invisible", "transparent"])
+def test_a_word_for_what_is_seen_is_an_answer_also_where_something_is_lacking(answer: str) -> None:
+    assert QAParser().parse(json.dumps([*GOOD[:4], GOOD[4] | {"answer": answer}])).violations() == []
 
 
 def test_four_and_six_pairs_are_complained_about() -> None:
@@ -137,4 +165,4 @@ def test_of_the_real_answers_those_of_more_than_one_word_are_rejected_for_that()
         for line in (sample / "gemini_answers.jsonl").read_text().splitlines()
         for _, reason in parser.parse(json.dumps(json.loads(line)["qas"])).rejected
     ]
-    assert reasons.count("not_one_word") == 33 and len(reasons) == 33
+    assert Counter(reasons) == {"not_one_word": 33, "placeholder_answer": 3}  # two are "nothing", one "none"
