@@ -7,6 +7,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,27 @@ import orjson
 from data_prep.records import from_dict
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a folder is. A moved folder keeps its inode, one that was put back from a copy its path; a copy has neither.
+
+    Device numbers are left out: machines that share a file system number it differently.
+    """
+
+    path: str
+    inode: int
+
+    @classmethod
+    def of(cls, folder: Path) -> Place:
+        """The place of a folder that exists."""
+        return cls(str(folder.resolve()), folder.stat().st_ino)
+
+    def is_at(self, folder: Path) -> bool:
+        """Whether a folder is the one that was here."""
+        now = Place.of(folder)
+        return self.inode == now.inode or self.path == now.path
 
 
 def dumps(record: Any) -> bytes:

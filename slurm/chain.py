@@ -9,20 +9,18 @@ decides from the run's own files how the chain goes on (`slurm.gate`).
 
 The chain's files, each with a single writer at any time::
 
-    slurm/token                3f2a9c1b, the suffix of all of the run's job names
+    slurm/token.json           a `Token`: {"token": "3f2a9c1b", "place": {"path": "/runs/abo/slurm", "inode": 1311042}}
     slurm/chain.json           a `Chain`: {"submission": "91ab03c7", "token": "3f2a9c1b", "steps": ["validate", ...], ...}
     slurm/steps/validate.json  a `StepState`: its jobs, its gate, how often it was retried, how it ended
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -30,13 +28,11 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter
 
-from data_prep.files import read_json, write_atomic
+from data_prep.files import Place, read_json, write_atomic
 from slurm.exits import FailureReason
 from slurm.profile import Profile, SlurmError
 from slurm.queue import cancel, live_jobs
 from slurm.submit import Cluster, StepWork, SubmittedJob
-
-STALE_LOCK_SECONDS = 600.0  # far longer than any submission takes
 
 T = TypeVar("T")
 
@@ -47,6 +43,14 @@ class StepPhase(StrEnum):
     QUEUED = "queued"
     COMPLETE = "complete"
     STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Token:
+    """What a run's jobs are recognized by, and which folder it was drawn for."""
+
+    token: str  # random, the suffix of all of the run's job names
+    place: Place  # of the run's SLURM folder
 
 
 @dataclass(frozen=True)
@@ -82,33 +86,50 @@ class ChainFolder:
 
     def token(self) -> str:
         """The suffix of this run's job names; drawn at the first submission and then kept."""
-        file = self.path / "token"
-        if not file.exists():
-            write_atomic(file, uuid.uuid4().hex[:8].encode())
-        return file.read_text()
+        if (known := self.known_token()) is not None:
+            return known
+        token = uuid.uuid4().hex[:8]
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write(self._token_file(), Token(token, Place.of(self.path)))
+        return token
 
-    @contextmanager
-    def submitting(self) -> Iterator[None]:
-        """Keep a second command from submitting the same run at the same time.
+    def known_token(self) -> str | None:
+        """The token; None where none was drawn, or where this folder is a copy of the one that it was drawn for.
+
+        A copy must neither cancel the original's jobs nor take them for its own.
+        """
+        known = _read(self._token_file(), Token)
+        return known.token if known is not None and known.place.is_at(self.path) else None
+
+    def is_copy(self) -> bool:
+        """Whether this folder is a copy of that of the run which was submitted."""
+        return self._token_file().exists() and self.known_token() is None
+
+    def require_empty_queue(self) -> None:
+        """Check that no job of this run waits or runs.
 
         Raises:
-            SlurmError: another command is submitting. A lock file that a crash left behind is ignored after ten minutes.
+            SlurmError: some do, or squeue does not answer; silence does not mean that none is there.
         """
-        lock = self.path / "submitting"
-        with suppress(FileNotFoundError):
-            if time.time() - lock.stat().st_mtime > STALE_LOCK_SECONDS:
-                lock.unlink()
+        token, chain = self.known_token(), self.chain()
+        if token is None or chain is None:
+            return
+        states = self.steps(chain)
+        if len(states) == len(chain.steps) and all(state.phase is StepPhase.COMPLETE for state in states):
+            return
         try:
-            with lock.open("x") as file:
-                file.write(f"process {os.getpid()} on {platform.node()}")
-        except FileExistsError:
+            jobs = live_jobs(token)
+        except SlurmError as error:
             raise SlurmError(
-                f"This run is being submitted by {lock.read_text()}. If that process no longer exists, delete {lock}"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+                f"Jobs of this run may be in SLURM's queue, which does not answer ({error}). Launch again where it does. If that "
+                f"cluster is gone for good, copy the run (cp -r) and launch the copy."
+            ) from error
+        if jobs:
+            names = Counter(job.step for job in jobs)
+            listed = ", ".join(f"{name} ({count})" for name, count in names.items())
+            raise SlurmError(
+                f"This run is in SLURM's queue already: {listed}. Wait for it, or cancel it: launch.py cancel RUN_DIR"
+            )
 
     def write_chain(self, chain: Chain) -> None:
         """Record what is about to be submitted."""
@@ -131,6 +152,9 @@ class ChainFolder:
         states = [self.step(name) for name in chain.steps]
         return [state for state in states if state is not None and state.submission == chain.submission]
 
+    def _token_file(self) -> Path:
+        return self.path / "token.json"
+
     def _chain_file(self) -> Path:
         return self.path / "chain.json"
 
@@ -148,7 +172,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
 
 
 def submit_chain(folder: ChainFolder, profile: Profile, works: Sequence[StepWork]) -> list[StepState]:
-    """Queue all steps at once.
+    """Queue all steps at once. The caller sees to it that no other command submits the same run meanwhile.
 
     Args:
         folder: the run's SLURM folder.
@@ -158,22 +182,16 @@ def submit_chain(folder: ChainFolder, profile: Profile, works: Sequence[StepWork
     Raises:
         SlurmError: jobs of this run are queued already, or sbatch refuses; then nothing stays in the queue.
     """
+    folder.require_empty_queue()
     token = folder.token()
-    with folder.submitting():
-        if jobs := live_jobs(token):
-            names = Counter(job.step for job in jobs)
-            listed = ", ".join(f"{name} ({count})" for name, count in names.items())
-            raise SlurmError(
-                f"This run is already in SLURM's queue: {listed}. Wait for it, or cancel it: launch.py cancel RUN_DIR"
-            )
-        chain = Chain(uuid.uuid4().hex[:8], token, [work.name for work in works], profile)
-        folder.write_chain(chain)
-        try:
-            return _submit_steps(folder, chain, works)
-        except BaseException:
-            with suppress(SlurmError):  # SLURM may be what failed
-                cancel(token)
-            raise
+    chain = Chain(uuid.uuid4().hex[:8], token, [work.name for work in works], profile)
+    folder.write_chain(chain)
+    try:
+        return _submit_steps(folder, chain, works)
+    except BaseException:
+        with suppress(SlurmError):  # SLURM may be what failed
+            cancel(token)
+        raise
 
 
 def _submit_steps(folder: ChainFolder, chain: Chain, works: Sequence[StepWork]) -> list[StepState]:

@@ -28,7 +28,6 @@ from jobs.backends.pool import FinishedTask, Task, run_tasks
 from jobs.backends.stop import StopFlag
 from jobs.config import Config
 from jobs.pipeline import headlines, make_stage, task_command
-from jobs.run.claim import announced
 from jobs.run.layout import RunDir, Step
 from jobs.run.logs import error_in_log, new_log
 from jobs.run.run import PROJECT
@@ -46,13 +45,12 @@ def run_local(run: RunDir, config: Config, steps: Sequence[Step], workers: int |
         UserError: something that the user can fix, found before any work.
     """
     launch = _LocalLaunch(run, config, workers or os.cpu_count() or 1, console, StopFlag().install())
-    with announced(run):
-        for step in steps:
-            if not launch.run_step(step):
-                if not launch.stop():
-                    return 1
-                console.print("Interrupted. What is done is written; the same command again resumes.", style="yellow")
-                return 130
+    for step in steps:
+        if not launch.run_step(step):
+            if not launch.stop():
+                return 1
+            console.print("Interrupted. What is done is written; the same command again resumes.", style="yellow")
+            return 130
     launch.conclude(steps)
     return 0
 

@@ -42,7 +42,7 @@ def submit(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile,
     """Queue what is left of the steps; returns at once. The exit code.
 
     Raises:
-        UserError: the run is queued already, is driven by a local launch, or SLURM refuses.
+        UserError: the run is queued already, or SLURM refuses.
     """
     works = pending_work(run, config, steps, profile)
     for step in steps:
@@ -109,17 +109,26 @@ def queue_counts(run: RunDir) -> dict[str, Counter[str]] | None:
 
     A step's gate is counted under ``GATE``.
     """
-    folder = chain_folder(run)
-    if folder.chain() is None:
+    token = chain_folder(run).known_token()
+    if token is None:
         return None
     try:
-        jobs = queue.live_jobs(folder.token())
+        jobs = queue.live_jobs(token)
     except SlurmError:
         return None
     counts: dict[str, Counter[str]] = {}
     for job in jobs:
         counts.setdefault(job.step, Counter())["GATE" if job.is_gate else job.state] += 1
     return counts
+
+
+def require_empty_queue(run: RunDir) -> None:
+    """Check that no job of the run waits or runs.
+
+    Raises:
+        UserError: some do, or squeue does not answer.
+    """
+    chain_folder(run).require_empty_queue()
 
 
 def stopped_steps(run: RunDir) -> dict[str, str]:
@@ -139,10 +148,15 @@ def cancel(run: RunDir, console: Console) -> int:
         UserError: SLURM does not answer.
     """
     folder = chain_folder(run)
-    if folder.chain() is None:
-        console.print("This run was never submitted to SLURM.")
+    token = folder.known_token()
+    if token is None:
+        console.print(
+            "This run is a copy: the jobs in the queue are those of the original, so nothing was cancelled."
+            if folder.is_copy()
+            else "This run was never submitted to SLURM."
+        )
         return 0
-    jobs = queue.cancel(folder.token())
+    jobs = queue.cancel(token)
     names = Counter(job.step for job in jobs if not job.is_gate)
     console.print(
         f"Cancelled {len(jobs)} jobs: {', '.join(f'{n} ({c})' for n, c in names.items()) or 'none were queued'}"

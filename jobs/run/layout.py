@@ -10,8 +10,9 @@
       4_curate/                   {train,val,test}.jsonl, rejected.jsonl, stats.json, README.md, done.json
       5_train/<model>/            checkpoint-*/, adapter/, log.jsonl, done.json
       6_evaluate/<model>-<base|lora>/   as 2_validate; predictions.csv; <model>-control-<swap|grey>/ too; <model>-collapse.json
-      7_report/                   index.html, report.json, done.json
+      7_report/                   index.html, report.json, thumbnails.json, done.json
       logs/<stage>/               one file per task and attempt
+      claims/                     one folder a command that wrote here, see jobs.run.claim
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ class RunDir:
         return self.path / "run.json"
 
     @property
-    def launcher_file(self) -> Path:
-        """The process that drives this run just now, and its machine (local runs)."""
-        return self.path / "launcher.json"
+    def claims(self) -> Path:
+        """One folder a command that wrote into this run; the last one says whether one does now."""
+        return self.path / "claims"
 
     @property
     def slurm(self) -> Path:
@@ -177,9 +178,28 @@ class RunDir:
         """The folder of the page to look at."""
         return self.stage_folder("report")
 
+    @property
+    def thumbnails(self) -> Path:
+        """The images of the page by their paths, for a report that is written when the images are gone."""
+        return self.report / "thumbnails.json"
+
     def logs(self, step: Step) -> Path:
         """What the tasks of a step printed, one file per task and attempt."""
         return self.path / "logs" / str(step).replace(":", "-")
+
+    def refuse_foreign_folder(self) -> None:
+        """Check that the folder is this project's to write into.
+
+        Raises:
+            UserError: it holds files, and is no run directory.
+        """
+        if self.run_file.exists() or not self.path.is_dir():
+            return
+        # Hidden files may be what a kill left of the first write.
+        if any(not path.name.startswith(".") and path != self.claims for path in self.path.iterdir()):
+            raise UserError(
+                f"{self.path} holds files but no run.json, so it is not a run directory. Name a new folder."
+            )
 
     def require(self) -> RunDir:
         """This run, if it is one.

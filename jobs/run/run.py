@@ -128,12 +128,10 @@ def open_run(path: Path, config: Config, command: Sequence[str]) -> tuple[RunDir
     run = RunDir(path.resolve())
     notes: list[str] = []
     launch, resolved = this_launch(command), dump_config(config)
+    run.refuse_foreign_folder()
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         record = RunRecord.read(run)
-        foreign = any(not entry.name.startswith(".") for entry in run.path.iterdir())
-        if record is None and foreign and not run.run_file.exists():
-            raise UserError(f"{run.path} holds files but no run.json, so it is not a run directory. Name a new folder.")
         if record is None:
             record = RunRecord(time.time(), resolved, digest(resolved))
         else:

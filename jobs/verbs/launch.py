@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from jobs.backends.local import run_local
 from jobs.config import DEFAULT_CONFIG, Config, load_config
 from jobs.options import Cluster, LaunchRequest
 from jobs.pipeline import make_stage, parse_stages, steps_of
-from jobs.run.claim import living_launcher
+from jobs.run.claim import claimed
 from jobs.run.layout import RunDir, Step
 from jobs.run.run import load_run, open_run
 
@@ -43,19 +44,19 @@ def launch(request: LaunchRequest, console: Console) -> int:
         else:
             show_dry_run(run, config, steps, console)
         return 0
-    # Before anything of a run that is under way, or was made under another configuration, is changed.
-    require_alone(run)
-    for step in steps:
-        make_stage(step, run, config).check_settings()
-    run, notes = open_run(run_dir, config, sys.argv)
-    console.print(f"Run directory: {escape(str(run.path))}", style="bold")
-    if config.generate.stand_in is None and any(step.stage == "generate" for step in steps):
-        notes += models.notices(config.generate.model, models.today())
-    for note in notes:
-        console.print(f"note: {escape(note)}", style="yellow")
-    if request.cluster is Cluster.slurm:
-        return slurm.submit(run, config, steps, profile, console)
-    return run_local(run, config, steps, request.workers, console)
+    with sole_writer(run):
+        # Before anything that was made under another configuration is changed.
+        for step in steps:
+            make_stage(step, run, config).check_settings()
+        run, notes = open_run(run_dir, config, sys.argv)
+        console.print(f"Run directory: {escape(str(run.path))}", style="bold")
+        if config.generate.stand_in is None and any(step.stage == "generate" for step in steps):
+            notes += models.notices(config.generate.model, models.today())
+        for note in notes:
+            console.print(f"note: {escape(note)}", style="yellow")
+        if request.cluster is Cluster.slurm:
+            return slurm.submit(run, config, steps, profile, console)
+        return run_local(run, config, steps, request.workers, console)
 
 
 def cancel(run_dir: Path, console: Console) -> int:
@@ -85,25 +86,19 @@ def resolve(
     return load_config(path, changes), run_dir or Path("runs") / path.stem
 
 
-def require_alone(run: RunDir) -> None:
-    """A run has one launcher or one chain of jobs at a time.
+@contextmanager
+def sole_writer(run: RunDir) -> Iterator[None]:
+    """Write into a run: no other command does meanwhile, and no job of it is in SLURM's queue.
 
     Raises:
-        UserError: another local launch drives it, or jobs of it are in SLURM's queue.
+        UserError: somebody else writes, which is named; or squeue does not answer, so that jobs may be running.
     """
-    if other := living_launcher(run):
-        raise UserError(
-            f"{run.path} is being driven by another launch.py (process {other.pid}). Wait for it, or stop it: kill {other.pid}"
-        )
-    if not run.slurm.is_dir():
-        return
-    from jobs.backends import slurm  # only runs on SLURM need it
+    with claimed(run):
+        if run.slurm.is_dir():
+            from jobs.backends import slurm  # only runs on SLURM need it
 
-    if queued := slurm.queue_counts(run):
-        listed = ", ".join(f"{step} ({states.total()})" for step, states in queued.items())
-        raise UserError(
-            f"This run is in SLURM's queue already: {listed}. Wait for it, or cancel it: launch.py cancel RUN_DIR"
-        )
+            slurm.require_empty_queue(run)
+        yield
 
 
 def show_dry_run(run: RunDir, config: Config, steps: Sequence[Step], console: Console) -> None:

@@ -23,11 +23,10 @@ from data_prep.records import Rejected
 from jobs.backends.stop import StopFlag
 from jobs.config import Config
 from jobs.options import PlanRequest
-from jobs.run.claim import announced
 from jobs.run.layout import RunDir
 from jobs.run.run import open_run
 from jobs.stages.probe import Probe
-from jobs.verbs.launch import require_alone, resolve
+from jobs.verbs.launch import resolve, sole_writer
 from jobs.verbs.status import duration
 from vqa.settings import ModelSettings
 
@@ -83,7 +82,6 @@ def ask_probe(stage: Probe, config: Config, request: PlanRequest, console: Conso
     count = len(stage.sample)
     most = cost.estimate(count, stage.config.generate)
     stage.check_settings()
-    require_alone(stage.run_dir)
     price = (
         "what that costs is unknown"
         if most.at_most is None
@@ -100,12 +98,13 @@ def ask_probe(stage: Probe, config: Config, request: PlanRequest, console: Conso
         if not typer.confirm("Send them?"):
             console.print("Nothing was sent.")
             return False
-    run, notes = open_run(stage.run_dir.path, config, sys.argv)
-    for note in notes:
-        console.print(f"note: {note}", style="yellow", markup=False)
-    with announced(run):
+    with sole_writer(stage.run_dir):
+        stage.check_settings()
+        run, notes = open_run(stage.run_dir.path, config, sys.argv)
+        for note in notes:
+            console.print(f"note: {note}", style="yellow", markup=False)
         whole = stage.ask(StopFlag().install())
-    write_json(run.probe, {"products": stage.usage()})
+        write_json(run.probe, {"products": stage.usage()})
     if not whole:
         console.print("The probe was stopped; the same command again goes on.")
     return True

@@ -22,6 +22,7 @@ from jobs.run.run import load_run
 from jobs.shards.loop import run_shard
 from jobs.shards.store import freeze_shards, frozen_shards
 from jobs.stages.generate import Generate
+from jobs.verbs.launch import sole_writer
 
 
 class AskedTwice(Generate):
@@ -51,21 +52,22 @@ def ask_twice(run_dir: Path, products: int, console: Console) -> int:
     """Ask, compare, print, and write 3_generate/self_consistency.json, which the report shows; the exit code.
 
     Raises:
-        UserError: no run, nothing generated yet, no key, no budget.
+        UserError: no run, nothing generated yet, no key, no budget, or another command writes into the run.
     """
-    run, config = load_run(run_dir)
-    stage = AskedTwice(run, config, products)
-    if not stage.first:
-        raise UserError(f"{run_dir} has no questions to ask a second time yet: run its stage generate first.")
-    stop = StopFlag().install()
-    stage.stopping = stop
-    freeze_shards(stage.store, 1)
-    result = run_shard(stage, 0, 1, stop)
-    if result.remaining:
-        console.print(f"stopped with {result.remaining:,} products to ask about; the same command again goes on")
-        return 1
-    found = self_consistency(stage.first, _pairs(stage.store), config.curate.similar_questions)
-    write_json(run.self_consistency, found)
+    with sole_writer(RunDir(run_dir.resolve()).require()):
+        run, config = load_run(run_dir)
+        stage = AskedTwice(run, config, products)
+        if not stage.first:
+            raise UserError(f"{run_dir} has no questions to ask a second time yet: run its stage generate first.")
+        stop = StopFlag().install()
+        stage.stopping = stop
+        freeze_shards(stage.store, 1)
+        result = run_shard(stage, 0, 1, stop)
+        if result.remaining:
+            console.print(f"stopped with {result.remaining:,} products to ask about; the same command again goes on")
+            return 1
+        found = self_consistency(stage.first, _pairs(stage.store), config.curate.similar_questions)
+        write_json(run.self_consistency, found)
     _show(found, result.failed, config, console)
     console.print(f"It is in {escape(str(run.self_consistency))}; launch.py report {escape(str(run_dir))} shows it.")
     return 0

@@ -281,27 +281,6 @@ def test_ctrl_c_and_a_lost_terminal_end_cleanly_and_the_next_start_goes_on(
     assert Counter(r.key for r in read_records(store, ReadReport())).most_common(1)[0][1] == 1
 
 
-def test_a_second_launch_of_a_run_is_told_that_the_first_is_at_work(tmp_path: Path, catalogue: Path) -> None:
-    config = write_config(
-        tmp_path / "c.yaml",
-        catalogue,
-        generate={"stand_in": {"answers": str(catalogue / "facts.jsonl"), "latency": 1.0}},
-    )
-    arguments = launch_args(config, tmp_path / "run", "--stages", "prepare,validate,generate")
-    first = subprocess.Popen(launch_command(*arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
-    try:
-        while not (tmp_path / "run" / "launcher.json").is_file():
-            time.sleep(0.1)
-        before = (tmp_path / "run" / "run.json").read_bytes()
-        second = launch(*arguments, "--set", "curate.seed=5")
-        assert second.returncode == 2, output(second)
-        assert f"process {first.pid}" in output(second)
-        assert (tmp_path / "run" / "run.json").read_bytes() == before, "the first goes on as it was started"
-    finally:
-        first.kill()
-        first.wait()
-
-
 def test_a_bit_flipped_in_a_finished_output_is_found_and_the_stage_done_again(tmp_path: Path, catalogue: Path) -> None:
     config = write_config(tmp_path / "c.yaml", catalogue)
     arguments = launch_args(config, tmp_path / "run", "--stages", "prepare,validate")

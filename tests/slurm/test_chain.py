@@ -1,14 +1,13 @@
 """The gate's decisions, as far as they need no cluster."""
 
-import os
 import time
 from pathlib import Path
 
 import pytest
 
-from slurm.chain import Chain, ChainFolder, StepPhase, StepState, after_jobs, submit_chain
+from slurm.chain import Chain, ChainFolder, StepPhase, StepState, after_jobs
 from slurm.gate import run_gate
-from slurm.profile import Profile, SlurmError
+from slurm.profile import Profile
 from slurm.submit import StepWork, SubmittedJob
 
 
@@ -60,14 +59,3 @@ def test_a_gate_waits_for_its_tasks_to_end_and_the_gates_before_it_to_succeed() 
     jobs = [SubmittedJob("5", [0, 1]), SubmittedJob("6", [2])]
     assert after_jobs(jobs, []) == "afterany:5:6"
     assert after_jobs(jobs, ["3", "4"]) == "afterany:5:6,afterok:3:4"
-
-
-def test_two_commands_cannot_submit_the_same_run_at_the_same_time(chain: ChainFolder) -> None:
-    with chain.submitting(), pytest.raises(SlurmError, match=f"being submitted by process {os.getpid()}"):
-        submit_chain(chain, Profile(), [])
-    left_by_a_crash = chain.path / "submitting"
-    left_by_a_crash.write_text("process 1")
-    os.utime(left_by_a_crash, (0, 0))
-    with chain.submitting():
-        assert left_by_a_crash.read_text() != "process 1"
-    assert not left_by_a_crash.exists()
