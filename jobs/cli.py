@@ -71,11 +71,16 @@ def status(
 
 
 @app.command()
-def report(run_dir: RunDirArgument) -> None:
+def report(
+    run_dir: RunDirArgument,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write it here, and nothing into the run's folder.")
+    ] = None,
+) -> None:
     """Write the report of what a run has so far."""
     from jobs.verbs.report import write_report
 
-    write_report(run_dir, out)
+    write_report(run_dir, to, out)
 
 
 @app.command()

@@ -42,6 +42,12 @@ class Report(SingleStage):
         return found
 
     def execute(self) -> Outcome:
+        answered = self.write(self.run_dir.report)
+        pages = [self.run_dir.report / name for name in ("index.html", "report.json")]
+        return Outcome({"answers": answered}, outputs=pages)
+
+    def write(self, out: Path) -> int:
+        """Write the page and report.json into a folder; the number of answers in them."""
         from vqa.evaluation.bertscore import BertSettings
         from vqa.report.build import build
         from vqa.report.inputs import ReportInputs, StageSummary
@@ -87,17 +93,16 @@ class Report(SingleStage):
             parameters=parameters,
             training_log=logs,
             image_root=self.config.data.image_root,
+            thumbnails=read_json(self.run_dir.thumbnails) or {},
             warnings=warnings,
             stand_in=self.config.generate.stand_in is not None,
             settings=self.config.report,
             bert=BertSettings(bert, layer) if bert else None,
         )
-        for figures in build(inputs, self.run_dir.report).models.values():
+        for figures in build(inputs, out).models.values():
             if figures.verdict:
                 print(figures.verdict.headline, flush=True)
-        pages = [self.run_dir.report / name for name in ("index.html", "report.json")]
-        answered = sum(len(rows) for variants in predictions.values() for rows in variants.values())
-        return Outcome({"answers": answered}, outputs=pages)
+        return sum(len(rows) for variants in predictions.values() for rows in variants.values())
 
     def _controls(self) -> Sequence[str]:
         return CONTROLS if self.config.evaluate.control else ()

@@ -59,8 +59,17 @@ class Card:
     answers: list[tuple[str, str, bool]]  # variant, answer, whether it is right
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The questions and images that the page shows."""
+
+    tables: Mapping[str, Table]  # by model
+    chosen: Mapping[str, Mapping[str, list[int]]]  # model → "fixed by fine-tuning" → rows of its table
+    embedded: Mapping[str, str]  # image path → data URI
+
+
 def build(inputs: ReportInputs, out: Path) -> ReportFigures:
-    """Write ``out/index.html`` and ``out/report.json``; returns what report.json holds.
+    """Write ``out/index.html``, ``out/report.json`` and ``out/thumbnails.json``; returns what report.json holds.
 
     >>> build(ReportInputs(predictions={"blip": {"base": [...], "lora": [...]}}, test=[...]), Path("7_report"))
     ReportFigures(...)
@@ -68,13 +77,6 @@ def build(inputs: ReportInputs, out: Path) -> ReportFigures:
     Whatever is missing in the inputs becomes a labeled gap of the page.
     """
     result = figures(inputs)
-    write_json(out / "report.json", result)  # not-a-number becomes null
-    write_atomic(out / "index.html", render(inputs, result, out / "index.html").encode("utf-8", "replace"))
-    return result
-
-
-def render(inputs: ReportInputs, result: ReportFigures, page: Path) -> str:
-    """The page as text; ``page`` is where it will lie, for links to images."""
     tables = {name: join(inputs.test, variants) for name, variants in inputs.predictions.items()}
     chosen = {
         name: _chosen(t, inputs.settings.examples) for name, t in tables.items() if {"base", "lora"} <= t.answers.keys()
@@ -82,9 +84,20 @@ def render(inputs: ReportInputs, result: ReportFigures, page: Path) -> str:
     embedded = thumbnails(
         _paths_by_need(tables, chosen, result),
         inputs.image_root,
+        inputs.thumbnails,
         most=inputs.settings.thumbnails,
         side=inputs.settings.thumbnail_side,
     )
+    write_json(out / "thumbnails.json", embedded)
+    write_json(out / "report.json", result)  # not-a-number becomes null
+    page = out / "index.html"
+    write_atomic(page, render(inputs, result, Drawn(tables, chosen, embedded), page).encode("utf-8", "replace"))
+    return result
+
+
+def render(inputs: ReportInputs, result: ReportFigures, drawn: Drawn, page: Path) -> str:
+    """The page as text; ``page`` is where it will lie, for links to images."""
+    tables, chosen, embedded = drawn.tables, drawn.chosen, drawn.embedded
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     sheet = inputs.sample_sheet
     environment = page_environment()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -29,15 +29,24 @@ def data_uri(root: Path, relative: str, side: int) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def thumbnails(paths: Iterable[str], root: Path | None, *, most: int, side: int) -> dict[str, str]:
-    """Image path → data URI, for the first ``most`` different paths that can be shown."""
+def thumbnails(
+    paths: Iterable[str], root: Path | None, kept: Mapping[str, str], *, most: int, side: int
+) -> dict[str, str]:
+    """Image path → data URI, for the first ``most`` different paths that can be shown.
+
+    Args:
+        paths: of images.
+        root: their folder.
+        kept: what an earlier call returned, for images that are gone since.
+        most: how many.
+        side: pixels of the longer side.
+    """
     found: dict[str, str] = {}
-    if root is None:
-        return found
     for relative in dict.fromkeys(paths):
         if len(found) >= most:
             break
-        if uri := data_uri(root, relative, side):
+        uri = data_uri(root, relative, side) if root is not None else None
+        if uri := uri or kept.get(relative):
             found[relative] = uri
     return found
 

@@ -43,6 +43,9 @@ class ReportInputs:
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # model → parameters.json
     training_log: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # model → rows of log.jsonl
     image_root: Path | None = None
+    thumbnails: Mapping[str, str] = field(
+        default_factory=dict
+    )  # image path → data URI of an earlier report, for images that are gone
     warnings: Sequence[str] = ()  # what was skipped, capped, failed or approximated, a sentence each
     stand_in: bool = False  # questions and truths came from the stand-in, not from Gemini
     settings: ReportSettings = field(default_factory=ReportSettings)
