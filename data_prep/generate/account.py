@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from data_prep.generate import cost, models
-from data_prep.generate.clients.base import Request, client_class
+from data_prep.generate.clients.base import client_class
 from data_prep.generate.clients.errors import (
     DailyQuotaExhausted,
     ItemRefused,
@@ -20,15 +20,12 @@ from data_prep.generate.clients.errors import (
     connection_error,
 )
 from data_prep.generate.clients.openai_compatible import base_url
+from data_prep.generate.prompt import TINY_REQUEST
 from data_prep.generate.settings import GenerateSettings
 from data_prep.generate.waiting import with_deadline
 from data_prep.outcomes import UserError, unknown_name
 
 GOOGLE = "https://generativelanguage.googleapis.com"
-_TINY_OUTPUT = 256  # tokens: the request costs less than a tenth of a cent
-_TINY_PROMPT = (
-    'Reply with five objects whose question is "What color is the sky?", answer is "blue" and category is "easy".'
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +112,8 @@ def list_models(settings: GenerateSettings, key: str) -> list[str]:
 def _tiny_generation(settings: GenerateSettings, key: str) -> str:
     """Send one request without an image; the version of the model that answered, or ""."""
     client = client_class(settings.generator)(settings, key, settings.endpoint)
-    request = Request(_TINY_PROMPT, b"", "", _TINY_OUTPUT)
     try:
-        return with_deadline(lambda: client.generate(request), settings.timeout + 1).model_version
+        return with_deadline(lambda: client.generate(TINY_REQUEST), settings.timeout + 1).model_version
     except ItemRefused:  # it answered, if not with a text
         return ""
 

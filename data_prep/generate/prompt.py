@@ -19,6 +19,13 @@ from data_prep.outcomes import Failed, Ok
 from data_prep.records import Product, QAPair, Reply
 
 PROMPT_FILE = Path(__file__).parent / "prompts" / "five_questions.md"
+# About no product: whether a key or a server answers at all. It costs less than a tenth of a cent.
+TINY_REQUEST = Request(
+    prompt='Reply with five objects whose question is "What color is the sky?", answer is "blue" and category is "easy".',
+    image=b"",
+    mime_type="",
+    max_output_tokens=256,
+)
 _MAX_IMAGE_BYTES = 15_000_000  # Gemini takes requests of 20 MB, and base64 adds a third
 _MAX_OUTPUT_TOKENS = 65_536  # of any Gemini 3 model
 _SPELLING = {"grey": "gray", "greys": "gray", "coloured": "colored", "multicolour": "multicolor"}

@@ -24,7 +24,15 @@ from data_prep.files import file_digest
 from data_prep.generate.batch_api import BatchRunner
 from data_prep.generate.clients.errors import ItemRefused, RetryableError
 from data_prep.generate.dispatcher import Dispatcher
-from data_prep.generate.prompt import PROMPT_FILE, make_request, outcome, refusal, rule_violations, stored_reply
+from data_prep.generate.prompt import (
+    PROMPT_FILE,
+    TINY_REQUEST,
+    make_request,
+    outcome,
+    refusal,
+    rule_violations,
+    stored_reply,
+)
 from data_prep.generate.quota.breaker import FIRST_REPLIES
 from data_prep.generate.quota.budget import Budget
 from data_prep.generate.reply_check import ReplyCheck
@@ -125,9 +133,28 @@ class WorkerPool:
             thread.join()
         if self._error is not None:
             raise self._error
-        if len(self._suspects) > 1 and not self._answered:
-            raise self.dispatcher.outage.error(self._suspects[-1][1].detail)
-        self._settle_suspects()
+        if self._suspects and self._server_answers():
+            self._settle_suspects()
+
+    def _server_answers(self) -> bool:
+        """Whether products failed by themselves, and not with the server. False: the task is stopping, so nobody knows.
+
+        Where nothing was answered, as when only two products are left, the server is asked about something else.
+
+        Raises:
+            UserError: nothing is answered.
+        """
+        if self._answered:
+            return True
+        try:
+            self.dispatcher.generate(TINY_REQUEST)
+        except ItemRefused:  # an answer, if not a text
+            return True
+        except RetryableError as error:
+            raise self.dispatcher.outage.error(self.dispatcher.mask(str(error))) from error
+        except Cancelled:
+            return False
+        return True
 
     def _cancelled(self) -> bool:
         return self._error is not None or self._stopping()

@@ -189,8 +189,8 @@ class Handler(BaseHTTPRequestHandler):
         state, arrived, key = self.state, time.time(), self._key()
         if not self._key_is_valid(arrived) or not self._has_model(model, arrived):
             return
-        if image is None:  # `doctor` tries a key
-            fault = fault_kinds.choose(state.options.faults, state.options.seed, "", 1)
+        if image is None:  # `doctor` tries a key, or a task asks whether anything is answered
+            _, fault = state.draw("")
             state.note(arrived, fault if fault in fault_kinds.TRANSPORT else "no_image", key)
             if fault in fault_kinds.TRANSPORT:
                 self._fail(fault, model)

@@ -124,16 +124,20 @@ class State:
             if self._log:
                 self._log.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
 
-    def answer(self, image: str, asked: Asked) -> Answer:
-        """Choose the answer to the next request about an image, given by the SHA-256 of its bytes."""
+    def draw(self, image: str) -> tuple[int, str]:
+        """Count the next request about an image ("": one without), and choose its fault: (how often it was asked, fault)."""
         with self.lock:
             self._asked[image] += 1
             ask = self._asked[image]
             self._first_at = self._first_at or time.monotonic()
             out = time.monotonic() - self._first_at < self.options.outage_seconds
-        fault = fault_kinds.choose(self.options.faults, self.options.seed, image, ask)
-        if out or fault in fault_kinds.TRANSPORT:
-            return Answer(ask, "status_503" if out else fault)
+        return ask, "status_503" if out else fault_kinds.choose(self.options.faults, self.options.seed, image, ask)
+
+    def answer(self, image: str, asked: Asked) -> Answer:
+        """Choose the answer to the next request about an image, given by the SHA-256 of its bytes."""
+        ask, fault = self.draw(image)
+        if fault in fault_kinds.TRANSPORT:
+            return Answer(ask, fault)
         pairs = self._answers.get(image)
         if pairs is None:
             return Answer(ask, "unknown_image")

@@ -179,6 +179,23 @@ def test_the_budget_is_never_passed_even_over_restarts(shop: Shop) -> None:
     assert 0.002 < paid <= 0.003
 
 
+@pytest.mark.parametrize("left", [1, 2])
+def test_nothing_answered_is_an_outage_unless_the_server_answers_something_else(
+    shop: Shop, left: int, monkeypatch
+) -> None:
+    with StandIn(shop.answers, StandInOptions(faults={"status_500": 1.0})) as server:
+        outcomes, settings = Outcomes(), settings_for(server.url, max_retries=0, max_dollars=1.0)
+        everything = (outcomes.todos(shop.products[:left]),)
+        with pytest.raises(UserError, match=r"Every request failed.*start again later"):
+            workers.generate_all(*everything, image_root=shop.root, settings=settings, quota_folder=shop.quota)
+        assert not outcomes.failed
+        usual = server._state.draw
+        monkeypatch.setattr(server._state, "draw", lambda image: usual(image) if image else (1, ""))
+        outcomes = ask(shop, settings, shop.products[:left])
+    assert [failed.reason for failed in outcomes.failed.values()] == ["status_500"] * left
+    assert sum(entry["outcome"] == "no_image" for entry in server.entries) == 1
+
+
 def test_a_missing_key_says_which_variable_to_set(shop: Shop, monkeypatch) -> None:
     monkeypatch.delenv("GEMINI_API_KEY")
     with pytest.raises(UserError, match="GEMINI_API_KEY"):
