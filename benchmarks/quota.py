@@ -101,6 +101,7 @@ def task(folder: str, url: str, number: int, case: Case, over: Event) -> None:
         todos(),
         image_root=Path(folder),
         settings=settings,
+        ledger=Path(folder) / "ledger",
         quota_folder=Path(folder) / "quota",
         stopping=over.is_set,
     )

@@ -2,8 +2,8 @@
 
 ::
 
-    $ python -m slurm.probe /shared/runs/a/slurm 3f2a9c1b torch peft
-    PROBE {"node": "n3", "sees_run": true, "write_error": "", "import_errors": {"peft": "..."}, "has_sbatch": true}
+    $ python -m slurm.probe '{"word": "3f2a9c1b", "folders": ["/shared/runs/a/slurm"], "modules": ["torch", "peft"]}'
+    PROBE {"node": "n3", "sees": [true], "write_errors": [""], "import_errors": {"peft": "..."}, "has_sbatch": true}
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ class NodeFacts:
     """What a compute node finds."""
 
     node: str
-    sees_run: bool  # it reads in the run directory what the submitting machine wrote there
-    write_error: str  # why the run directory cannot be written; "" where it can
+    sees: list[bool]  # for each folder: it reads there what the submitting machine wrote
+    write_errors: list[str]  # for each folder: why it cannot be written; "" where it can
     import_errors: dict[str, str]  # by module; without those that can be imported
     has_sbatch: bool
 
 
-def probe(folder: Path, word: str, modules: list[str]) -> NodeFacts:
+def probe(word: str, folders: list[str], modules: list[str]) -> NodeFacts:
     """Look at this machine.
 
     Args:
-        folder: a folder that this machine should share with the one that submits.
-        word: the expected content of the file `probe` in it.
+        word: names the file that the submitting machine wrote into each folder.
+        folders: those that this machine should share with it.
         modules: what should be importable.
     """
-    try:
-        sees_run = (folder / "probe").read_text() == word
-    except OSError:
-        sees_run = False
-    write_error = ""
-    try:
-        mine = folder / f"probe.{uuid.uuid4().hex}"
-        mine.write_text(word)
-        mine.unlink()
-    except OSError as error:
-        write_error = error.strerror or str(error)
     return NodeFacts(
         node=os.environ.get("SLURMD_NODENAME", platform.node()),
-        sees_run=sees_run,
-        write_error=write_error,
+        sees=[(Path(folder) / f"probe.{word}").is_file() for folder in folders],
+        write_errors=[write_error(Path(folder)) for folder in folders],
         import_errors={name: message for name in modules if (message := import_error(name))},
         has_sbatch=shutil.which("sbatch") is not None,
     )
+
+
+def write_error(folder: Path) -> str:
+    """Why nothing can be written into a folder; "" where it can."""
+    try:
+        mine = folder / f"probe.{uuid.uuid4().hex}"
+        mine.write_text("")
+        mine.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def import_error(name: str) -> str:
@@ -69,4 +69,4 @@ def import_error(name: str) -> str:
 
 if __name__ == "__main__":
     # The prefix tells this line from what setup lines and modules print.
-    print("PROBE " + json.dumps(asdict(probe(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))), flush=True)
+    print("PROBE " + json.dumps(asdict(probe(**json.loads(sys.argv[1])))), flush=True)

@@ -40,6 +40,15 @@ class Check:
     advice: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class SharedFolder:
+    """A folder that this machine and the compute nodes must share."""
+
+    name: str
+    path: Path
+    advice: str  # what to do where they do not
+
+
 def site_checks(cluster: Cluster, works: Sequence[StepWork]) -> list[Check]:
     """What the submitting machine can find out: commands, controller, each stage's resources, limits."""
     absent = [name for name in COMMANDS if shutil.which(name) is None]
@@ -93,37 +102,53 @@ def accounting_check() -> Check:
     return Check("accounting", True, "sacct works")
 
 
-def node_checks(cluster: Cluster, works: Sequence[StepWork], modules: Sequence[str]) -> list[Check]:
-    """What only a compute node can find out: one short job per partition, which waits for a free node."""
-    folder, word = cluster.folder, uuid.uuid4().hex
+def node_checks(
+    cluster: Cluster, works: Sequence[StepWork], modules: Sequence[str], shared: Sequence[SharedFolder] = ()
+) -> list[Check]:
+    """What only a compute node can find out: one short job per partition, which waits for a free node.
+
+    Args:
+        cluster, works: what is to be run.
+        modules: what should be importable there.
+        shared: folders that should be shared, beside the run's.
+    """
+    share = "Choose a --run-dir on a file system that the compute nodes share with this machine."
+    folders, word = [SharedFolder("run directory", cluster.folder, share), *shared], uuid.uuid4().hex
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "probe").write_text(word)
-    except OSError as error:
-        return [Check("run directory", False, f"{folder}: {error.strerror}", "Choose another --run-dir.")]
+        return _node_checks(cluster, works, modules, folders, word)
+    finally:
+        for folder in folders:
+            with suppress(OSError):
+                (folder.path / f"probe.{word}").unlink(missing_ok=True)
+                folder.path.rmdir()  # leave no trace of a run that has not started
+
+
+def _node_checks(
+    cluster: Cluster, works: Sequence[StepWork], modules: Sequence[str], folders: Sequence[SharedFolder], word: str
+) -> list[Check]:
+    for folder in folders:
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            (folder.path / f"probe.{word}").write_text(word)
+        except OSError as error:
+            return [Check(folder.name, False, f"{folder.path}: {error.strerror}", folder.advice)]
     by_partition: dict[str | None, Resources] = {}
     for work in works:
         resources = cluster.profile.resources(work.stage)
         by_partition.setdefault(resources.partition, resources)
-    try:
-        checks = []
-        for resources in by_partition.values():
-            found = _probe(cluster.profile, resources, folder, word, modules)
-            checks += [found] if isinstance(found, Check) else _judge(found, folder.parent, modules)
-        return checks
-    finally:
-        (folder / "probe").unlink(missing_ok=True)
-        with suppress(OSError):
-            folder.rmdir()  # leave no trace of a run that has not started
+    checks = []
+    question = {"word": word, "folders": [str(folder.path) for folder in folders], "modules": list(modules)}
+    for resources in by_partition.values():
+        found = _probe(cluster.profile, resources, json.dumps(question))
+        checks += [found] if isinstance(found, Check) else _judge(found, folders, modules)
+    return checks
 
 
-def _probe(
-    profile: Profile, resources: Resources, folder: Path, word: str, modules: Sequence[str]
-) -> NodeFacts | Check:
+def _probe(profile: Profile, resources: Resources, question: str) -> NodeFacts | Check:
     """What a node of a partition finds, or why none could be asked."""
     where = f"a node of {resources.partition or 'the default partition'}"
     python = profile.python or shlex.quote(sys.executable)
-    probe = f"{python} -m slurm.probe {shlex.join([str(folder), word, *modules])}"
+    probe = f"{python} -m slurm.probe {shlex.quote(question)}"
     script = "\n".join([*profile.setup, *resources.setup, python_path_line(), probe])
     options = {"partition": resources.partition, "account": resources.account, "qos": resources.qos}
     command = ["srun", "--ntasks=1", "--cpus-per-task=1", "--mem=1G", "--time=5", f"--immediate={NODE_WAIT_SECONDS}"]
@@ -142,13 +167,12 @@ def _probe(
     return NodeFacts(**json.loads(facts[0]))
 
 
-def _judge(node: NodeFacts, run_dir: Path, modules: Sequence[str]) -> list[Check]:
-    where = f"node {node.node}"
-    share = "Choose a --run-dir on a file system that the compute nodes share with this machine."
-    checks = [
-        Check(f"{where}: run directory visible", node.sees_run, str(run_dir), share),
-        Check(f"{where}: run directory writable", not node.write_error, node.write_error or str(run_dir), share),
-    ]
+def _judge(node: NodeFacts, folders: Sequence[SharedFolder], modules: Sequence[str]) -> list[Check]:
+    where, checks = f"node {node.node}", []
+    for folder, sees, error in zip(folders, node.sees, node.write_errors, strict=True):
+        name, path = f"{where}: {folder.name}", str(folder.path)
+        checks.append(Check(f"{name} visible", sees, path, folder.advice))
+        checks.append(Check(f"{name} writable", not error, f"{path}: {error}" if error else path, folder.advice))
     for name in modules:
         error = node.import_errors.get(name, "")
         advice = "Use the same environment there: see setup and python in the cluster profile."

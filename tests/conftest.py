@@ -29,6 +29,10 @@ os.environ[TODAY] = (
     "2026-11-24"  # prices and shutdowns are looked up by date; the processes that tests start inherit it
 )
 
+# Quota is shared by all runs of a user: those of tests must not share it with real ones.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tests-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 SAMPLE = SHARED / "abo_sample"

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from data_prep.generate.clients.errors import (
 from data_prep.generate.cost import billed, max_request_cost, max_request_tokens
 from data_prep.generate.quota.breaker import Outage
 from data_prep.generate.quota.budget import Budget
-from data_prep.generate.quota.rate_limit import ProjectQuota, next_day
+from data_prep.generate.quota.rate_limit import ProjectQuota, limits_folder, next_day
 from data_prep.generate.quota.throttle import Throttle
 from data_prep.generate.settings import GenerateSettings
 from data_prep.generate.waiting import Cancelled, sleep, with_deadline
@@ -71,7 +72,7 @@ class Dispatcher:
     Args:
         settings: of generation.
         endpoint: a server other than Google's.
-        quota_folder: shared by all tasks of the run.
+        quota_folder: shared by all runs that use the same projects.
         budget: the run's.
         cancelled: ends a wait when it becomes true.
 
@@ -88,6 +89,7 @@ class Dispatcher:
         cancelled: Callable[[], bool],
     ) -> None:
         self._settings, self.budget, self._cancelled = settings, budget, cancelled
+        self._quota_folder = quota_folder
         self._endpoint, self.outage = endpoint, Outage(settings.outage_minutes)
         if endpoint and not endpoint.startswith(("http://", "https://")):
             raise UserError(f"generate.endpoint: write http:// or https:// before {endpoint}")
@@ -96,12 +98,12 @@ class Dispatcher:
         self._turn = 0
         keys = read_keys(settings, os.environ)
         self._secrets = [key for of_project in keys.values() for key in of_project if key]
-        make, tokens = client_class(settings.generator), max_request_tokens(settings)
+        make = client_class(settings.generator)
         self._projects = [
             Project(
                 name,
                 [(key, make(settings, key, endpoint)) for key in of_project],
-                ProjectQuota(quota_folder, name, settings.quota, cancelled, tokens),
+                self._quota(name, settings),
                 Throttle(settings.concurrency, cancelled),
             )
             for name, of_project in keys.items()
@@ -110,6 +112,10 @@ class Dispatcher:
         self._asking = settings  # with the successor in place of a model that is gone
         # For what needs no server: encoding and decoding the files of batches.
         self.any_client: Any = self._projects[0].clients[0][1]
+
+    def _quota(self, project: str, settings: GenerateSettings) -> ProjectQuota:
+        folder = limits_folder(self._quota_folder, project, settings.model)
+        return ProjectQuota(folder, project, settings.quota, self._cancelled, max_request_tokens(settings))
 
     def generate(self, request: Request) -> RawReply:
         """The reply to one request.
@@ -187,6 +193,7 @@ class Dispatcher:
             make = client_class(self._settings.generator)
             for project in self._projects:
                 project.clients = [(key, make(self._asking, key, self._endpoint)) for key, _ in project.clients]
+                project.quota = self._quota(project.name, self._asking)
             self.any_client = self._projects[0].clients[0][1]
             print(f"{asked} does not answer any more: asking {successor}. {self.mask(str(gone))}", flush=True)
 
@@ -268,11 +275,12 @@ class Dispatcher:
         if chosen is None:
             raise KeyRejected("")
         key, client = chosen
+        quota = project.quota
         most = max_request_cost(self._asking, output_tokens=request.max_output_tokens)
         self.budget.reserve_request(most)  # before the slot: it may have to wait, and a slot expires
         paid = 0.0
         try:
-            reservation = project.quota.wait()
+            reservation = quota.wait()
             if reservation is None or self._cancelled():
                 raise Cancelled
             reply = with_deadline(lambda: client.generate(request), self._settings.timeout + _GRACE)
@@ -288,7 +296,7 @@ class Dispatcher:
             raise
         finally:
             self.budget.settle_request(most, paid)
-        project.quota.settle(reservation, reply.usage.input_tokens + reply.usage.output_tokens)
+        quota.settle(reservation, reply.usage.input_tokens + reply.usage.output_tokens)
         project.throttle.succeeded()
         if self._asking is not self._settings and not reply.model_version:
             reply = dataclasses.replace(reply, model_version=self._asking.model)  # so that both are kept apart
@@ -315,7 +323,7 @@ class Dispatcher:
                 print(f"Project {project.name} is not used any more: {self.mask(str(why))}", flush=True)
             if isinstance(why, DailyQuotaExhausted):
                 why = DailyQuotaExhausted(
-                    f"The daily quota is used up ({self.mask(str(why))}). It is renewed at {next_day():%Y-%m-%d %H:%M} UTC "
+                    f"The daily quota is used up ({self.mask(str(why))}). It is renewed at {next_day(time.time()):%Y-%m-%d %H:%M} UTC "
                     f"(midnight Pacific). All replies so far are on disk: the same command continues from here."
                 )
             elif isinstance(why, ProjectRefused):

@@ -17,8 +17,8 @@ class ReplyCheck:
 
     Args:
         settings: how to ask.
-        made_by: a digest of what decides the replies.
-        quota_folder: shared by all tasks of the run.
+        fingerprint: of the settings that decide the replies: under others all is counted anew.
+        ledger: shared by all tasks of the run.
         cancelled: ends a wait when it becomes true.
 
     Raises:
@@ -26,11 +26,13 @@ class ReplyCheck:
     """
 
     def __init__(
-        self, settings: GenerateSettings, made_by: str, quota_folder: Path, cancelled: Callable[[], bool]
+        self, settings: GenerateSettings, fingerprint: str, ledger: Path, cancelled: Callable[[], bool]
     ) -> None:
-        folder = quota_folder / f"first-replies-{made_by}"
-        self.breaker = UsableReplies(folder, settings.min_usable, 2 * settings.timeout, cancelled)
-        self._model = AnsweringModel(quota_folder / "answered-by", settings.successor)
+        folder = ledger / fingerprint
+        # A successor is another model, so its first replies are looked at like the first model's.
+        first = folder / "-".join(filter(None, ["first-replies", (settings.successor or "").replace("/", "_")]))
+        self.breaker = UsableReplies(first, settings.min_usable, 2 * settings.timeout, cancelled)
+        self._model = AnsweringModel(folder / "answered-by", settings.successor)
         self._model.check_start()
         self._said: set[str] = set()
 

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -124,6 +125,11 @@ class StandInSettings(BaseModel):
         return answers.expanduser().absolute()  # tasks may start in another folder
 
 
+def default_quota_folder() -> Path:
+    """Below the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "product-vqa" / "quota"
+
+
 class GenerateSettings(BaseModel):
     """How questions are generated."""
 
@@ -191,6 +197,10 @@ class GenerateSettings(BaseModel):
     """Share of the run's first ten replies that must have a valid pair, or the run stops. 0: go on regardless."""
 
     quota: QuotaSettings = QuotaSettings()
+    quota_folder: Path = Field(default_factory=default_quota_folder)
+    """Where all runs that use the same projects share their quota, on a file system that all nodes see. Default:
+    product-vqa/quota in the user's cache folder (XDG_CACHE_HOME or ~/.cache). A stand-in's quota stays in the run."""
+
     prices: PriceSettings | None = None
     """None: those that the package genai-prices knows, by date."""
 
@@ -204,6 +214,11 @@ class GenerateSettings(BaseModel):
 
     stand_in: StandInSettings | None = None
     """Ask a stand-in that the task starts itself. Nothing is paid, and the report says so."""
+
+    @field_validator("quota_folder")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        return folder.expanduser().absolute()  # tasks may start in another folder
 
     @model_validator(mode="after")
     def _one_source_of_answers(self) -> GenerateSettings:

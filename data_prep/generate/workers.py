@@ -49,6 +49,7 @@ def generate_all(
     *,
     image_root: Path,
     settings: GenerateSettings,
+    ledger: Path,
     quota_folder: Path,
     batches_folder: Path | None = None,
     stopping: Callable[[], bool] = lambda: False,
@@ -60,8 +61,9 @@ def generate_all(
             end early, requests in flight are still answered and recorded.
         image_root: folder of the images.
         settings: how to ask.
-        quota_folder: shared by all tasks of the run.
-        batches_folder: likewise; needed for ``tier: batch``.
+        ledger: money and first replies; shared by all tasks of the run.
+        quota_folder: shared by all runs that use the same projects.
+        batches_folder: shared by all tasks of the run; needed for ``tier: batch``.
         stopping: whether the task was asked to stop. No new request is sent then; those in flight are answered and
             recorded, and all other products remain to be done.
 
@@ -74,7 +76,7 @@ def generate_all(
         if local := settings.stand_in:
             options = StandInOptions(latency=local.latency, faults=local.faults)
             endpoint = stack.enter_context(StandIn(local.answers, options)).url
-        pool = WorkerPool(settings, endpoint, image_root, quota_folder, stopping)
+        pool = WorkerPool(settings, endpoint, image_root, ledger, quota_folder, stopping)
         if settings.tier != "batch":
             pool.run(todos)
             return
@@ -93,7 +95,7 @@ class WorkerPool:
         settings: how to ask.
         endpoint: a server other than Google's.
         image_root: folder of the images.
-        quota_folder: shared by all tasks of the run.
+        ledger, quota_folder: see `generate_all`.
         stopping: whether the task was asked to stop.
     """
 
@@ -102,18 +104,16 @@ class WorkerPool:
         settings: GenerateSettings,
         endpoint: str | None,
         image_root: Path,
+        ledger: Path,
         quota_folder: Path,
         stopping: Callable[[], bool],
     ) -> None:
         self._settings, self._image_root, self._stopping = settings, image_root, stopping
         self._error: BaseException | None = None
         self._next = threading.Lock()  # an iterator must not be advanced by two threads
-        budget = Budget(quota_folder, None if settings.stand_in else settings.max_dollars)
+        budget = Budget(ledger, None if settings.stand_in else settings.max_dollars)
         self.dispatcher = Dispatcher(settings, endpoint, quota_folder, budget, self._cancelled)
-        # Under other settings the first replies are counted anew.
-        made_by = orjson.dumps([identity(settings), settings.successor], option=orjson.OPT_SORT_KEYS)
-        digest = hashlib.sha256(made_by).hexdigest()[:12]
-        self.replies = ReplyCheck(settings, digest, quota_folder, self._cancelled)
+        self.replies = ReplyCheck(settings, fingerprint(settings), ledger, self._cancelled)
         self._suspects: list[tuple[Todo[Product], Failed]] = []  # failed while nothing was answered
         self._answered = False
 
@@ -218,6 +218,11 @@ class WorkerPool:
             with contextlib.suppress(IndexError):  # another thread was first
                 todo, failed = self._suspects.pop()
                 todo.record(failed)
+
+
+def fingerprint(settings: GenerateSettings) -> str:
+    """A digest of the settings that decide the replies."""
+    return hashlib.sha256(orjson.dumps(identity(settings), option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
 
 
 def identity(settings: GenerateSettings) -> dict[str, Any]:

@@ -11,6 +11,7 @@
       5_train/<model>/            checkpoint-*/, adapter/, log.jsonl, done.json
       6_evaluate/<model>-<base|lora>/   as 2_validate; predictions.csv; <model>-control-<swap|grey>/ too; <model>-collapse.json
       7_report/                   index.html, report.json, thumbnails.json, done.json
+      ledger/                     what was paid, and batches handed in: kept when a stage's folder is deleted
       logs/<stage>/               one file per task and attempt
       claims/                     one folder a command that wrote here, see jobs.run.claim
 """
@@ -141,14 +142,19 @@ class RunDir:
         return self.stage_folder("generate") / "probe.json"
 
     @property
-    def quota(self) -> Path:
-        """What the running generate tasks tell each other of the quota they use."""
-        return self.stage_folder("generate") / "quota"
+    def ledger(self) -> Path:
+        """What was paid for, and what generate learned from the first replies."""
+        return self.path / "ledger"
 
     @property
     def batches(self) -> Path:
         """What the generate tasks handed in to the Batch API, and what came back."""
-        return self.stage_folder("generate") / "batches"
+        return self.ledger / "batches"
+
+    @property
+    def stand_in_quota(self) -> Path:
+        """The quota of a stand-in, which no other run asks."""
+        return self.ledger / "quota"
 
     @property
     def asked_twice(self) -> ShardStore:

@@ -14,7 +14,7 @@ from data_prep.generate.batch_state import products_under_way
 from data_prep.generate.dispatcher import read_keys
 from data_prep.generate.prompt import check_reply, rule_violations
 from data_prep.generate.quota.answering_model import expected_model, is_version_of
-from data_prep.generate.workers import generate_all, identity
+from data_prep.generate.workers import fingerprint, generate_all, identity
 from data_prep.outcomes import Todo, UserError
 from data_prep.records import Product, Reply, from_dict
 from jobs.run.layout import ShardStore
@@ -81,7 +81,10 @@ class Generate(ShardedStage[Product]):
             todos,
             image_root=self.config.data.image_root,
             settings=self.config.generate,
-            quota_folder=self.run_dir.quota,
+            ledger=self.run_dir.ledger,
+            quota_folder=self.run_dir.stand_in_quota
+            if self.config.generate.stand_in
+            else self.config.generate.quota_folder,
             batches_folder=self.run_dir.batches,
             stopping=self.stopping,
         )
@@ -117,7 +120,7 @@ class Generate(ShardedStage[Product]):
 
     def status(self) -> StepStatus:
         status = super().status()
-        answered = expected_model(self.run_dir.quota)
+        answered = expected_model(self.run_dir.ledger, fingerprint(self.config.generate))
         if answered and not is_version_of(answered, self.config.generate.model):
             status.notes.append(f"{self.config.generate.model} was asked, and {answered} answered.")
         self._forecast(status)

@@ -22,7 +22,7 @@ from rich.markup import escape
 from data_prep.abo import listings
 from data_prep.generate import cost, models
 from data_prep.generate.account import check_key
-from data_prep.generate.settings import GenerateSettings
+from data_prep.generate.settings import GenerateSettings, QuotaSettings
 from data_prep.outcomes import UserError
 from jobs.backends import slurm
 from jobs.config import Config
@@ -31,7 +31,7 @@ from jobs.pipeline import steps_of
 from jobs.run.layout import RunDir, Step
 from jobs.verbs.launch import resolve
 from slurm.profile import Profile, SlurmError
-from slurm.site_check import Check, node_checks, site_checks
+from slurm.site_check import Check, SharedFolder, node_checks, site_checks
 from slurm.submit import Cluster as SlurmCluster
 
 LOW_DISK_BYTES = 10 * 2**30
@@ -70,7 +70,9 @@ def diagnose(run: RunDir, config: Config, steps: Sequence[Step], profile: Profil
 
 def _diagnose(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile | None) -> list[Check]:
     stages = {step.stage for step in steps}
-    checks = [folder_check(run.path), disk_check(run.path)]
+    checks = [folder_check("run directory", run.path, "Choose another --run-dir."), disk_check(run.path)]
+    shared = quota_folders(config.generate) if "generate" in stages else []
+    checks += [folder_check(folder.name, folder.path, folder.advice) for folder in shared]
     if "prepare" in stages:
         checks.append(data_check(config))
     if "generate" in stages and config.generate.stand_in is None:
@@ -84,7 +86,7 @@ def _diagnose(run: RunDir, config: Config, steps: Sequence[Step], profile: Profi
             site = site_checks(cluster, works)
             checks += site
             if all(check.ok is not False for check in site):
-                checks += node_checks(cluster, works, MODULES)
+                checks += node_checks(cluster, works, MODULES, shared)
         except (SlurmError, UserError) as error:
             checks.append(Check("cluster", False, str(error)))
     return checks
@@ -101,16 +103,24 @@ def show(checks: Sequence[Check], console: Console) -> int:
     return 1 if bad else 0
 
 
-def folder_check(path: Path) -> Check:
-    """Whether the run directory can be written."""
+def quota_folders(settings: GenerateSettings) -> list[SharedFolder]:
+    """The folder in which runs share the quota of their projects, where they have one."""
+    if settings.stand_in is not None or settings.quota == QuotaSettings():
+        return []
+    advice = "Set generate.quota_folder to a folder on a file system that the compute nodes share with this machine."
+    return [SharedFolder("quota folder", settings.quota_folder, advice)]
+
+
+def folder_check(name: str, path: Path, advice: str) -> Check:
+    """Whether a folder can be written."""
     probe = path / f".probe.{uuid.uuid4().hex}"
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.write_text("x")
         probe.unlink()
     except OSError as error:
-        return Check("run directory", False, f"{path}: {error.strerror}", "Choose another --run-dir.")
-    return Check("run directory", True, f"{path} can be written")
+        return Check(name, False, f"{path}: {error.strerror}", advice)
+    return Check(name, True, f"{path} can be written")
 
 
 def disk_check(path: Path) -> Check:

@@ -101,13 +101,13 @@ def test_a_key_is_in_no_file_no_command_line_and_no_output(tmp_path: Path, gener
             assert run(*options) == 1
             run("doctor", "--config", config, "--run-dir", run_dir, "--cluster", "local")
         # An unexpected crash with a traceback: a file where a folder must be.
-        (run_dir / "3_generate/quota").rename(data / "quota")
-        (run_dir / "3_generate/quota").touch()
+        (run_dir / "ledger").rename(data / "ledger")
+        (run_dir / "ledger").touch()
         with stand_in(answers, data / "takes.jsonl", GOOD) as url:
             write_config(config, catalogue, generate={"endpoint": url, **sections})
             assert run(*options) == 1
-            (run_dir / "3_generate/quota").unlink()
-            (data / "quota").rename(run_dir / "3_generate/quota")
+            (run_dir / "ledger").unlink()
+            (data / "ledger").rename(run_dir / "ledger")
             assert run(*options) == 0
             assert run("status", run_dir) == 0
             assert run("plan", "--config", config) == 0

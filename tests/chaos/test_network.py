@@ -122,7 +122,11 @@ def ask(shop: Shop, generator: str, url: str, outcomes: Outcomes | None = None, 
     outcomes = outcomes or Outcomes()
     settings = settings_for(url, generator=generator, **{"timeout": 0.6, "max_retries": 2, **changes})
     workers.generate_all(
-        outcomes.todos(shop.products), image_root=shop.root, settings=settings, quota_folder=shop.quota
+        outcomes.todos(shop.products),
+        image_root=shop.root,
+        settings=settings,
+        ledger=shop.ledger,
+        quota_folder=shop.quota,
     )
     return outcomes
 
@@ -279,7 +283,11 @@ def test_a_server_that_cannot_be_reached_ends_the_task_and_gives_no_product_up(
     settings = settings_for(url, generator=generator, max_retries=2, max_dollars=0.001)  # one or two requests
     with pytest.raises(UserError, match=says) as caught:
         workers.generate_all(
-            outcomes.todos(shop.products), image_root=shop.root, settings=settings, quota_folder=shop.quota
+            outcomes.todos(shop.products),
+            image_root=shop.root,
+            settings=settings,
+            ledger=shop.ledger,
+            quota_folder=shop.quota,
         )
     assert not outcomes.ok and not outcomes.failed
     assert "HTTPS_PROXY" in str(caught.value) and "the same command continues" in str(caught.value)
@@ -359,6 +367,7 @@ def test_a_bad_certificate_is_named_not_retried_and_nothing_is_sent(
                 outcomes.todos(shop.products),
                 image_root=shop.root,
                 settings=settings,
+                ledger=shop.ledger,
                 quota_folder=shop.quota,
             )
     assert "certificate of the server is not trusted" in str(caught.value)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.site_check import Check, node_checks, site_checks
+from slurm.site_check import Check, SharedFolder, node_checks, site_checks
 from slurm.submit import Cluster
 from tests.slurm.conftest import SmallRun
 from tests.slurm_cluster.cluster import SlurmCluster
@@ -66,10 +66,22 @@ def test_a_module_missing_on_the_nodes_and_a_failing_setup_are_found(
 
 def test_a_run_directory_that_the_nodes_do_not_see_is_found(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     # On one machine all nodes see all files. The setup line deletes the file, so that the probe misses it.
-    run = SmallRun(tmp_path, setup=[f"rm {tmp_path}/slurm/probe"])
+    run = SmallRun(tmp_path, setup=[f"rm {tmp_path}/slurm/probe.*"])
     problems = bad(node_checks(cluster_of(run), run.steps, []))
     assert [problem.name.partition(": ")[2] for problem in problems] == ["run directory visible"]
     assert "--run-dir" in problems[0].advice
+
+
+def test_a_quota_folder_that_the_nodes_do_not_see_is_found(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+    quota = SharedFolder("quota folder", tmp_path / "cache" / "quota", "Set generate.quota_folder.")
+    seen = SmallRun(tmp_path / "seen")
+    checks = node_checks(cluster_of(seen), seen.steps, [], [quota])
+    assert not bad(checks)
+    assert {"quota folder visible", "quota folder writable"} <= {check.name.partition(": ")[2] for check in checks}
+    run = SmallRun(tmp_path / "unseen", setup=[f"rm {quota.path}/probe.*"])
+    (problem,) = bad(node_checks(cluster_of(run), run.steps, [], [quota]))
+    assert problem.name.endswith("quota folder visible") and problem.advice == quota.advice
+    assert not quota.path.exists()
 
 
 def test_without_slurm_the_check_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
-"""Which model answers a run, whatever was asked for. Google routes the requests of a retired model to its successor::
+"""Which model answers a run, whatever was asked for. Google routes the requests of a retired model to its successor. The digits are
+the fingerprint of the settings that decide the replies::
 
-3_generate/quota/answered-by/first            a folder: a task has taken it upon itself to write the next
-3_generate/quota/answered-by/expected.json    {"model_version": "gemini-3.5-flash-lite"}
-3_generate/quota/answered-by/other.json       another one answered, and the run was stopped
+ledger/5be1c0ffee12/answered-by/first            a folder: a task has taken it upon itself to write the next
+ledger/5be1c0ffee12/answered-by/expected.json    {"model_version": "gemini-3.5-flash-lite"}
+ledger/5be1c0ffee12/answered-by/other.json       another one answered, and the run was stopped
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class AnsweringModel:
     """Which model version answers a run. The first one that is recorded is expected from then on, in all tasks.
 
     Args:
-        folder: ``3_generate/quota/answered-by``, shared by all tasks.
+        folder: ``ledger/<fingerprint>/answered-by``, shared by all tasks.
         successor: another version that may answer.
     """
 
@@ -74,9 +75,9 @@ class AnsweringModel:
         return version
 
 
-def expected_model(quota_folder: Path) -> str | None:
-    """The model version that answered a run first; None before that, or where the API does not say."""
-    found = read_json(quota_folder / "answered-by" / "expected.json")
+def expected_model(ledger: Path, fingerprint: str) -> str | None:
+    """The model version that answered first under some settings; None before that, or where the API does not say."""
+    found = read_json(ledger / fingerprint / "answered-by" / "expected.json")
     return str(found["model_version"]) if found else None
 
 

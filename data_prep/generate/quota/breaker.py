@@ -4,11 +4,11 @@
 first replies are known to be usable, no more than ten requests are under way in all tasks together. A request takes a *permit*
 by creating the folder of its number, and writes into it what became of its reply::
 
-    3_generate/quota/first-replies-5be1c0ffee12/3/             permit 3, whose request is under way
-    3_generate/quota/first-replies-5be1c0ffee12/3/reply.json   {"problem": "eaten_by_thoughts", "dollars": 0.0026}; "" if usable
-    3_generate/quota/first-replies-5be1c0ffee12/stopped.json   the breaker has tripped, and stays so for a relaunch
+    ledger/5be1c0ffee12/first-replies/3/             permit 3, whose request is under way
+    ledger/5be1c0ffee12/first-replies/3/reply.json   {"problem": "eaten_by_thoughts", "dollars": 0.0026}; "" if usable
+    ledger/5be1c0ffee12/first-replies/stopped.json   the breaker has tripped, and stays so for a relaunch
 
-The digits are a digest of the settings that decide the replies: under other settings the count starts anew.
+The digits are the fingerprint of the settings that decide the replies: under other settings the count starts anew.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class UsableReplies:
     """Whether the run's replies are of any use.
 
     Args:
-        folder: ``3_generate/quota/first-replies-<digest>``, shared by all tasks.
+        folder: ``ledger/<fingerprint>/first-replies``, shared by all tasks.
         min_usable: share of the first replies that must be usable; 0: do not look.
         patience: seconds after which a permit without a reply may be that of a task that was killed.
         cancelled: ends a wait when it becomes true.

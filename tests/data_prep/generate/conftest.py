@@ -30,6 +30,10 @@ class Shop:
     answers: Path
     quota: Path
 
+    @property
+    def ledger(self) -> Path:
+        return self.quota.parent / "ledger"
+
     def sha(self, product: Product) -> str:
         return hashlib.sha256((self.root / product.image_path).read_bytes()).hexdigest()
 

@@ -58,6 +58,7 @@ def ask(
         outcomes.todos(shop.products if products is None else products, previous),
         image_root=shop.root,
         settings=settings,
+        ledger=shop.ledger,
         quota_folder=shop.quota,
         batches_folder=shop.quota.parent / "batches",
         stopping=stopping or (lambda: False),
@@ -256,6 +257,7 @@ class ShopSource(ShardSource[Product]):
             todos,
             image_root=self.shop.root,
             settings=self.generate,
+            ledger=self.shop.ledger,
             quota_folder=self.shop.quota,
             batches_folder=self.shop.quota.parent / "batches",
         )

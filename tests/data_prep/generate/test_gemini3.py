@@ -52,7 +52,11 @@ def run(shop: Shop, generator: str, options: StandInOptions, previous: Outcomes 
 
 def ask(shop: Shop, settings: GenerateSettings, outcomes: Outcomes, previous: Outcomes | None = None) -> None:
     workers.generate_all(
-        outcomes.todos(shop.products, previous), image_root=shop.root, settings=settings, quota_folder=shop.quota
+        outcomes.todos(shop.products, previous),
+        image_root=shop.root,
+        settings=settings,
+        ledger=shop.ledger,
+        quota_folder=shop.quota,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import multiprocessing
 import random
 import time
@@ -27,6 +28,7 @@ def _task(folder: str, url: str, part: int, parts: int, per_minute: int) -> None
         outcomes.todos(shop.products[part::parts]),
         image_root=shop.root,
         settings=settings,
+        ledger=Path(folder) / "ledger",
         quota_folder=Path(folder) / "quota",
     )
     assert not outcomes.failed, outcomes.failed
@@ -92,6 +94,44 @@ def test_daily_requests_are_counted_over_restarts(tmp_path: Path) -> None:
     assert sent == 10
 
 
+# (UTC, requests that one more in a day of two is for): the day ends at midnight in California, and not at midnight UTC.
+DAYS = {
+    "winter": ("2026-01-15 07:59", "2026-01-15 08:01"),
+    "summer": ("2026-07-15 06:59", "2026-07-15 07:01"),
+    "the night before clocks are set forward": ("2026-03-08 07:59", "2026-03-08 08:01"),
+    "the night after": ("2026-03-09 06:59", "2026-03-09 07:01"),
+    "the night before clocks are set back": ("2026-11-01 06:59", "2026-11-01 07:01"),
+    "the night after that": ("2026-11-02 07:59", "2026-11-02 08:01"),
+}
+
+
+@pytest.mark.parametrize("night", DAYS)
+def test_a_day_of_requests_ends_at_midnight_pacific_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, night: str
+) -> None:
+    clock = _Simulated(monkeypatch)
+    before, after = (datetime.datetime.fromisoformat(f"{time}+00:00").timestamp() for time in DAYS[night])
+    project = rate_limit.ProjectQuota(tmp_path, "mine", QuotaSettings(requests_per_day=1), lambda: False)
+    clock.now = before - 9 * 3600  # midnight UTC comes later
+    assert project.wait() is not None
+    clock.now = before
+    with pytest.raises(DailyQuotaExhausted):
+        project.wait()
+    assert rate_limit.next_day(before).timestamp() == after - 60
+    clock.now = after
+    assert project.wait() is not None
+    assert rate_limit.next_day(after) > datetime.datetime.fromtimestamp(after + 22 * 3600, datetime.UTC)
+
+
+def test_the_counts_of_days_long_past_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Simulated(monkeypatch)
+    project = rate_limit.ProjectQuota(tmp_path, "mine", QuotaSettings(requests_per_day=5), lambda: False)
+    for _ in range(6):
+        project.wait()
+        clock.now += 24 * 3600
+    assert len(list(tmp_path.glob("day-*"))) == 3
+
+
 def test_raising_the_cap_does_not_forget_what_was_spent(tmp_path: Path) -> None:
     def spend(cap: float) -> int:
         money, requests = budget.Budget(tmp_path, cap), 0
@@ -115,6 +155,17 @@ def test_a_large_budget_takes_few_folders_and_none_is_passed(tmp_path: Path, cap
     assert drawn <= cap + 1e-6
     assert cap < 0.01 or drawn >= 0.99 * cap - 0.12  # what is less than a piece is not spent
     assert sum(1 for _ in tmp_path.glob("dollars/*/*")) <= 10_000 + max(0, cap - 10) * 100
+
+
+def test_a_clock_that_was_set_is_noticed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1_000_000.0, 500.0]
+    monkeypatch.setattr(rate_limit, "time", types.SimpleNamespace(time=lambda: now[0], monotonic=lambda: now[1]))
+    clock = rate_limit.Clock()
+    now[:] = [1_000_060.0, 560.0]
+    assert not clock.jumped()
+    for step in (-30.0, 30.0):
+        now[0] += step
+        assert clock.jumped() and not clock.jumped()
 
 
 def test_after_the_clock_was_set_nothing_is_sent_for_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +234,49 @@ def test_no_minute_has_more_tokens_than_its_quota(
     assert used >= 0.5 * possible  # what is set aside and not taken can be lent to a request in time, or not
 
 
+def _sent_in_five_minutes(
+    clock: _Simulated, tasks: list[rate_limit.ProjectQuota], tokens: int, latency: float
+) -> list[float]:
+    """When each request left, of tasks whose requests take ``tokens`` and are answered after ``latency`` seconds."""
+    rng, sent, pending = random.Random(0), [], []
+    start = clock.now
+    while clock.now < start + 300:
+        for request in [p for p in pending if p[0] <= clock.now]:
+            pending.remove(request)
+            _, task, permission = request
+            task.settle(permission, tokens)
+        task = rng.choice(tasks)
+        permission = task.wait()
+        assert permission is not None
+        sent.append(clock.now)
+        pending.append((clock.now + latency, task, permission))
+    return sent
+
+
+@pytest.mark.parametrize("factor", [1.77, 4.0])
+def test_requests_that_take_more_tokens_than_expected_make_the_next_ones_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    clock, limit, expected = _Simulated(monkeypatch), 250_000, 2374
+    settings = QuotaSettings(tokens_per_minute=limit)
+    tasks = [rate_limit.ProjectQuota(tmp_path, "mine", settings, lambda: False, expected) for _ in range(2)]
+    tokens = int(factor * expected)
+    sent = _sent_in_five_minutes(clock, tasks, tokens, latency=2.0)
+    most = max(tokens * sum(begin <= at < begin + 60 for at in sent) for begin in sent)
+    print(f"{factor:.0%} of the expected tokens: {most / limit:.0%} of the quota in the fullest minute")
+    assert most <= limit + (tokens - expected)
+
+
+def test_runs_with_requests_of_other_sizes_share_the_tokens_of_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, limit = _Simulated(monkeypatch), 250_000
+    settings = QuotaSettings(tokens_per_minute=limit)
+    runs = [rate_limit.ProjectQuota(tmp_path, "mine", settings, lambda: False, most) for most in (1500, 2374, 9000)]
+    sent = _sent_in_five_minutes(clock, runs, 1500, latency=2.0)
+    assert max(1500 * sum(begin <= at < begin + 60 for at in sent) for begin in sent) <= limit
+
+
 def test_a_request_larger_than_the_tokens_of_a_minute_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="max_output_tokens"):
         rate_limit.ProjectQuota(tmp_path, "mine", QuotaSettings(tokens_per_minute=1000), lambda: False, 3724)
@@ -198,6 +292,7 @@ def test_the_stand_in_refuses_more_tokens_than_its_quota(tmp_path: Path) -> None
             outcomes.todos(shop.products),
             image_root=shop.root,
             settings=settings_for(server.url, outage_minutes=0.001),
+            ledger=shop.ledger,
             quota_folder=shop.quota,
         )
     assert len(outcomes.ok) == 3 and not outcomes.failed

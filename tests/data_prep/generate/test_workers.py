@@ -27,6 +27,7 @@ def ask(shop: Shop, settings: GenerateSettings, products=None, previous: Outcome
         outcomes.todos(products or shop.products, previous),
         image_root=shop.root,
         settings=settings,
+        ledger=shop.ledger,
         quota_folder=shop.quota,
     )
     return outcomes
@@ -111,7 +112,9 @@ def test_worker_loop_and_next_request_parse_a_reply_once_between_them(shop: Shop
             assert isinstance(outcome, Ok) and rule_violations(outcome.value, settings)  # as the shard loop does
 
         todos = (Todo(product, functools.partial(record, product.item_id)) for product in shop.products)
-        workers.generate_all(todos, image_root=shop.root, settings=settings, quota_folder=shop.quota)
+        workers.generate_all(
+            todos, image_root=shop.root, settings=settings, ledger=shop.ledger, quota_folder=shop.quota
+        )
     assert len(parsed) == len(shop.products) and set(parsed.values()) == {1}
 
 
@@ -151,6 +154,7 @@ def test_the_end_of_the_daily_quota_ends_the_task_and_says_until_when(shop: Shop
             outcomes.todos(shop.products),
             image_root=shop.root,
             settings=settings_for(server.url),
+            ledger=shop.ledger,
             quota_folder=shop.quota,
         )
     assert len(outcomes.ok) == 5 and not outcomes.failed  # what was paid is kept, the rest remains to do
@@ -173,6 +177,7 @@ def test_the_budget_is_never_passed_even_over_restarts(shop: Shop) -> None:
                     outcomes.todos(shop.products * 20),
                     image_root=shop.root,
                     settings=settings,
+                    ledger=shop.ledger,
                     quota_folder=shop.quota,
                 )
     paid = sum(e["outcome"] == "ok" for e in server.entries) * (900 * 0.1 + 150 * 0.4) / 1e6
@@ -187,7 +192,9 @@ def test_nothing_answered_is_an_outage_unless_the_server_answers_something_else(
         outcomes, settings = Outcomes(), settings_for(server.url, max_retries=0, max_dollars=1.0)
         everything = (outcomes.todos(shop.products[:left]),)
         with pytest.raises(UserError, match=r"Every request failed.*start again later"):
-            workers.generate_all(*everything, image_root=shop.root, settings=settings, quota_folder=shop.quota)
+            workers.generate_all(
+                *everything, image_root=shop.root, settings=settings, ledger=shop.ledger, quota_folder=shop.quota
+            )
         assert not outcomes.failed
         usual = server._state.draw
         monkeypatch.setattr(server._state, "draw", lambda image: usual(image) if image else (1, ""))
@@ -239,6 +246,7 @@ def test_a_signal_ends_every_wait_and_leaves_the_items_to_be_done(
             kwargs={
                 "image_root": shop.root,
                 "settings": settings_for(server.url, quota=quota),
+                "ledger": shop.ledger,
                 "quota_folder": shop.quota,
                 "stopping": signaled.is_set,
             },
@@ -267,6 +275,7 @@ def test_a_signal_lets_what_is_in_flight_be_answered_and_kept(shop: Shop) -> Non
             outcomes.todos(until_asked()),
             image_root=shop.root,
             settings=settings_for(server.url),
+            ledger=shop.ledger,
             quota_folder=shop.quota,
             stopping=signaled.is_set,
         )

@@ -35,7 +35,11 @@ def ask(shop: Shop, url: str, **changes: object) -> Outcomes:
     outcomes = Outcomes()
     settings = settings_for(url, **changes)
     workers.generate_all(
-        outcomes.todos(shop.products), image_root=shop.root, settings=settings, quota_folder=shop.quota
+        outcomes.todos(shop.products),
+        image_root=shop.root,
+        settings=settings,
+        ledger=shop.ledger,
+        quota_folder=shop.quota,
     )
     return outcomes
 
