@@ -78,14 +78,14 @@ def gives_answer_away(question: str, answer: str) -> bool:
     if answer in ("yes", "no"):
         return False
     words = words_of(question)
-    return "or" not in words and _singular(answer) in {_singular(word.removesuffix("'s")) for word in words}
+    return "or" not in words and singular(answer) in {singular(word.removesuffix("'s")) for word in words}
 
 
 @lru_cache(maxsize=65_536)
 def content_words(question: str) -> frozenset[str]:
     """The words that carry the question's meaning, normalized for comparison."""
     meaningful = (word for word in words_of(question) if word not in _EMPTY_WORDS)
-    return frozenset(_singular(word.removesuffix("'s").replace("colour", "color")) for word in meaningful)
+    return frozenset(singular(word.removesuffix("'s").replace("colour", "color")) for word in meaningful)
 
 
 def similarity(one: str, other: str) -> float:
@@ -118,5 +118,6 @@ def question_pattern(question: str) -> str:
     return " ".join([word for word in words if word not in skipped][:3])
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
+    """A word without the s of a plural; short words, and those in -ss, -us or -is, stay."""
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(_NOT_PLURAL) else word

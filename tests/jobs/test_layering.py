@@ -24,6 +24,7 @@ ALLOWED = {
         "data_prep.files",
         "data_prep.images.decode",  # one decoder: models see what was validated
         "data_prep.images.locate",  # and one way to find its file
+        "data_prep.normalize",  # one normalization of answers
         "data_prep.reasons",  # one phrase for a reason code
         "data_prep.curate.question_text",
         "data_prep.curate.blind_floor",

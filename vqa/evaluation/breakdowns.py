@@ -14,9 +14,9 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from data_prep.curate.question_text import question_pattern
+from data_prep.normalize import normalize
 from data_prep.records import Example, Prediction
 from vqa.evaluation.statistics import Interval, interval
-from vqa.normalize import normalize
 
 FREQUENCY = ("never in training", "rare (1 to 9)", "frequent (10 or more)")
 

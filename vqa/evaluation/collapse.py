@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vqa.normalize import normalize
+from data_prep.normalize import normalize
 
 # Chosen on real answers, by the type of the question's words. Published BLIP + LoRA (69 % right), 11 types of 50 questions or
 # more: the most frequent answer takes at most 6 points more than the most frequent truth, and the answers are 0.56 to 1.01 times

@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from data_prep.curate.question_text import question_type
+from data_prep.normalize import normalize
 from data_prep.outcomes import UserError, unknown_name
 from data_prep.records import Prediction
 from vqa.evaluation.breakdowns import Group, by_group
@@ -25,7 +26,6 @@ from vqa.evaluation.entries import Entry
 from vqa.evaluation.metrics import exact_match
 from vqa.evaluation.score import IMAGE_COLUMNS
 from vqa.evaluation.statistics import Interval, Paired, holm, interval, label_codes, paired, sign_flip
-from vqa.normalize import normalize
 
 BEST = "best"
 LEVEL = 0.05

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
+from data_prep.normalize import normalize
 from vqa.evaluation.bertscore import BertScoreUnavailable, BertSettings, BertUsed, bert_scores
 from vqa.evaluation.statistics import Interval, interval
-from vqa.normalize import normalize
 
 Pair = tuple[str, str]  # (truth, answer)
 

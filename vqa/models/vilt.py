@@ -33,11 +33,11 @@ from transformers.models.vilt.image_processing_pil_vilt import (
 )
 
 from data_prep.files import write_json
+from data_prep.normalize import normalize
 from data_prep.outcomes import UserError
 from vqa.models import base
 from vqa.models.attention import attend, keys_values
 from vqa.models.base import Answer, Batch, load_parts
-from vqa.normalize import normalize
 from vqa.settings import EvaluateSettings, ModelSettings
 
 ANSWERS = "answers.json"  # next to an adapter: the answers that were added to the base's labels

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import orjson
 from markupsafe import Markup
 
-from vqa.normalize import normalize
+from data_prep.normalize import normalize
 from vqa.report.figures import Table
 
 LABELS = {"base": "base", "lora": "fine-tuned", "blind": "blind floor", "swap": "other image", "grey": "gray image"}

