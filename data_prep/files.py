@@ -73,7 +73,7 @@ class AtomicFile:
         self.path = path
 
     def __enter__(self) -> AtomicFile:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self._temporary = self.path.parent / f".{self.path.name}.{uuid.uuid4().hex}.tmp"
         self._file = self._temporary.open("xb")
         return self
@@ -93,6 +93,15 @@ class AtomicFile:
                 sync_folder(self.path.parent)
         finally:
             self._temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and the folders above it; each that is new survives a power cut."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -48,6 +48,7 @@ class Todo(Generic[ItemT]):
     record: Recorder
     variant: str = ""  # which of several answers is missing; evaluate: base or lora, one todo each, side by side
     prior_replies: tuple[Reply, ...] = ()  # generate: stored replies that break the rules; they count against max_asks
+    made_from: str = ""  # digest of the content that its record is made from
 
 
 class Interrupted(Exception):

@@ -34,6 +34,7 @@ class Product:
     pattern: str = ""
     shape: str = ""  # item_shape
     finish: str = ""  # finish_type
+    image_sha256: str = ""  # of the image as it was validated; "" before that
 
     @property
     def witness(self) -> tuple[str, ...]:
@@ -127,11 +128,24 @@ class Example:
     question_type: str
     product_type: str
     model_version: str = ""  # that answered; "": the API did not say
+    image_sha256: str = ""  # of the image file that was asked about
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A model's answer to one `Example`."""
+    """A model's answer to one `Example`, as it is stored: without the truth, which curation may change."""
+
+    id: str
+    item_id: str
+    image_id: str  # that was shown
+    answer: str
+    confidence: float | None = None  # the model's probability of the answer, 0 to 1
+    seconds: float = 0.0  # the batch's time divided by its questions
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question with its truth and a model's answer."""
 
     id: str
     item_id: str
@@ -139,8 +153,8 @@ class Prediction:
     question: str
     truth: str
     answer: str
-    confidence: float | None = None  # the model's probability of the answer, 0 to 1
-    seconds: float = 0.0  # the batch's time divided by its questions
+    confidence: float | None = None
+    seconds: float = 0.0
 
 
 def from_dict(kind: type[T], data: dict[str, Any]) -> T:

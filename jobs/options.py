@@ -51,6 +51,12 @@ class LaunchRequest:
     shards: Annotated[int | None, typer.Option(min=1, help="Tasks of every sharded stage.")] = None
     workers: WorkersOption = None
     overrides: SetOption = None
+    redo: Annotated[
+        bool,
+        typer.Option(
+            "--redo", help="Pay again for products whose image, listing or settings changed, and train again."
+        ),
+    ] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False
 
 

@@ -16,7 +16,7 @@ from jobs.stages.evaluate import Evaluate
 from jobs.stages.generate import Generate
 from jobs.stages.prepare import Prepare
 from jobs.stages.report import Report
-from jobs.stages.status import DONE, StepStatus
+from jobs.stages.status import DONE, OUTDATED, StepStatus
 from jobs.stages.train import Train
 from jobs.stages.validate import Validate
 
@@ -86,7 +86,13 @@ def make_stage(step: Step, run: RunDir, config: Config) -> Stage:
 
 def run_status(run: RunDir, config: Config) -> list[StepStatus]:
     """The state of every step, in order."""
-    statuses = [make_stage(step, run, config).status() for step in steps_of(config)]
+    steps = steps_of(config)
+    statuses = [make_stage(step, run, config).status() for step in steps]
+    found = dict(zip(steps, statuses, strict=True))
+    for step, status in found.items():  # in order: what follows an outdated step is outdated, and so on
+        before = [str(one) for one in steps_before(step, config) if one in found and found[one].state == OUTDATED]
+        if status.state == DONE and before:
+            status.state, status.outdated = OUTDATED, f"{', '.join(before)} changed"
     report = statuses[-1]
     if report.state == DONE:
         known = {warning for status in statuses for warning in status.warnings()}

@@ -8,6 +8,7 @@ A row of ``train.jsonl``::
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,29 +66,36 @@ def _not_located(problem: ImageProblem, image_root: Path, image: str) -> str:
     return f"The image {image!r} is not opened: it must lie inside {image_root} ({problem})."
 
 
-def open_image(image_root: Path, image_path: str, image_id: str = "") -> Image.Image:
+def open_image(image_root: Path, image_path: str, image_id: str = "", sha256: str = "") -> Image.Image:
     """The image as the models see it, decoded like in validation: RGB, upright, transparent parts white.
+
+    Args:
+        image_root, image_path, image_id: as for `locate_image_path`.
+        sha256: of the file that was asked about; "" where that is not known.
 
     Raises:
         UserError: there is no such image.
         OSError: the file cannot be read.
-        ImageProblem: the file cannot be decoded.
+        ImageProblem: the file cannot be decoded, or is another one.
     """
     path = locate_image_path(image_root, image_path, image_id)
+    data = path.read_bytes()
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise ImageProblem("image_changed", f"{path} is not the file that the questions were asked about")
     try:
-        return decode(path.read_bytes(), MOST_PIXELS)[0]
+        return decode(data, MOST_PIXELS)[0]
     except ImageProblem as problem:
         raise ImageProblem(problem.reason, f"{path}: {problem.detail}") from problem
 
 
-def needed_image(image_root: Path, image_path: str, image_id: str = "") -> Image.Image:
-    """`open_image` for training, which cannot go on without it.
+def needed_image(image_root: Path, example: Example) -> Image.Image:
+    """An example's image for training, which cannot go on without it.
 
     Raises:
-        UserError: the image is missing, unreadable or cannot be decoded.
+        UserError: the image is missing, unreadable, cannot be decoded or was changed.
     """
     try:
-        return open_image(image_root, image_path, image_id)
+        return open_image(image_root, example.image_path, example.image_id, example.image_sha256)
     except (OSError, ImageProblem) as error:
         raise UserError(
             f"An image of the curated dataset can no longer be used: {error}. Restore the file that was validated and start "
@@ -137,9 +145,9 @@ class VQADataset(Dataset[Batch]):
 
     def _image(self, example: Example) -> Image.Image:
         if self._decoded is None:
-            return needed_image(self.image_root, example.image_path, example.image_id)
+            return needed_image(self.image_root, example)
         if example.image_path not in self._decoded:
-            self._decoded[example.image_path] = needed_image(self.image_root, example.image_path, example.image_id)
+            self._decoded[example.image_path] = needed_image(self.image_root, example)
         return self._decoded[example.image_path]
 
 

@@ -104,7 +104,7 @@ def curate(
         elif rows := _rows(product, pairs, settings, drops):
             usable[item_id] = rows
             for row in rows:
-                row.model_version = found.model_version
+                row.model_version, row.image_sha256 = found.model_version, facts[item_id].sha256
         else:
             drops.product(item_id, "no_pair_left", "none of its pairs met the rules")
     splits = _split(usable, facts, settings, drops)

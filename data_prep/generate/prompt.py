@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from data_prep.generate.clients.base import RawReply, Request, mime_type
 from data_prep.generate.clients.errors import ItemRefused
 from data_prep.generate.qa_parser import QAParseError, QAParser
 from data_prep.generate.settings import GenerateSettings
+from data_prep.images.decode import ImageProblem
 from data_prep.images.locate import locator
 from data_prep.outcomes import Failed, Ok
 from data_prep.records import Product, QAPair, Reply
@@ -86,9 +88,11 @@ def make_request(item: Product, replies: Sequence[Reply], image_root: Path, sett
     """The next request about a product; ``replies`` are those that it has, all of which break the rules.
 
     Raises:
-        ImageProblem: the image cannot be read.
+        ImageProblem: the image cannot be read, or is not the one that was validated.
     """
     image = locator(image_root).read(item.image_path, item.image_id, _MAX_IMAGE_BYTES)
+    if item.image_sha256 and hashlib.sha256(image).hexdigest() != item.image_sha256:
+        raise ImageProblem("image_changed", f"{item.image_path} changed after it was validated: launch again")
     violations = rule_violations(replies[-1], settings) if replies else None
     return Request(prompt(item, settings, violations), image, mime_type(image), output_limit(replies, settings))
 
@@ -101,7 +105,7 @@ def output_limit(replies: Sequence[Reply], settings: GenerateSettings) -> int:
 
 def prompt(item: Product, settings: GenerateSettings, violations: str | None = None) -> str:
     """The text of a request; ``violations`` of the previous reply are repeated to the model."""
-    text = PROMPT_FILE.read_text(encoding="utf-8").format(listing=_listing(item, settings))
+    text = PROMPT_FILE.read_text(encoding="utf-8").format(listing=shown_listing(item, settings))
     if violations:
         text += (
             f"\nYour last reply broke these rules: {violations[:_MAX_VIOLATIONS]}. Write five new pairs that keep to all of "
@@ -110,7 +114,7 @@ def prompt(item: Product, settings: GenerateSettings, violations: str | None = N
     return text
 
 
-def _listing(item: Product, settings: GenerateSettings) -> str:
+def shown_listing(item: Product, settings: GenerateSettings) -> str:
     """What the prompt shows of the listing, as ``generate.show_listing`` says."""
     witness = {word for value in item.witness for word in _words(value)}
     fields = {"keywords": ", ".join(filter(None, (_without(keyword, witness) for keyword in item.keywords)))}

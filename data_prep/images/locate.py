@@ -28,6 +28,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -90,6 +91,19 @@ class ImageLocator:
             return read_image_file(self.root, self.elsewhere(path, image_id), max_bytes)
         self._note((path, image_id), RECORDED, path)
         return data
+
+    def status(self, path: str, image_id: str = "") -> os.stat_result:
+        """What the file system says of an image's file, without reading it.
+
+        Raises:
+            ImageProblem: as `locate`, or it cannot be looked at.
+        """
+        with suppress(OSError, ValueError):
+            return os.stat(f"{self.root}/{path}")  # noqa: PTH116 - a Path takes longer to make than the call
+        try:
+            return (self.root / self.locate(path, image_id)).stat()
+        except (OSError, ValueError) as error:
+            raise ImageProblem("image_unreadable", f"{path}: {error}") from error
 
     def elsewhere(self, path: str, image_id: str = "") -> str:
         """`locate` for an image that is not at its recorded path."""

@@ -74,6 +74,8 @@ class _LocalLaunch:
         if not tasks:
             self.console.print(f"[green]✓[/] {step}: done already, skipped")
             return True
+        if outdated := stage.outdated():
+            self.console.print(f"{step}: {escape(outdated)}: done again", style="yellow", soft_wrap=True)
         stage.before_tasks()
         started = time.monotonic()
         if processes > 1:  # one task, which has all of them

@@ -53,7 +53,10 @@ def submit(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile,
         return 0
     for step in steps:
         if any(work.name == str(step) for work in works):
-            make_stage(step, run, config).before_tasks()
+            stage = make_stage(step, run, config)
+            if outdated := stage.outdated():
+                console.print(f"{step}: {escape(outdated)}: done again", style="yellow")
+            stage.before_tasks()
     states = submit_chain(chain_folder(run), profile, works)
     for state in states:
         tasks = len(state.work.shards) if state.work.shards is not None else 1

@@ -5,8 +5,9 @@
     runs/demo/
       run.json                    configuration as resolved, and one entry a launch: commit, versions, command
       1_prepare/                  products.jsonl, rejected.jsonl, done.json
-      2_validate/                 settings.json, shards.json, shards/00007/{records.<attempt>.jsonl, done.json}
-      3_generate/                 the same; shards/00007/dataset_7.csv
+      2_validate/                 settings/<fingerprint>.json, shards.json, shards/00007/{records.<attempt>.<fingerprint>.jsonl,
+                                  images.jsonl, done.json}
+      3_generate/                 the same, with dataset_7.csv instead of images.jsonl
       4_curate/                   {train,val,test}.jsonl, rejected.jsonl, stats.json, README.md, done.json
       5_train/<model>/            checkpoint-*/, adapter/, log.jsonl, done.json
       6_evaluate/<model>-<base|lora>/   as 2_validate; predictions.csv; <model>-control-<swap|grey>/ too; <model>-collapse.json
@@ -55,10 +56,9 @@ class ShardStore:
 
     folder: Path
 
-    @property
-    def settings(self) -> Path:
-        """What the records are made with; frozen by the first attempt."""
-        return self.folder / "settings.json"
+    def settings(self, fingerprint: str) -> Path:
+        """Settings that records were made under, by their fingerprint."""
+        return self.folder / "settings" / f"{fingerprint}.json"
 
     @property
     def shards_file(self) -> Path:
@@ -72,6 +72,14 @@ class ShardStore:
     def done(self, index: int) -> Path:
         """The marker that is written last."""
         return self.shard(index) / "done.json"
+
+    def images(self, index: int) -> Path:
+        """Validate: the outcome that counts for each product of a shard."""
+        return self.shard(index) / "images.jsonl"
+
+    def dataset_csv(self, index: int) -> Path:
+        """Generate: the questions of a shard, for people."""
+        return self.shard(index) / f"dataset_{index}.csv"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 ::
 
-    {"created_at": 1764073423.2, "config": {"data": {"root": "/data/abo"}, ...}, "fingerprint": "5be1c0ffee12",
+    {"created_at": 1764073423.2, "format": 2, "config": {"data": {"root": "/data/abo"}, ...}, "fingerprint": "5be1c0ffee12",
      "launches": [{"at": 1764073423.2, "host": "login1", "user": "ada", "command": ["launch.py", "--cluster", "slurm"],
                    "commit": "9c7374f…", "dirty": false, "sources": "0d9f2a61a7c3", "python": "3.11.9", "versions": {...}}]}
 """
@@ -28,6 +28,7 @@ from jobs.config import Config, dump_config, validate_config
 from jobs.run.layout import RunDir
 from jobs.shards.digest import differences, digest
 
+FORMAT = 2  # of a run's files; raised when they change: see docs/reliability.md
 PROJECT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = (
     "torch",
@@ -55,6 +56,7 @@ class Launch:
     sources: str  # digest of the Python files: the code itself, committed or not
     python: str
     versions: dict[str, str | None]  # of the packages that decide results
+    redo: bool = False  # the user agreed to pay again for what changed, and to train again
 
     def code(self) -> str:
         """Which code ran, for people."""
@@ -67,23 +69,33 @@ class RunRecord:
     """What run.json holds."""
 
     created_at: float  # Unix time
+    format: int
     config: dict[str, Any]  # of the last launch, every default spelled out
     fingerprint: str  # of the configuration
     launches: list[Launch] = field(default_factory=list)
 
     @classmethod
     def read(cls, run: RunDir) -> RunRecord | None:
-        """The record of a run; None where there is none, or where it is damaged."""
+        """The record of a run; None where there is none, or where it is damaged.
+
+        Raises:
+            UserError: another version of this program made it.
+        """
         fields = read_json(run.run_file)
         if fields is None:
             return None
+        if (found := fields.get("format", 1)) != FORMAT:
+            raise UserError(
+                f"{run.path} was made by another version of this program (format {found}, this one has {FORMAT}): finish it with "
+                f"that version, or name a new --run-dir."
+            )
         record = from_dict(cls, fields)
         record.launches = [from_dict(Launch, launch) for launch in fields["launches"]]
         return record
 
 
-def this_launch(command: Sequence[str]) -> Launch:
-    """Describe the launch that is running."""
+def this_launch(command: Sequence[str], *, redo: bool = False) -> Launch:
+    """Describe the launch that is running; ``redo``: see `Launch`."""
 
     def git(*arguments: str) -> str | None:
         if not shutil.which("git"):
@@ -106,6 +118,7 @@ def this_launch(command: Sequence[str]) -> Launch:
         sources=sources.hexdigest()[:12],
         python=platform.python_version(),
         versions={name: _version(name) for name in PACKAGES},
+        redo=redo,
     )
 
 
@@ -116,8 +129,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def open_run(path: Path, config: Config, command: Sequence[str]) -> tuple[RunDir, list[str]]:
-    """Create a run's folder or resume it; record the configuration, the code and the command.
+def open_run(path: Path, config: Config, command: Sequence[str], *, redo: bool = False) -> tuple[RunDir, list[str]]:
+    """Create a run's folder or resume it; record the configuration, the code and the command, and consent (see `Launch`).
 
     Returns:
         The run, and how it differs from its last launch, in sentences.
@@ -127,13 +140,13 @@ def open_run(path: Path, config: Config, command: Sequence[str]) -> tuple[RunDir
     """
     run = RunDir(path.resolve())
     notes: list[str] = []
-    launch, resolved = this_launch(command), dump_config(config)
+    launch, resolved = this_launch(command, redo=redo), dump_config(config)
     run.refuse_foreign_folder()
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         record = RunRecord.read(run)
         if record is None:
-            record = RunRecord(time.time(), resolved, digest(resolved))
+            record = RunRecord(time.time(), FORMAT, resolved, digest(resolved))
         else:
             last = record.launches[-1]
             if last.sources != launch.sources:

@@ -1,4 +1,4 @@
-"""Fingerprints of settings that can be explained.
+"""What records are made from: fingerprints of settings, which can be explained, and digests of an item's content.
 
 A fingerprint alone says "something changed". Beside it stands the dictionary it was made from, so that an error can name
 the setting, its old value and its new one.
@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 import orjson
 
 from data_prep.files import read_json, write_json
-from data_prep.outcomes import UserError
 from jobs.run.layout import ShardStore
 
 
@@ -21,11 +20,24 @@ def digest(value: object) -> str:
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
 
 
-def keys_digest(keys: Iterable[str]) -> str:
-    """A digest of a set of keys that does not depend on their order: the sum of their hashes modulo 2^64."""
-    total = 0
-    for key in keys:
-        total += int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+def text_digest(*parts: str) -> str:
+    """Twelve hex digits of the BLAKE2 of some texts. They may hold anything, so their lengths count too."""
+    lengths = ",".join(str(len(part)) for part in parts)
+    return hashlib.blake2b("\0".join((lengths, *parts)).encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+
+
+def item_hash(key: str, made: str) -> int:
+    """An item and its content as a number; the sum of a set of items is a digest that does not depend on their order."""
+    return int.from_bytes(hashlib.blake2b(f"{made}{key}".encode(), digest_size=8).digest())
+
+
+def items_digest(items: Iterable[tuple[str, str]]) -> str:
+    """The digest of a set of keys and what each is made from: the sum of their hashes modulo 2^64."""
+    return as_hex(sum(item_hash(key, made) for key, made in items))
+
+
+def as_hex(total: int) -> str:
+    """A sum of `item_hash` as text."""
     return f"{total % 2**64:016x}"
 
 
@@ -41,30 +53,15 @@ def differences(old: Mapping[str, object], new: Mapping[str, object], prefix: st
     return found
 
 
-def freeze_settings(store: ShardStore, settings: Mapping[str, object]) -> str:
-    """Write down the settings of a store's records, or check them against those written down; returns the fingerprint.
-
-    Raises:
-        UserError: the store holds records made under other settings; names each that changed.
-    """
-    refuse_other_settings(store, settings)
-    if read_json(store.settings) != settings:
-        write_json(
-            store.settings, settings
-        )  # no record was made under the old ones: that attempt failed before its first
-    return digest(settings)
+def write_settings(store: ShardStore, settings: Mapping[str, object]) -> str:
+    """Write down settings that records are about to be made under; returns their fingerprint."""
+    fingerprint = digest(settings)
+    if known_settings(store, fingerprint) is None:
+        write_json(store.settings(fingerprint), settings)
+    return fingerprint
 
 
-def refuse_other_settings(store: ShardStore, settings: Mapping[str, object]) -> None:
-    """Check that the records of a store, if there are any, were made under these settings.
-
-    Raises:
-        UserError: they were made under others; names each that changed.
-    """
-    known = read_json(store.settings)
-    changed = [] if known is None else differences(known, settings)
-    if changed and any(store.folder.glob("shards/*/records.*")):
-        raise UserError(
-            f"{store.folder} holds records that were made under other settings ({'; '.join(changed)}). "
-            f"They are never mixed. Restore the setting, or use another --run-dir (or delete {store.folder} to start it over)."
-        )
+def known_settings(store: ShardStore, fingerprint: str) -> Mapping[str, object] | None:
+    """The settings of a fingerprint; None where they were not written down, or the file was damaged."""
+    known = read_json(store.settings(fingerprint))
+    return known if known is not None and digest(known) == fingerprint else None

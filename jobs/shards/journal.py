@@ -1,11 +1,11 @@
 """Append-only record files that survive kills, torn writes and flipped bits.
 
-One attempt at one shard writes one file, ``records.<attempt>.jsonl``; nobody else ever writes to it. The first line is a
-header, each further line is the outcome of one item, and every line ends with a checksum of the text before it::
+One attempt at one shard writes one file, ``records.<attempt>.<settings>.jsonl``; nobody else ever writes to it. Its name holds
+the fingerprint of the settings that the records were made under. Each line is the outcome of one item: ``made`` is a digest of
+the content that it was made from, and every line ends with a checksum of the text before it::
 
-    {"fingerprint":"5be1c0ffee12","attempt":"20260102T030405-node7-311-9f2c","crc":"0d9f2a61"}
-    {"key":"B0ADB4121C","ok":true,"value":{"width":256},"at":1764073423.2,"crc":"5c3b1e90"}
-    {"key":"B0DIRT05NO0","ok":false,"reason":"not_an_image","detail":"…","retry":false,"at":1764073423.3,"crc":"c0a8d7f3"}
+    {"key":"B0ADB4121C","made":"77f0c1d2e3a4","ok":true,"value":{"width":256},"at":1764073423.2,"crc":"5c3b1e90"}
+    {"key":"B0DIRT05NO0","made":"0b9a…","ok":false,"reason":"not_an_image","detail":"…","retry":false,"at":1764073423.3,"crc":"c0a8d7f3"}
 
 It is plain JSONL, so any tool can read it. Readers skip a torn last line (a write that was cut off) and lines with a wrong
 checksum. They count both, and the items are done again.
@@ -19,14 +19,14 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from data_prep.files import sync_folder
+from data_prep.files import make_folder, sync_folder
 from data_prep.outcomes import Failed, Ok
 from data_prep.records import Reply, from_dict
 
@@ -40,6 +40,8 @@ class Record:
 
     key: str
     ok: bool
+    made: str = ""  # digest of the item's content, see `ShardSource.made_from`
+    settings: str = ""  # fingerprint, from the file's name
     at: float = 0.0  # Unix time at which it was written
     value: dict[str, Any] | None = None  # the result's fields; of a failure: a reply that was paid for all the same
     reason: str = ""
@@ -87,20 +89,19 @@ class JournalWriter:
     """
 
     def __init__(self, folder: Path, attempt: str, fingerprint: str) -> None:
-        self.path = folder / f"records.{attempt}.jsonl"
-        self._header = {"fingerprint": fingerprint, "attempt": attempt}
+        self.path = folder / f"records.{attempt}.{fingerprint}.jsonl"
         self._descriptor: int | None = None
         self._lock = threading.Lock()
         self._synced = time.monotonic()
         self._failure: OSError | None = None
 
-    def append(self, key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
-        """Write one outcome.
+    def append(self, key: str, outcome: Ok | Failed, made: str = "", *, durable: bool = False) -> None:
+        """Write one outcome, and what it was made from.
 
         Raises:
             OSError: the disk is full or gone. The file then ends in a torn line and takes no more records.
         """
-        record: dict[str, object] = {"key": key, "ok": isinstance(outcome, Ok)}
+        record: dict[str, object] = {"key": key, "made": made, "ok": isinstance(outcome, Ok)}
         if isinstance(outcome, Failed):
             record |= {"reason": outcome.reason, "detail": outcome.detail, "retry": outcome.retry}
         if outcome.value is not None:
@@ -120,10 +121,9 @@ class JournalWriter:
                 raise
 
     def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         sync_folder(self.path.parent)
-        self._write(seal(self._header))
 
     def _write(self, line: bytes) -> None:
         assert self._descriptor is not None
@@ -157,7 +157,7 @@ class ReadReport:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The first bytes of a record file, which a shard marker vouches for."""
+    """The first bytes of a file, which a shard marker vouches for."""
 
     size: int  # bytes
     crc: int  # CRC-32 of them
@@ -172,15 +172,15 @@ def journal_files(shard_folder: Path) -> list[Path]:
     return [shard_folder / name for name in names if name.endswith(".jsonl")]
 
 
-def extents(shard_folder: Path) -> dict[str, Extent]:
-    """The present extent of each record file of a shard, by file name."""
+def extents(paths: Iterable[Path]) -> dict[str, Extent]:
+    """The present extent of each file, by file name."""
     # Sizes first and once: another attempt may be writing.
-    sizes = {path: path.stat().st_size for path in journal_files(shard_folder)}
+    sizes = {path: path.stat().st_size for path in paths}
     return {path.name: Extent(size, _crc(path, size) or 0) for path, size in sizes.items()}
 
 
 def corrupted_files(shard_folder: Path, known: Mapping[str, Extent]) -> list[Path]:
-    """The record files that no longer begin with the bytes of their extent. What another attempt appended does not count."""
+    """The files that no longer begin with the bytes of their extent. What another attempt appended does not count."""
     return [shard_folder / name for name, one in known.items() if _crc(shard_folder / name, one.size) != one.crc]
 
 
@@ -197,40 +197,29 @@ def _crc(path: Path, size: int) -> int | None:
     return crc if size == 0 else None
 
 
-def read_journal(path: Path, report: ReadReport, *, expect: str | None = None) -> Iterator[Record]:
+def settings_of(path: Path) -> str:
+    """The fingerprint of the settings that a file's records were made under."""
+    return path.name.split(".")[-2]
+
+
+def read_journal(path: Path, report: ReadReport) -> Iterator[Record]:
     """Stream the records of one attempt's file.
 
     Args:
         path: the file; one that vanished yields nothing.
         report: counts what is skipped.
-        expect: the fingerprint of the settings that the records must have been made under.
-
-    Raises:
-        WrongFingerprint: the header names another one.
     """
     try:
         lines = path.open("rb")
     except FileNotFoundError:
         return
+    settings = settings_of(path)
     with lines:
         for number, line in enumerate(lines, 1):
             fields = unseal(line)
-            if fields is None:
-                if line.endswith(b"\n"):
-                    report.broken.append(f"{path}:{number}")
-                else:
-                    report.torn += 1
-            elif number == 1 and "key" not in fields:
-                if expect is not None and fields["fingerprint"] != expect:
-                    raise WrongFingerprint(path, fields["fingerprint"])
+            if fields is not None:
+                yield Record(**fields, settings=settings)
+            elif line.endswith(b"\n"):
+                report.broken.append(f"{path}:{number}")
             else:
-                yield Record(**fields)
-
-
-class WrongFingerprint(Exception):
-    """Records were made under other settings than the present ones."""
-
-    def __init__(self, path: Path, found: str) -> None:
-        super().__init__(f"{path} was made under fingerprint {found}")
-        self.path = path
-        self.found = found
+                report.torn += 1

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
-from data_prep.files import read_json
-from data_prep.outcomes import Failed, Ok, Todo
+from data_prep.outcomes import Failed, Ok, Todo, UserError
 from jobs.run.layout import ShardStore
-from jobs.shards.digest import differences, digest, freeze_settings, keys_digest
+from jobs.shards.digest import as_hex, digest, item_hash, items_digest, write_settings
 from jobs.shards.journal import JournalWriter, ReadReport, corrupted_files, extents, journal_files, new_attempt
 from jobs.shards.marker import ShardMarker
+from jobs.shards.outdated import Outdated, outdated
 from jobs.shards.progress import ItemT, Progress, ShardSource, load_progress
 from jobs.shards.store import frozen_shards, shard_of
 
@@ -45,45 +45,57 @@ def shard_items(source: ShardSource[ItemT], shard: int, shards: int) -> Iterator
 
 
 def pending_shards(source: ShardSource[Any], shards: int) -> list[int]:
-    """The shards with work left: those without a valid marker, or whose records were damaged since.
-
-    Raises:
-        UserError: a store holds records made under other settings.
-    """
-    keys: list[list[str]] = [[] for _ in range(shards)]
-    for item in source.items():
-        keys[shard_of(source.group(item), shards)].append(source.key(item))
-    expected = [(len(part), keys_digest(part)) for part in keys]
+    """The shards with work left: those without a valid marker of the present items, or whose records were damaged since."""
+    stores = {variant: (store, frozen_shards(store)) for variant, store in source.stores().items()}
+    # Some records lie in the folders of earlier shards, which the present markers do not vouch for: they are counted.
+    moved = any(frozen and frozen.earlier for _, frozen in stores.values())
+    made: list[dict[str, str]] = [{} for _ in range(shards)]
+    counts, sums = [0] * shards, [0] * shards
+    for item, content in source.identified(source.items()):
+        shard, key = shard_of(source.group(item), shards), source.key(item)
+        counts[shard] += 1
+        sums[shard] += item_hash(key, content)
+        if moved:
+            made[shard][key] = content
     pending = set()
-    for variant, store in source.stores().items():
-        settings = source.settings(variant)
-        known = read_json(store.settings)
-        if known is not None and differences(known, settings):
-            freeze_settings(store, settings)  # raises and names the setting, if there are records
-        fingerprint, frozen, finished = digest(settings), frozen_shards(store), []
+    for variant, (store, frozen) in stores.items():
+        now, finished = (shards, digest(source.settings(variant)), source.input_digest()), []
         for shard in range(shards):
             marker = ShardMarker.read(store, shard)
-            same = marker and (marker.items, marker.keys_digest) == expected[shard] and marker.shards == shards
             if (
-                not (marker and same and frozen and marker.fingerprint == fingerprint)
+                not (marker and frozen and marker.made_under == now)
+                or (marker.items, marker.items_digest) != (counts[shard], as_hex(sums[shard]))
                 or has_retries_left(marker, source)
-                or corrupted_files(store.shard(shard), marker.records)
+                or corrupted_files(store.shard(shard), marker.records | marker.outputs)
             ):
                 pending.add(shard)
             else:
                 finished.append(shard)
         if finished and frozen and frozen.earlier:
-            # Some records lie in the folders of earlier shards, which the present markers do not vouch for: count them.
-            progress = load_progress(source, variant, fingerprint, ReadReport())
-            pending.update(shard for shard in finished if not all(map(progress.settled, keys[shard])))
+            every = {key: content for part in made for key, content in part.items()}
+            progress = load_progress(source, variant, every, ReadReport())
+            pending.update(shard for shard in finished if not all(map(progress.settled, made[shard])))
     return sorted(pending)
 
 
 def has_retries_left(marker: ShardMarker, source: ShardSource[Any]) -> bool:
-    """Whether items failed under lower limits than the present ones."""
+    """Whether items ended under lower limits than the present ones."""
     limits = source.limits
-    raised = limits.max_tries > marker.max_tries or limits.max_replies > marker.max_replies
-    return marker.failed > 0 and raised
+    more_tries = marker.failed > 0 and limits.max_tries > marker.max_tries
+    return more_tries or (marker.unsatisfied > 0 and limits.max_replies > marker.max_replies)
+
+
+def refuse_redo(source: ShardSource[Any], found: Outdated | None) -> None:
+    """Stop where items would be paid for again.
+
+    Raises:
+        UserError: says how many, why, and what they cost.
+    """
+    if source.paid and found and found.paid:
+        raise UserError(
+            f"{found.paid:,} items were paid for (${found.dollars:,.2f}), but what was paid for does not count any more: {found.why}. "
+            f"It is kept, and counts again if that is set back. To pay for them again {source.redo_cost(found.paid)}, add --redo."
+        )
 
 
 def run_shard(source: ShardSource[Any], shard: int, shards: int, stopping: Callable[[], bool]) -> ShardResult:
@@ -96,7 +108,7 @@ def run_shard(source: ShardSource[Any], shard: int, shards: int, stopping: Calla
         stopping: becomes true when the task was asked to stop; the todos end then.
 
     Raises:
-        UserError: the records on disk were made under other settings.
+        UserError: items would be paid for again without consent.
         OSError: the disk is full or gone.
     """
     return _ShardRun(source, shard, shards, stopping).run()
@@ -110,12 +122,19 @@ class _ShardRun(Generic[ItemT]):
         self._started = time.time()
         self._report = ReadReport()
         self._stores: Mapping[str, ShardStore] = source.stores()
+        self._input_digest = source.input_digest()
+        # What each item is made from is looked up once, before the work on it: if it changes meanwhile, the next launch sees it.
+        self._made = {source.key(item): made for item, made in source.identified(shard_items(source, shard, shards))}
+        self._progress: dict[str, Progress] = {}
+        for variant in self._stores:
+            self._progress[variant] = load_progress(source, variant, self._made, self._report, shard)
+            found = outdated(source, variant, self._progress[variant].outdated())
+            if not source.may_redo():
+                refuse_redo(source, found)
+            if found:
+                print(f"done again: {found.why}", flush=True)
         self._fingerprints = {
-            variant: freeze_settings(store, source.settings(variant)) for variant, store in self._stores.items()
-        }
-        self._progress: dict[str, Progress] = {
-            variant: load_progress(source, variant, fingerprint, self._report, shard)
-            for variant, fingerprint in self._fingerprints.items()
+            variant: write_settings(store, source.settings(variant)) for variant, store in self._stores.items()
         }
         self._corrupted = {variant: self._corrupted_files(store) for variant, store in self._stores.items()}
         attempt = new_attempt()
@@ -137,9 +156,8 @@ class _ShardRun(Generic[ItemT]):
         with ExitStack() as stack:
             for writer in self._writers.values():
                 stack.callback(writer.close)
-            # Only the keys are kept in memory; the items are streamed again in each pass.
-            keys = [self._source.key(item) for item in shard_items(self._source, self._shard, self._shards)]
-            before = None
+            # Only the keys and digests are kept in memory; the items are streamed again in each pass.
+            keys, before = self._made, None
             # A further pass gives items that failed, and may succeed, their next try.
             while not self._stopping():
                 left = any(not state.settled(key) for state in self._progress.values() for key in keys)
@@ -151,7 +169,7 @@ class _ShardRun(Generic[ItemT]):
                     break
                 before = moved
                 self._source.process(self._todos())
-        results = [self._conclude(variant, keys) for variant in self._stores]
+        results = [self._conclude(variant) for variant in self._stores]
         return max(results, key=lambda result: result.remaining)
 
     def _todos(self) -> Iterator[Todo[ItemT]]:
@@ -160,41 +178,46 @@ class _ShardRun(Generic[ItemT]):
             for variant, state in self._progress.items():
                 if self._stopping():
                     return
-                if not state.settled(key):
+                if key in self._made and not state.settled(
+                    key
+                ):  # an item that was added since waits for the next launch
                     record = functools.partial(self._record, variant, key)
-                    yield Todo(item, record, variant, state.replies.get(key, ()))
+                    yield Todo(item, record, variant, state.replies.get(key, ()), self._made[key])
 
     def _record(self, variant: str, key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
-        self._writers[variant].append(key, outcome, durable=durable)
+        self._writers[variant].append(key, outcome, self._made[key], durable=durable)
         self._progress[variant].note(key, outcome)
 
-    def _conclude(self, variant: str, keys: list[str]) -> ShardResult:
+    def _conclude(self, variant: str) -> ShardResult:
         """Count, and write the marker where nothing is left."""
-        state, store = self._progress[variant], self._stores[variant]
-        done = sum(key in state.done for key in keys)
-        failed = Counter(state.failed[key] for key in keys if key in state.failed)
-        remaining = len(keys) - done - failed.total()
+        state, store, items = self._progress[variant], self._stores[variant], len(self._made)
+        done, failed = len(state.done), Counter(state.failed.values())
+        remaining = items - done - failed.total()
         assert remaining >= 0, f"{store.folder}: more outcomes than items"
         if remaining == 0:
-            spending = self._source.finish(self._shard)
+            finished = self._source.finish(self._shard, self._made)
             earlier = ShardMarker.read(store, self._shard)
             ShardMarker(
-                items=len(keys),
+                items=items,
                 done=done,
                 failed=failed.total(),
                 reasons=dict(sorted(failed.items())),
+                unsatisfied=len(state.unsatisfied),
+                answered=len(state.answered),
                 max_tries=self._source.limits.max_tries,
                 max_replies=self._source.limits.max_replies,
                 fingerprint=self._fingerprints[variant],
+                input_digest=self._input_digest,
+                items_digest=items_digest(self._made.items()),
                 shards=self._shards,
-                keys_digest=keys_digest(keys),
                 attempts=len(journal_files(store.shard(self._shard))),
                 repeated=state.repeated,
                 damaged_lines=len(self._report.broken),
                 changed_files=len(self._corrupted[variant]) + (earlier.changed_files if earlier else 0),
-                records=extents(store.shard(self._shard)),
+                records=extents(journal_files(store.shard(self._shard))),
+                outputs=extents(finished.outputs),
                 seconds=round(time.time() - self._started, 3),
                 finished_at=time.time(),
-                spending=spending,
+                spending=finished.spending,
             ).write(store, self._shard)
-        return ShardResult(len(keys), done, failed.total(), remaining, self._stopping())
+        return ShardResult(items, done, failed.total(), remaining, self._stopping())

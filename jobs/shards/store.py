@@ -10,10 +10,9 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from data_prep.files import read_json, write_json
-from data_prep.outcomes import Failed, Ok
 from jobs.run.layout import ShardStore
 from jobs.shards.journal import ReadReport, Record, journal_files, read_journal
 
@@ -42,6 +41,11 @@ def freeze_shards(store: ShardStore, shards: int) -> None:
         return
     else:
         earlier = tuple(sorted({*known.earlier, known.shards}))
+    for folder in shard_folders(
+        store
+    ):  # made from the records, by the number of shards: each shard writes its own again
+        for path in (*folder.glob("dataset_*.csv"), folder / "images.jsonl"):
+            path.unlink(missing_ok=True)
     write_json(store.shards_file, FrozenShards(shards, earlier))
 
 
@@ -52,31 +56,17 @@ def frozen_shards(store: ShardStore) -> FrozenShards | None:
     return FrozenShards(shards, tuple(earlier)) if isinstance(shards, int) and isinstance(earlier, list) else None
 
 
-def read_records(
-    store: ShardStore, report: ReadReport, *, shard: int | None = None, expect: str | None = None
-) -> Iterator[Record]:
-    """Stream the records of one shard's folder, or of the whole store.
+def shard_folders(store: ShardStore) -> list[Path]:
+    """All folders of shards, those of earlier numbers of shards included."""
+    root = store.folder / "shards"
+    return sorted(folder for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
 
-    Raises:
-        WrongFingerprint: see `read_journal`.
-    """
-    if shard is None:
-        root = store.folder / "shards"
-        folders = sorted(folder for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
-    else:
-        folders = [store.shard(shard)]
-    for folder in folders:
+
+def read_records(store: ShardStore, report: ReadReport, *, shard: int | None = None) -> Iterator[Record]:
+    """Stream the records of one shard's folder, or of the whole store, whatever they were made from."""
+    for folder in shard_folders(store) if shard is None else [store.shard(shard)]:
         # A network file system may list a folder as it was a minute ago on another node. A file that the marker names is
         # opened by name, whether it is listed or not.
         marker = read_json(folder / "done.json") or {}
         for path in sorted({*journal_files(folder), *(folder / name for name in marker.get("records", {}))}):
-            yield from read_journal(path, report, expect=expect)
-
-
-def latest_outcomes(store: ShardStore, value_type: type[Any]) -> dict[str, Ok | Failed]:
-    """The outcome that counts for every item: a success rather than a failure, the first success rather than later ones."""
-    chosen: dict[str, Ok | Failed] = {}
-    for record in read_records(store, ReadReport()):
-        if not isinstance(chosen.get(record.key), Ok):
-            chosen[record.key] = record.outcome(value_type)
-    return chosen
+            yield from read_journal(path, report)

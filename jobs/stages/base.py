@@ -11,22 +11,25 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from data_prep.files import file_digest, read_json, read_jsonl, write_json
 from data_prep.outcomes import UserError
 from data_prep.records import from_dict
 from jobs.config import Config
 from jobs.run.layout import RunDir, ShardStore, Step
-from jobs.shards.digest import differences, digest, refuse_other_settings
-from jobs.shards.journal import journal_files
-from jobs.shards.loop import pending_shards, run_shard
+from jobs.run.run import RunRecord
+from jobs.shards.digest import differences, digest
+from jobs.shards.journal import journal_files, settings_of
+from jobs.shards.loop import pending_shards, refuse_redo, run_shard
 from jobs.shards.marker import ShardMarker
+from jobs.shards.outdated import find_outdated
 from jobs.shards.progress import ItemT, ShardSource
-from jobs.shards.store import freeze_shards, frozen_shards
-from jobs.stages.status import DONE, StepStatus, sharded_status, with_last_error
+from jobs.shards.store import freeze_shards, frozen_shards, shard_folders
+from jobs.stages.status import DONE, OUTDATED, StepStatus, is_complete, sharded_status, with_last_error
 
 T = TypeVar("T")
 
@@ -81,12 +84,24 @@ class Stage(ABC):
     def status(self) -> StepStatus:
         """How far it is."""
 
-    def check_settings(self) -> None:  # noqa: B027 - most stages have nothing to refuse
-        """Look, before a launch changes anything, whether what is there was made under the present settings.
+    def check_settings(self, *, redo: bool) -> None:  # noqa: B027 - most stages have nothing to refuse
+        """Look, before a launch changes anything, whether it would pay again for what is there, or train again.
+
+        Args:
+            redo: the user agreed to that.
 
         Raises:
-            UserError: it was made under others; names each that changed.
+            UserError: it would; says what that costs, and each setting that changed.
         """
+
+    def may_redo(self) -> bool:
+        """Whether the user agreed, in the last launch, to pay again for what changed and to train again."""
+        record = RunRecord.read(self.run_dir)
+        return record is not None and record.launches[-1].redo
+
+    @abstractmethod
+    def outdated(self) -> str:
+        """Why what is there does not count any more, as the start of "...: done again"; "" where it does."""
 
     def before_tasks(self) -> None:  # noqa: B027 - most stages have nothing to prepare
         """Called by the launch, once, before the first task starts."""
@@ -116,8 +131,8 @@ class ShardedStage(Stage, ShardSource[ItemT]):
         """How many tasks the configuration asks for."""
 
     @abstractmethod
-    def expected_items(self) -> int | None:
-        """How many items there are, from the markers of earlier stages; None before those are done."""
+    def input_is_there(self) -> bool:
+        """Whether the stages before have come to their end, so that the number of items is known."""
 
     def sources(self) -> Sequence[ShardSource[ItemT]]:
         """What a task works on, one after the other: the stage itself, and whatever else it has for the same tasks."""
@@ -127,7 +142,18 @@ class ShardedStage(Stage, ShardSource[ItemT]):
         return list(range(self.shards()))
 
     def pending(self) -> list[int | None]:
-        return [*sorted({shard for source in self.sources() for shard in pending_shards(source, self.shards())})]
+        found = self.unfinished()
+        if found and self.paid and not self.may_redo():
+            refuse_redo(self, find_outdated(self))
+        return [*found]
+
+    def unfinished(self) -> list[int]:
+        """The shards with work left, whether it may be done or not."""
+        return sorted({shard for source in self.sources() for shard in pending_shards(source, self.shards())})
+
+    def outdated(self) -> str:
+        found = [one for source in self.sources() if (one := find_outdated(source))]
+        return "; ".join(one.why for one in found)
 
     def before_tasks(self) -> None:
         for store in self._all_stores():
@@ -136,9 +162,9 @@ class ShardedStage(Stage, ShardSource[ItemT]):
     def _all_stores(self) -> list[ShardStore]:
         return [store for source in self.sources() for store in source.stores().values()]
 
-    def check_settings(self) -> None:
-        for variant, store in self.stores().items():
-            refuse_other_settings(store, self.settings(variant))
+    def check_settings(self, *, redo: bool) -> None:
+        if self.paid and not redo and self.input_is_there() and not is_complete(self):
+            refuse_redo(self, find_outdated(self))
 
     def run(self, task: int | None, stop: Callable[[], bool]) -> TaskResult:
         self.stopping = stop
@@ -160,7 +186,9 @@ class ShardedStage(Stage, ShardSource[ItemT]):
         )
 
     def status(self) -> StepStatus:
-        return with_last_error(self.run_dir, self.step, sharded_status(self, self.step, self.expected_items()))
+        return with_last_error(
+            self.run_dir, self.step, sharded_status(self, self.step, input_is_there=self.input_is_there())
+        )
 
 
 @dataclass(slots=True)
@@ -208,10 +236,14 @@ class SingleStage(Stage):
     def execute(self) -> Outcome:
         """Do it. Files appear whole or not at all, so a kill in the middle leaves nothing half done."""
 
+    def changed_sources(self, marker: StageMarker) -> list[str]:
+        """How settings and inputs differ from those that the marker states."""
+        found = differences(marker.settings, self.settings())
+        return found + [f"input {line}" for line in differences(marker.inputs, self.inputs())]
+
     def changes(self, marker: StageMarker) -> list[str]:
         """How the marker differs from what would be made now; empty where it is up to date."""
-        found = differences(marker.settings, self.settings())
-        found += [f"input {line}" for line in differences(marker.inputs, self.inputs())]
+        found = self.changed_sources(marker)
         for name, known in marker.outputs.items():
             path = self.run_dir.step_folder(self.step) / name
             if not path.is_file() or file_digest(path) != known:
@@ -226,13 +258,30 @@ class SingleStage(Stage):
         if marker is None:
             return [None]
         changes = self.changes(marker)
-        if changes and not self.rerun_freely:
-            folder = self.run_dir.step_folder(self.step)
-            raise UserError(
-                f"{self.step} was made from something else ({'; '.join(changes)}). Restore that, use another --run-dir, "
-                f"or delete {folder} to do it again."
-            )
+        if changes and not self.rerun_freely and not self.may_redo():
+            self.refuse(changes, marker)
         return [None] if changes else []
+
+    def check_settings(self, *, redo: bool) -> None:
+        marker = StageMarker.read(self.run_dir, self.step)
+        # What its inputs will be is not known before the stages before it have run: its own settings are.
+        if marker and not self.rerun_freely and not redo and (changes := differences(marker.settings, self.settings())):
+            self.refuse(changes, marker)
+
+    def refuse(self, changes: list[str], marker: StageMarker) -> None:
+        """Stop before something expensive is done again without consent.
+
+        Raises:
+            UserError: always; says what changed and what it costs.
+        """
+        raise UserError(
+            f"{self.step} took {marker.seconds / 60:,.0f} minutes and was made from something else ({'; '.join(changes)}). "
+            f"Set that back, or add --redo to do it again; what is there is kept beside it."
+        )
+
+    def outdated(self) -> str:
+        marker = StageMarker.read(self.run_dir, self.step)
+        return "; ".join(self.changes(marker)) if marker else ""
 
     def run(self, task: int | None, stop: Callable[[], bool]) -> TaskResult:
         self.stopping = stop
@@ -259,8 +308,14 @@ class SingleStage(Stage):
     def status(self) -> StepStatus:
         status = StepStatus(str(self.step))
         if marker := StageMarker.read(self.run_dir, self.step):
+            with suppress(UserError, OSError):  # its input may be on another machine: nothing is known of it then
+                status.outdated = "; ".join(self.changed_sources(marker))
             status = dataclasses.replace(
-                status, state=DONE, counts=marker.counts, reasons=marker.reasons, seconds=marker.seconds
+                status,
+                state=OUTDATED if status.outdated else DONE,
+                counts=marker.counts,
+                reasons=marker.reasons,
+                seconds=marker.seconds,
             )
         return with_last_error(self.run_dir, self.step, status)
 
@@ -271,15 +326,15 @@ def outputs_digest(run: RunDir, step: Step) -> str:
     return digest(marker.outputs) if marker else ""
 
 
-def store_digest(store: ShardStore) -> str:
-    """One digest of a store's markers, which change when its records do; of a shard without one, of its records' sizes."""
-    known = frozen_shards(store)
-    if known is None:
-        return ""
+def records_digest(source: ShardSource[Any], variant: str) -> str:
+    """One digest of the record files that count, for the stages that read them: a lost or changed record changes it."""
+    store, fingerprint = source.stores()[variant], digest(source.settings(variant))
     parts: list[object] = []
-    for shard in range(known.shards):
-        if marker := ShardMarker.read(store, shard):
-            parts.append((marker.keys_digest, marker.fingerprint, marker.done, marker.failed))
-        else:
-            parts.append([(path.name, path.stat().st_size) for path in journal_files(store.shard(shard))])
+    for folder in shard_folders(store):
+        marker = ShardMarker.read(store, int(folder.name))
+        known = marker.records if marker and marker.fingerprint == fingerprint else {}
+        files = [path for path in journal_files(folder) if settings_of(path) == fingerprint]
+        parts.append((folder.name, sorted((path.name, path.stat().st_size) for path in files)))
+        parts.append({name: extent for name, extent in known.items() if settings_of(Path(name)) == fingerprint})
+        parts.append(marker.items_digest if marker and known else "")
     return digest(parts)

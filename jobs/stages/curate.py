@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from data_prep.curate import curate
 from data_prep.curate.dataset import CuratedDataset, verify, write_dataset
@@ -11,13 +11,14 @@ from data_prep.curate.from_csv import read_csv
 from data_prep.curate.stats import DatasetStats
 from data_prep.files import AtomicFile, dumps, file_digest, read_json
 from data_prep.generate import models
-from data_prep.outcomes import Ok, UserError
-from data_prep.records import ImageFacts, Product, Rejected, Reply, Teacher
+from data_prep.outcomes import UserError
+from data_prep.records import ImageFacts, Product, Rejected, Teacher
 from jobs.run.layout import Step
-from jobs.shards.journal import ReadReport
-from jobs.shards.store import latest_outcomes, read_records
-from jobs.stages.base import Outcome, SingleStage, outputs_digest, store_digest
+from jobs.shards.outdated import find_outdated
+from jobs.stages.base import Outcome, SingleStage, outputs_digest, records_digest
+from jobs.stages.generate import Generate
 from jobs.stages.status import DONE, StepStatus
+from jobs.stages.validate import images_digest, validated_images
 
 
 class Curate(SingleStage):
@@ -33,8 +34,8 @@ class Curate(SingleStage):
             return {file.name: file_digest(file) for file in self.config.data.csv_files()}
         return {
             "prepare": outputs_digest(self.run_dir, Step("prepare")),
-            "validate": store_digest(self.run_dir.store("validate")),
-            "generate": store_digest(self.run_dir.store("generate")),
+            "validate": images_digest(self.run_dir),
+            "generate": records_digest(Generate(self.run_dir, self.config), ""),
         }
 
     def execute(self) -> Outcome:
@@ -82,6 +83,8 @@ class Curate(SingleStage):
         if stats.products.kept:
             return self._empty_split()
         if not self.config.data.dataset_csv:
+            if found := find_outdated(Generate(self.run_dir, self.config)):
+                return f"of the replies that are there, these do not count: {found.why}"
             return "ask about more products (prepare.max_items) or loosen the rules (curate.*)"
         if "image_file_missing" in stats.products.dropped:
             return (
@@ -98,13 +101,14 @@ class Curate(SingleStage):
     def _from_stages(self, reject: Callable[[Rejected], None]) -> CuratedDataset:
         facts: dict[str, ImageFacts] = {}
         failures: dict[str, str] = {}
-        for key, outcome in latest_outcomes(self.run_dir.store("validate"), ImageFacts).items():
-            if isinstance(outcome, Ok):
-                facts[key] = outcome.value
+        for key, found in validated_images(self.run_dir):
+            if isinstance(found, str):
+                failures[key] = found
             else:
-                failures[key] = outcome.reason
+                facts[key] = found
         products = self.read(self.run_dir.products, Product)
-        return curate.curate(products, facts, failures, self._replies(), self.config.curate, reject)
+        generate = Generate(self.run_dir, self.config)
+        return curate.curate(products, facts, failures, generate.replies(), self.config.curate, reject)
 
     def _from_csv(self, reject: Callable[[Rejected], None]) -> CuratedDataset:
         found = read_csv(self.config.data, self.config.validate_, reject)
@@ -129,13 +133,6 @@ class Curate(SingleStage):
                 f"The questions are by {len(answered)} model versions ({parts}). Each row names its own as model_version."
             )
         return status
-
-    def _replies(self) -> Iterator[Reply]:
-        for record in read_records(self.run_dir.store("generate"), ReadReport()):
-            outcome = record.outcome(Reply)
-            # A reply without a valid pair is parsed, too: a later parser may find one, and nobody pays again.
-            if outcome.value is not None and (isinstance(outcome, Ok) or outcome.retry):
-                yield outcome.value
 
 
 def _in_words(counts: dict[str, int]) -> str:

@@ -15,15 +15,15 @@ from data_prep.curate.question_text import question_type
 from data_prep.dataset_csv import csv_line
 from data_prep.files import AtomicFile, read_json, read_jsonl, write_json
 from data_prep.outcomes import Failed, Todo, UserError
-from data_prep.records import Example, Prediction
+from data_prep.records import Answered, Example, Prediction
+from jobs.config import Config
 from jobs.run.layout import BASE, CONTROLS, GREY, LORA, VARIANTS, RunDir, ShardStore, Step
-from jobs.shards.digest import digest
-from jobs.shards.progress import ShardSource
-from jobs.shards.store import latest_outcomes
-from jobs.stages.base import ShardedStage, StageMarker, TaskResult, store_digest
-from jobs.stages.status import DONE, PARTIAL, StepStatus, finished_shards, sharded_status
+from jobs.shards.digest import digest, text_digest
+from jobs.shards.progress import ShardSource, settled_outcomes
+from jobs.stages.base import ShardedStage, StageMarker, TaskResult, records_digest
+from jobs.stages.status import DONE, OUTDATED, PARTIAL, StepStatus, is_complete, sharded_status
 from vqa.evaluation.collapse import notice, spreads
-from vqa.evaluation.control import sample, with_gray, with_other_images
+from vqa.evaluation.control import GRAY, sample, with_gray, with_other_images
 
 if TYPE_CHECKING:
     from vqa.inference.answerer import Answerer
@@ -37,13 +37,16 @@ class Evaluate(ShardedStage[Example]):
     per_model = True
     needs_gpu = True
     value_type = Prediction
+    other_content = "questions were answered about another image"
 
     def shards(self) -> int:
         return self.config.evaluate.shards
 
-    def expected_items(self) -> int | None:
-        marker = StageMarker.read(self.run_dir, Step("curate"))
-        return marker.counts.get(self.config.evaluate.split) if marker else None
+    def input_is_there(self) -> bool:
+        return self.run_dir.split(self.config.evaluate.split).is_file()
+
+    def input_digest(self) -> str:
+        return split_digest(self.run_dir, self.config)
 
     def sources(self) -> Sequence[ShardSource[Example]]:
         return [self, *self.controls()]
@@ -58,15 +61,15 @@ class Evaluate(ShardedStage[Example]):
     def settings(self, variant: str) -> Mapping[str, object]:
         settings = self.config.evaluate
         model = self.config.models[self.target]
-        common = {
+        common: dict[str, object] = {
             "model": model.model_dump(mode="json", include={"kind", "weights", "question_prefix"}),
             "answering": settings.model_dump(mode="json", include=set(settings.answer_fields())),
         }
+        if settings.decoding == "ranking":  # an answer is one of the training split's
+            curate = StageMarker.read(self.run_dir, Step("curate"))
+            common["candidates"] = curate.outputs.get("train.jsonl", "") if curate else ""
         train = StageMarker.read(self.run_dir, Step("train", self.target))
         return common | ({"adapter": train.outputs if train else {}} if variant == LORA else {})
-
-    def check_settings(self) -> None:
-        """Nothing can be said before the launch: it may train the adapter anew, which is part of the settings."""
 
     def items(self) -> Iterator[Example]:
         return self.read(self.run_dir.split(self.config.evaluate.split), Example)
@@ -74,26 +77,46 @@ class Evaluate(ShardedStage[Example]):
     def key(self, item: Example) -> str:
         return item.id
 
+    def made_from(self, item: Example) -> str:
+        return text_digest(item.question, item.image_sha256)  # not from the truth, which curation may spell otherwise
+
     def group(self, item: Example) -> str:
         return item.image_id  # the questions about an image stay together: it is encoded once
 
     def pending(self) -> list[int | None]:
-        """A killed task may leave everything answered but no predictions.csv; a task with nothing to answer writes it."""
-        tables = [self.run_dir.predictions_table(self.target, variant) for variant in VARIANTS]
-        return super().pending() or ([] if all(table.is_file() for table in tables) else [0])
+        """A killed task may leave everything answered but no tables of today; a task with nothing to answer writes them."""
+        return super().pending() or ([] if self._tables_digest() == self._summary().get("made_from") else [0])
 
-    def _write_table(self, variant: str) -> None:
-        """predictions.csv: the answered questions of one variant, with the truth and whether both match."""
+    def _summary(self) -> Mapping[str, str]:
+        """What was written at the end of the step."""
+        known = read_json(self.run_dir.collapse(self.target)) or {}
+        tables = [self.run_dir.predictions_table(self.target, variant) for variant in VARIANTS]
+        return known if all(table.is_file() for table in tables) else {}
+
+    def _tables_digest(self) -> str:
+        """What the tables of the answers are made of: the questions and truths as they are now, and the answers."""
+        return digest([self.input_digest(), *(records_digest(self, variant) for variant in VARIANTS)])
+
+    def _write_tables(self) -> None:
+        """predictions.csv of both variants: the answered questions with the truth as it is now, and whether both match."""
         from vqa.evaluation.metrics import exact_match
 
-        questions = {example.id: example for example in self.items()}
-        predictions, _ = read_predictions(self.run_dir, self.target, variant)
-        with AtomicFile(self.run_dir.predictions_table(self.target, variant)) as file:
-            file.write(csv_line(["image_id", "question", "ground_truth", "prediction", "exact_match"]))
-            for found in predictions:
-                if asked := questions.get(found.id):
-                    right = int(exact_match(asked.answer, found.answer))
-                    file.write(csv_line([asked.image_id, asked.question, asked.answer, found.answer, str(right)]))
+        now = self._tables_digest()
+        for variant in VARIANTS:
+            with AtomicFile(self.run_dir.predictions_table(self.target, variant)) as file:
+                file.write(csv_line(["image_id", "question", "ground_truth", "prediction", "exact_match"]))
+                for one in self.answers(variant)[0]:
+                    right = int(exact_match(one.truth, one.answer))
+                    file.write(csv_line([one.image_id, one.question, one.truth, one.answer, str(right)]))
+        answered, _ = self.answers(LORA)
+        said = notice(self.target, spreads((question_type(p.question, p.truth), p.truth, p.answer) for p in answered))
+        write_json(self.run_dir.collapse(self.target), {"made_from": now, "notice": said})
+        if said:
+            print(said, flush=True)
+
+    def answers(self, variant: str) -> tuple[list[Answered], dict[str, int]]:
+        """`answers_of` one variant."""
+        return answers_of(self, variant)
 
     def process(self, todos: Iterator[Todo[Example]]) -> None:
         answerer = self._answerer
@@ -123,30 +146,20 @@ class Evaluate(ShardedStage[Example]):
 
     def run(self, task: int | None, stop: Callable[[], bool]) -> TaskResult:
         result = super().run(task, stop)
-        for variant, answers in self.stores().items():
-            # Several tasks may end at once: each sees a complete step, and writes the same file whole.
-            if finished_shards(answers) is not None:
-                self._write_table(variant)
-        store = self.run_dir.predictions(self.target, LORA)
-        if finished_shards(store) is not None:  # the last task sees the answers of all
-            predictions, _ = read_predictions(self.run_dir, self.target, LORA)
-            said = notice(
-                self.target, spreads((question_type(p.question, p.truth), p.truth, p.answer) for p in predictions)
-            )
-            write_json(self.run_dir.collapse(self.target), {"records": store_digest(store), "notice": said})
-            if said:
-                print(said, flush=True)
+        # Several tasks may end at once: each sees a complete step, and writes the same files whole.
+        if is_complete(self) and self._tables_digest() != self._summary().get("made_from"):
+            self._write_tables()
         return result
 
     def status(self) -> StepStatus:
         status = super().status()
-        for control in self.controls():
-            found = sharded_status(control, self.step, len(control.items()))
-            if status.state == DONE and found.state != DONE:
-                status.state = PARTIAL
+        for control in self.controls() if status.state == DONE else ():
+            found = sharded_status(control, self.step, input_is_there=True)
+            if found.state != DONE:
+                status.state, status.outdated = (OUTDATED, found.outdated) if found.outdated else (PARTIAL, "")
                 status.notes.append(f"{self.step}: the control {control.name} has {found.remaining:,} questions left.")
-        known = read_json(self.run_dir.collapse(self.target)) or {}
-        if known.get("notice") and known["records"] == store_digest(self.run_dir.predictions(self.target, LORA)):
+        known = self._summary()
+        if known.get("notice") and known["made_from"] == self._tables_digest():
             status.notes.append(known["notice"])
         return status
 
@@ -155,6 +168,7 @@ class Control(ShardSource[Example]):
     """Writes 6_evaluate/<model>-control-<swap|grey>: the fine-tuned model's answers about wrong images."""
 
     value_type = Prediction
+    other_content = Evaluate.other_content
 
     def __init__(self, stage: Evaluate, name: str) -> None:
         self.stage, self.name = stage, name
@@ -163,15 +177,19 @@ class Control(ShardSource[Example]):
         return {LORA: self.stage.run_dir.control(self.stage.target, self.name)}
 
     def settings(self, variant: str) -> Mapping[str, object]:
-        # Other questions or other images are another control.
-        asked = [(item.id, item.image_path) for item in self.items()]
-        return {**self.stage.settings(variant), "control": f"{len(asked)} questions and images {digest(asked)}"}
+        return {**self.stage.settings(variant), "control": self.name}
+
+    def input_digest(self) -> str:
+        return digest([self.stage.input_digest(), self.stage.config.evaluate.control])
+
+    def made_from(self, item: Example) -> str:
+        shown = item.image_path if item.image_path == GRAY else item.image_sha256
+        return text_digest(item.question, shown)
 
     def items(self) -> Sequence[Example]:
-        evaluate, curate = self.stage.config.evaluate, StageMarker.read(self.stage.run_dir, Step("curate"))
+        evaluate = self.stage.config.evaluate
         path = self.stage.run_dir.split(evaluate.split)
-        version = curate.outputs.get(path.name, "") if curate else ""
-        return control_items(path, version, self.name, evaluate.control)
+        return control_items(path, self.stage.input_digest(), self.name, evaluate.control)
 
     def key(self, item: Example) -> str:
         return item.id
@@ -191,16 +209,29 @@ def control_items(split: Path, version: str, name: str, count: int) -> Sequence[
     return with_gray(asked) if name == GREY else with_other_images(asked, examples)
 
 
-def read_predictions(run: RunDir, model: str, variant: str) -> tuple[list[Prediction], dict[str, int]]:
-    """All answers of one model, sorted by question id, and how many questions failed, by reason.
+def split_digest(run: RunDir, config: Config) -> str:
+    """The SHA-256 of the split that is evaluated; "" before it is there."""
+    name = run.split(config.evaluate.split).name
+    curate = StageMarker.read(run, Step("curate"))
+    return curate.outputs.get(name, "") if curate else ""
 
+
+def answers_of(source: ShardSource[Example], variant: str) -> tuple[list[Answered], dict[str, int]]:
+    """The answers to the split's questions as they are now, sorted by question id, and how many questions failed, by reason.
+
+    An answer to a question that is not in the split, or about another image, is not among them. The truths are the split's.
     The order and the content do not depend on the number of shards or attempts.
     """
+    examples = {example.id: example for example in source.items()}
+    made = {key: source.made_from(example) for key, example in examples.items()}
     failed: Counter[str] = Counter()
-    predictions = []
-    for _, outcome in sorted(latest_outcomes(run.predictions(model, variant), Prediction).items()):
+    answered = []
+    for key, outcome in sorted(settled_outcomes(source, variant, made).items()):
         if isinstance(outcome, Failed):
             failed[outcome.reason] += 1
-        else:
-            predictions.append(outcome.value)
-    return predictions, dict(failed)
+            continue
+        e, said = examples[key], outcome.value
+        answered.append(
+            Answered(e.id, e.item_id, e.image_id, e.question, e.answer, said.answer, said.confidence, said.seconds)
+        )
+    return answered, dict(failed)

@@ -12,18 +12,20 @@ from data_prep.files import read_json
 from data_prep.generate import cost, models
 from data_prep.generate.batch_state import products_under_way
 from data_prep.generate.dispatcher import read_keys
-from data_prep.generate.prompt import check_reply, rule_violations
+from data_prep.generate.prompt import check_reply, rule_violations, shown_listing
 from data_prep.generate.quota.answering_model import expected_model, is_version_of
 from data_prep.generate.workers import fingerprint, generate_all, identity
 from data_prep.outcomes import Todo, UserError
-from data_prep.records import Product, Reply, from_dict
-from jobs.run.layout import ShardStore
+from data_prep.records import ImageFacts, Product, Reply, from_dict
+from jobs.run.layout import ShardStore, Step
+from jobs.shards.digest import digest, text_digest
 from jobs.shards.journal import ReadReport
-from jobs.shards.marker import ShardMarker, Spending
-from jobs.shards.progress import Limits
+from jobs.shards.marker import Finished, ShardMarker, Spending
+from jobs.shards.progress import Limits, Progress, made_of, stored_records
 from jobs.shards.store import read_records
-from jobs.stages.base import ShardedStage, TaskResult
-from jobs.stages.status import DONE, PARTIAL, StepStatus, finished_shards
+from jobs.stages.base import ShardedStage, TaskResult, outputs_digest
+from jobs.stages.status import DONE, PARTIAL, StepStatus, is_complete, spent_on
+from jobs.stages.validate import Validate, images_digest, validated_images
 
 
 class Generate(ShardedStage[Product]):
@@ -31,13 +33,14 @@ class Generate(ShardedStage[Product]):
 
     name = "generate"
     value_type = Reply
+    paid = True
+    other_content = "products were asked about with another image or listing"
 
     def shards(self) -> int:
         return self.config.generate.shards
 
-    def expected_items(self) -> int | None:
-        markers = finished_shards(self.run_dir.store("validate"))
-        return sum(marker.done for marker in markers) if markers else None
+    def input_is_there(self) -> bool:
+        return self.run_dir.products.is_file() and is_complete(Validate(self.run_dir, self.config))
 
     @property
     def store(self) -> ShardStore:
@@ -50,10 +53,10 @@ class Generate(ShardedStage[Product]):
     def settings(self, variant: str) -> Mapping[str, object]:
         return identity(self.config.generate)
 
-    def check_settings(self) -> None:
-        super().check_settings()
+    def check_settings(self, *, redo: bool) -> None:
+        super().check_settings(redo=redo)
         settings = self.config.generate
-        if settings.stand_in is not None or (self.run_dir.products.is_file() and not self.pending()):
+        if settings.stand_in is not None or (self.input_is_there() and not self.unfinished()):
             return
         card, day = models.card(settings.model), models.today()
         if card and card.is_shut_down(day) and card.after == "error":
@@ -66,15 +69,30 @@ class Generate(ShardedStage[Product]):
         return Limits(self.config.generate.max_tries, self.config.generate.max_asks)
 
     @cached_property
-    def readable(self) -> set[str]:
-        """The items whose image was decoded: nobody pays for questions about an image that is not there."""
-        return {record.key for record in read_records(self.run_dir.store("validate"), ReadReport()) if record.ok}
+    def _images(self) -> dict[str, ImageFacts]:
+        """By item, images that were decoded: nobody pays for questions about an image that is not there."""
+        return {item: facts for item, facts in validated_images(self.run_dir) if isinstance(facts, ImageFacts)}
 
     def items(self) -> Iterator[Product]:
-        return (product for product in self.read(self.run_dir.products, Product) if product.item_id in self.readable)
+        for product in self.read(self.run_dir.products, Product):
+            image = self._images.get(product.item_id)
+            if image and (image.image_id, image.image_path) == (product.image_id, product.image_path):
+                yield dataclasses.replace(product, image_sha256=image.sha256)
+
+    def input_digest(self) -> str:
+        return digest([outputs_digest(self.run_dir, Step("prepare")), images_digest(self.run_dir)])
+
+    def made_from(self, item: Product) -> str:
+        return text_digest(item.image_sha256, shown_listing(item, self.config.generate))
 
     def key(self, item: Product) -> str:
         return item.item_id
+
+    def redo_cost(self, items: int) -> str:
+        planned = cost.estimate(items, self.config.generate)
+        if planned.dollars is None or planned.at_most is None:
+            return "at a price that is not known"
+        return f"for about ${planned.dollars:,.2f}, at most ${planned.at_most:,.2f}"
 
     def process(self, todos: Iterator[Todo[Product]]) -> None:
         generate_all(
@@ -92,29 +110,39 @@ class Generate(ShardedStage[Product]):
     def rule_violations(self, reply: Reply) -> str | None:
         return rule_violations(reply, self.config.generate)
 
-    def finish(self, shard: int) -> Spending:
-        """Write the shard's CSV, the best reply of each product, and sum what the shard cost."""
+    def replies(self, made: Mapping[str, str] | None = None, shard: int | None = None) -> Iterator[Reply]:
+        """The replies that count, those included that are of no use: a better parser may find a pair in one.
+
+        Args:
+            made: the products in question, and what each is asked about with; all without it.
+            shard: look at its folder alone where its products' replies can lie nowhere else.
+        """
+        progress = Progress(self, digest(self.settings("")), made_of(self) if made is None else made)
+        for record in stored_records(self, "", ReadReport(), shard):
+            if progress.counts(record) and record.value is not None and (record.ok or record.retry):
+                yield from_dict(Reply, record.value)
+
+    def best_pairs(self, made: Mapping[str, str] | None = None, shard: int | None = None) -> list[dataset_csv.CsvRow]:
+        """Of each product the reply with most good pairs, of equals the last; arguments as for `replies`."""
         best: dict[str, dataset_csv.CsvRow] = {}
-        spent, answered = Spending(), set()
-        for record in read_records(self.store, ReadReport(), shard=shard):
-            outcome = record.outcome(Reply)
-            reply: Reply | None = outcome.value
-            if reply is None:
-                continue
-            spent += Spending(reply.input_tokens, reply.output_tokens, reply.dollars)
-            answered.add(record.key)
-            pairs = list(check_reply(reply, self.config.generate).pairs) if record.ok else []
-            known = best.get(record.key)
+        for reply in self.replies(made, shard):
+            pairs, known = list(check_reply(reply, self.config.generate).pairs), best.get(reply.item_id)
             if pairs and (known is None or len(pairs) >= len(known.qas)):
-                best[record.key] = dataset_csv.CsvRow(record.key, reply.image_id, pairs)
-        dataset_csv.write(self.store.shard(shard) / f"dataset_{shard}.csv", (best[key] for key in sorted(best)))
-        return spent + Spending(answered=len(answered))
+                best[reply.item_id] = dataset_csv.CsvRow(reply.item_id, reply.image_id, pairs)
+        return [best[item] for item in sorted(best)]
+
+    def finish(self, shard: int, made: Mapping[str, str]) -> Finished:
+        """Write the shard's CSV, the best reply of each product, and sum what the replies in its folder cost."""
+        path = self.store.dataset_csv(shard)
+        dataset_csv.write(path, self.best_pairs(made, shard))
+        paid = (record.value for record in read_records(self.store, ReadReport(), shard=shard) if record.value)
+        return Finished(sum(map(spent_on, paid), Spending()), [path])
 
     def run(self, task: int | None, stop: Callable[[], bool]) -> TaskResult:
         result = super().run(task, stop)
         marker = ShardMarker.read(self.store, task) if task is not None else None
-        if marker and marker.spending.answered > marker.done:
-            usable = f"{marker.spending.answered:,} answered, {marker.done:,} usable"
+        if marker and marker.answered > marker.done:
+            usable = f"{marker.answered:,} answered, {marker.done:,} usable"
             return dataclasses.replace(result, summary=f"{result.summary}: {usable}")
         return result
 

@@ -22,7 +22,7 @@ class Prepare(SingleStage):
     def inputs(self) -> dict[str, str]:
         return listings.find_sources(self.config.data).digests()
 
-    def check_settings(self) -> None:
+    def check_settings(self, *, redo: bool) -> None:
         listings.find_sources(self.config.data)  # says what is missing before anything is written
 
     def execute(self) -> Outcome:

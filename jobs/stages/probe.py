@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
@@ -16,8 +17,10 @@ from data_prep.outcomes import Ok
 from data_prep.records import Product, Rejected, Reply
 from jobs.config import Config
 from jobs.run.layout import RunDir
+from jobs.shards.digest import digest
 from jobs.shards.journal import ReadReport
 from jobs.shards.loop import run_shard
+from jobs.shards.progress import Progress, made_of
 from jobs.shards.store import freeze_shards, frozen_shards, read_records, shard_of
 from jobs.stages.generate import Generate
 
@@ -40,15 +43,18 @@ class Probe(Generate):
 
         qualifying = listings.prepare(listings.find_sources(self.config.data), self.config.prepare, ignore)
         ordered = sorted(qualifying, key=lambda item: hashlib.sha256(item.item_id.encode()).digest())
-        return list(itertools.islice(filter(self._readable, ordered), self._products))
+        return list(itertools.islice(filter(None, map(self._validated, ordered)), self._products))
 
-    def _readable(self, product: Product) -> bool:
+    def _validated(self, product: Product) -> Product | None:
         """Validation may not have run yet, and a request about a broken image measures nothing."""
         try:
-            image_facts(product, locator(self.config.data.image_root), self.config.validate_)
+            facts = image_facts(product, locator(self.config.data.image_root), self.config.validate_)
         except ImageProblem:
-            return False
-        return True
+            return None
+        return dataclasses.replace(product, image_sha256=facts.sha256)
+
+    def may_redo(self) -> bool:
+        return True  # the user agrees to each probe
 
     def items(self) -> Iterator[Product]:
         return iter(self.sample)
@@ -70,11 +76,11 @@ class Probe(Generate):
     def usage(self) -> list[ProductUsage]:
         """What each product of the sample took that the server billed anything for."""
         found: dict[str, ProductUsage] = {}
-        wanted = {item.item_id for item in self.sample}
+        progress = Progress(self, digest(self.settings("")), made_of(self))
         for record in read_records(self.store, ReadReport()) if frozen_shards(self.store) else ():
             outcome = record.outcome(Reply)
             reply: Reply | None = outcome.value
-            if reply is not None and record.key in wanted:
+            if reply is not None and progress.counts(record):
                 found[record.key] = found.get(record.key, ProductUsage()) + ProductUsage(
                     1,
                     reply.input_tokens,

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import file_digest, read_json, read_jsonl
-from data_prep.records import Example, Prediction
-from jobs.run.layout import CONTROLS, VARIANTS, Step
-from jobs.stages.base import Outcome, SingleStage, outputs_digest, store_digest
-from jobs.stages.evaluate import read_predictions
+from data_prep.records import TEACHER_FILE, Answered, Example
+from jobs.run.layout import LORA, VARIANTS, Step
+from jobs.shards.digest import digest, known_settings
+from jobs.shards.progress import ShardSource
+from jobs.stages.base import Outcome, SingleStage, StageMarker, outputs_digest, records_digest
+from jobs.stages.evaluate import Evaluate, answers_of
+from jobs.stages.generate import Generate
 from jobs.stages.status import StepStatus
+from jobs.stages.validate import Validate
 
 
 class Report(SingleStage):
@@ -26,6 +30,7 @@ class Report(SingleStage):
     def settings(self) -> Mapping[str, object]:
         return {
             "report": self.config.report.model_dump(mode="json"),
+            "split": self.config.evaluate.split,
             "bertscore": self.config.evaluate.model_dump(mode="json", include={"bertscore_model", "bertscore_layer"}),
         }
 
@@ -35,10 +40,11 @@ class Report(SingleStage):
         found["curate"] = outputs_digest(self.run_dir, Step("curate"))
         for model in self.config.models:
             found[f"train:{model}"] = outputs_digest(self.run_dir, Step("train", model))
+            evaluate = Evaluate(self.run_dir, self.config, model)
             for variant in VARIANTS:
-                found[f"{model}-{variant}"] = store_digest(self.run_dir.predictions(model, variant))
-            for control in self._controls():
-                found[f"{model}-control-{control}"] = store_digest(self.run_dir.control(model, control))
+                found[f"{model}-{variant}"] = records_digest(evaluate, variant)
+            for control in evaluate.controls():
+                found[f"{model}-control-{control.name}"] = records_digest(control, LORA)
         return found
 
     def execute(self) -> Outcome:
@@ -54,34 +60,27 @@ class Report(SingleStage):
 
         evaluate = self.config.evaluate
         bert, layer = evaluate.bertscore_model, evaluate.bertscore_layer
-        predictions: dict[str, dict[str, list[Prediction]]] = {}
+        predictions: dict[str, dict[str, list[Answered]]] = {}
         failed: dict[str, dict[str, int]] = {}
-        controls: dict[str, dict[str, list[Prediction]]] = {}
+        controls: dict[str, dict[str, list[Answered]]] = {}
         parameters, logs = {}, {}
         for model in self.config.models:
             folder = self.run_dir.step_folder(Step("train", model))
-            if table := read_json(folder / "parameters.json"):
-                settings = self.config.models[model]
-                parameters[model] = {
-                    **table,
-                    "lora": settings.lora.model_dump(mode="json"),
-                    "batch_size": settings.batch_size,
-                    "gradient_accumulation_steps": settings.gradient_accumulation,
-                    "training": self.config.train.model_dump(mode="json"),
-                }
+            trained = StageMarker.read(self.run_dir, Step("train", model))
+            if trained and (table := read_json(folder / "parameters.json")):
+                parameters[model] = {**table, **_training_settings(trained)}
             logs[model] = [*_lines(folder / "log.jsonl", "step"), *_validations(folder / "validation.jsonl")]
-            for variant in VARIANTS:
-                rows, reasons = read_predictions(self.run_dir, model, variant)
+            evaluated = Evaluate(self.run_dir, self.config, model)
+            for variant in VARIANTS if evaluated.input_is_there() else ():
+                rows, reasons = evaluated.answers(variant)
                 if rows:
                     predictions.setdefault(model, {})[variant] = rows
                 if reasons:
                     failed[f"{model}-{variant}"] = reasons
-            controls[model] = {
-                name: read_predictions(self.run_dir, model, f"control-{name}")[0] for name in self._controls()
-            }
+            controls[model] = {control.name: answers_of(control, LORA)[0] for control in evaluated.controls()}
         summaries, warnings = self._stages(StageSummary)
         inputs = ReportInputs(
-            run=read_json(self.run_dir.run_file) or {},
+            run=self._run(),
             stages=summaries,
             stats=self._stats(),
             sample_sheet=self.run_dir.dataset / "samples.jpg",
@@ -95,7 +94,7 @@ class Report(SingleStage):
             image_root=self.config.data.image_root,
             thumbnails=read_json(self.run_dir.thumbnails) or {},
             warnings=warnings,
-            stand_in=self.config.generate.stand_in is not None,
+            stand_in=bool((read_json(self.run_dir.dataset / TEACHER_FILE) or {}).get("stand_in")),
             settings=self.config.report,
             bert=BertSettings(bert, layer) if bert else None,
         )
@@ -104,8 +103,29 @@ class Report(SingleStage):
                 print(figures.verdict.headline, flush=True)
         return sum(len(rows) for variants in predictions.values() for rows in variants.values())
 
-    def _controls(self) -> Sequence[str]:
-        return CONTROLS if self.config.evaluate.control else ()
+    def _run(self) -> Mapping[str, Any]:
+        """What run.json says of the launches; and the settings that each step was made with, which may not be today's."""
+        run = {name: value for name, value in (read_json(self.run_dir.run_file) or {}).items() if name != "config"}
+        made = {}
+        for status in self.statuses():
+            step = Step.parse(status.step)
+            if marker := StageMarker.read(self.run_dir, step):
+                made[status.step] = marker.settings
+        return {**run, "made_with": made | self._stored_settings()}
+
+    def _stored_settings(self) -> dict[str, Mapping[str, object]]:
+        """The settings of the records that the report counts."""
+        evaluated = {
+            str(Step("evaluate", name)): Evaluate(self.run_dir, self.config, name) for name in self.config.models
+        }
+        sources = {"validate": Validate(self.run_dir, self.config), "generate": Generate(self.run_dir, self.config)}
+        every: dict[str, ShardSource[Any]] = {**sources, **evaluated}
+        found: dict[str, Mapping[str, object]] = {}
+        for step, source in every.items():
+            for variant, store in source.stores().items():
+                if known := known_settings(store, digest(source.settings(variant))):
+                    found[f"{step}-{variant}" if variant else step] = known
+        return found
 
     def _stats(self) -> dict[str, Any]:
         """What curation counted, and the generator's self-consistency where it was measured."""
@@ -138,6 +158,17 @@ class Report(SingleStage):
             )
             warnings += status.warnings()
         return summaries, warnings
+
+
+def _training_settings(trained: StageMarker) -> Mapping[str, object]:
+    """What an adapter was trained with, as its marker says."""
+    model: Mapping[str, Any] = trained.settings["model"]  # type: ignore[assignment]
+    return {
+        "lora": model["lora"],
+        "batch_size": model["batch_size"],
+        "gradient_accumulation_steps": model["gradient_accumulation"],
+        "training": trained.settings["train"],
+    }
 
 
 def _lines(path: Path, key: str) -> list[Mapping[str, Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from data_prep.files import last_json_line, read_json, write_json
@@ -13,7 +15,7 @@ from data_prep.records import Example
 from jobs.run.layout import Step
 from jobs.shards.digest import differences
 from jobs.stages.base import Outcome, SingleStage, StageMarker
-from jobs.stages.status import DONE, PARTIAL, StepStatus
+from jobs.stages.status import DONE, OUTDATED, PARTIAL, StepStatus
 
 # Settings that decide how fast the adapter comes out, or how much is printed, but not which adapter.
 SPEED_ONLY = {"workers", "logging_steps", "keep_checkpoints"}
@@ -40,27 +42,46 @@ class Train(SingleStage):
         return {name: outputs.get(name, "") for name in ("train.jsonl", "val.jsonl")}
 
     def begin(self) -> None:
-        """Write down what this training is made from; what an interrupted one left is only gone on from if that is the same.
+        """Write down what this training is made from; an interrupted one is only resumed if it was made from the same.
+
+        What was made from something else is kept beside it, once the user agreed to train again.
 
         Raises:
-            UserError: there are checkpoints of a training from something else.
+            UserError: there are checkpoints of a training from something else, and the user did not agree.
         """
         folder = self.run_dir.step_folder(self.step)
         file = folder / "begun.json"
         now: dict[str, Any] = {"settings": self.settings(), "inputs": self.inputs()}
         known = read_json(file)
-        if known is not None and known != now and any(folder.glob("checkpoint-*")):
+        first = os.environ.get("RANK", "0") == "0"
+        if known is not None and known != now and (any(folder.glob("checkpoint-*")) or self.adapter.is_file()):
             changed = differences(known["settings"], now["settings"])
             changed += [f"input {line}" for line in differences(known["inputs"], now["inputs"])]
-            raise UserError(
-                f"The training of {self.target} that was interrupted was made from something else ({'; '.join(changed)}). Set it "
-                f"back, use another --run-dir, or delete {folder} to train from the beginning."
-            )
-        if os.environ.get("RANK", "0") != "0":
+            if not self.may_redo():
+                raise UserError(
+                    f"The training of {self.target} that was interrupted was made from something else ({'; '.join(changed)}). "
+                    f"Set that back, or add --redo to train from the beginning; what is there is kept beside it."
+                )
+            if first:
+                self.keep_beside(folder)
+        if not first:
             while read_json(file) != now:  # the first process tidies up, then writes
                 time.sleep(0.5)
         elif known != now:
             write_json(file, now)
+
+    @property
+    def adapter(self) -> Path:
+        """The trained weights."""
+        return self.run_dir.adapter(self.target) / "adapter_model.safetensors"
+
+    def keep_beside(self, folder: Path) -> None:
+        """Move an earlier training out of the way: ``5_train/blip-1``, which is no name of a model."""
+        numbers = (number for number in itertools.count(1) if not folder.with_name(f"{folder.name}-{number}").exists())
+        kept = folder.with_name(f"{folder.name}-{next(numbers)}")
+        folder.rename(kept)
+        folder.mkdir()
+        print(f"The earlier training of {self.target} is kept in {kept}", flush=True)
 
     def execute(self) -> Outcome:
         from vqa.training.train import train  # torch takes seconds to import; launch and status never need it
@@ -77,18 +98,17 @@ class Train(SingleStage):
             out=folder,
             stop=self.stopping,
         )
-        weights = self.run_dir.adapter(self.target) / "adapter_model.safetensors"
-        if not weights.is_file():
+        if not self.adapter.is_file():
             raise UserError(
-                f"Training of {self.target} ended without an adapter in {weights.parent}: see the log above."
+                f"Training of {self.target} ended without an adapter in {self.adapter.parent}: see the log above."
             )
-        return Outcome({"steps": steps}, outputs=[weights])
+        return Outcome({"steps": steps}, outputs=[self.adapter])
 
     def status(self) -> StepStatus:
         status = super().status()
         folder = self.run_dir.step_folder(self.step)
         line = last_json_line(folder / "log.jsonl")
-        if status.state != DONE and line and line.get("max_steps"):
+        if status.state not in (DONE, OUTDATED) and line and line.get("max_steps"):
             status.state, status.unit = PARTIAL, "steps"
             status.items, status.done = int(line["max_steps"]), int(line["step"])
             status.remaining = status.items - status.done

@@ -47,8 +47,8 @@ def launch(request: LaunchRequest, console: Console) -> int:
     with sole_writer(run):
         # Before anything that was made under another configuration is changed.
         for step in steps:
-            make_stage(step, run, config).check_settings()
-        run, notes = open_run(run_dir, config, sys.argv)
+            make_stage(step, run, config).check_settings(redo=request.redo)
+        run, notes = open_run(run_dir, config, sys.argv, redo=request.redo)
         console.print(f"Run directory: {escape(str(run.path))}", style="bold")
         if config.generate.stand_in is None and any(step.stage == "generate" for step in steps):
             notes += models.notices(config.generate.model, models.today())

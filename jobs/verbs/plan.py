@@ -81,7 +81,7 @@ def ask_probe(stage: Probe, config: Config, request: PlanRequest, console: Conso
     """
     count = len(stage.sample)
     most = cost.estimate(count, stage.config.generate)
-    stage.check_settings()
+    stage.check_settings(redo=True)
     price = (
         "what that costs is unknown"
         if most.at_most is None

@@ -14,11 +14,11 @@ from rich.table import Table
 
 from data_prep.files import file_digest, read_jsonl
 from data_prep.outcomes import UserError, unknown_name
-from data_prep.records import Example, Prediction
+from data_prep.records import Answered, Example
 from jobs.options import CompareRequest, ScoreRequest
 from jobs.run.layout import VARIANTS
 from jobs.run.run import load_run
-from jobs.stages.evaluate import read_predictions
+from jobs.stages.evaluate import Evaluate
 
 if TYPE_CHECKING:
     from vqa.evaluation.compare import Leaderboard, Standing
@@ -94,7 +94,7 @@ def _run_entries(name: str, path: Path, request: CompareRequest, floors: set[str
     found = False
     for model in [request.model] if request.model else config.models:
         for variant in [request.variant] if request.variant else VARIANTS:
-            answers, failed = read_predictions(run, model, variant)
+            answers, failed = Evaluate(run, config, model).answers(variant) if asked else ([], {})
             # Tables name images by their files, not by ABO's ids.
             named = [
                 dataclasses.replace(p, image_id=asked[p.id].image_path if p.id in asked else p.image_id)
@@ -115,7 +115,7 @@ def _run_entries(name: str, path: Path, request: CompareRequest, floors: set[str
             f"{name} blind floor",
             BLIND,
             [
-                Prediction(e.id, e.item_id, e.image_path, e.question, e.answer, guess)
+                Answered(e.id, e.item_id, e.image_path, e.question, e.answer, guess)
                 for e, guess in zip(tests, guesses, strict=True)
             ],
         )

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from data_prep import dataset_csv
 from data_prep.files import write_json
 from data_prep.outcomes import UserError
 from data_prep.records import Product, QAPair
@@ -20,7 +19,7 @@ from jobs.config import Config
 from jobs.run.layout import RunDir, ShardStore
 from jobs.run.run import load_run
 from jobs.shards.loop import run_shard
-from jobs.shards.store import freeze_shards, frozen_shards
+from jobs.shards.store import freeze_shards
 from jobs.stages.generate import Generate
 from jobs.verbs.launch import sole_writer
 
@@ -40,12 +39,15 @@ class AskedTwice(Generate):
     @cached_property
     def first(self) -> dict[str, list[QAPair]]:
         """The pairs of the first time, by item id."""
-        return _pairs(self.run_dir.store("generate"))
+        return _pairs(Generate(self.run_dir, self.config))
 
     def items(self) -> Iterator[Product]:
         """The same sample every time: those whose ids have the lowest digests."""
         chosen = set(sorted(self.first, key=lambda item: hashlib.sha256(item.encode()).digest())[: self._products])
         return (product for product in super().items() if product.item_id in chosen)
+
+    def may_redo(self) -> bool:
+        return True  # the verb says that it pays again
 
 
 def ask_twice(run_dir: Path, products: int, console: Console) -> int:
@@ -66,17 +68,15 @@ def ask_twice(run_dir: Path, products: int, console: Console) -> int:
         if result.remaining:
             console.print(f"stopped with {result.remaining:,} products to ask about; the same command again goes on")
             return 1
-        found = self_consistency(stage.first, _pairs(stage.store), config.curate.similar_questions)
+        found = self_consistency(stage.first, _pairs(stage), config.curate.similar_questions)
         write_json(run.self_consistency, found)
     _show(found, result.failed, config, console)
     console.print(f"It is in {escape(str(run.self_consistency))}; launch.py report {escape(str(run_dir))} shows it.")
     return 0
 
 
-def _pairs(store: ShardStore) -> dict[str, list[QAPair]]:
-    known = frozen_shards(store)
-    files = [store.shard(shard) / f"dataset_{shard}.csv" for shard in range(known.shards if known else 0)]
-    return {row.item_id: row.qas for file in files if file.is_file() for row in dataset_csv.read(file)}
+def _pairs(stage: Generate) -> dict[str, list[QAPair]]:
+    return {row.item_id: row.qas for row in stage.best_pairs()}
 
 
 def _show(found: SelfConsistency, failed: int, config: Config, console: Console) -> None:

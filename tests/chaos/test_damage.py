@@ -43,7 +43,7 @@ def cut_a_whole_line(path: Path) -> int:
 
 
 def delete(path: Path) -> int:
-    count = len(path.read_bytes().splitlines()) - 1
+    count = len(path.read_bytes().splitlines())
     path.unlink()
     return count
 
@@ -121,7 +121,7 @@ def test_lines_that_another_attempt_appends_after_the_marker_are_no_damage(tmp_p
     run_all(tmp_path, 1)
     (path,) = journal_files(ShardStore(tmp_path / "stage").shard(0))
     with path.open("ab") as file:
-        file.write(path.read_bytes().splitlines(keepends=True)[1])
+        file.write(path.read_bytes().splitlines(keepends=True)[0])
     assert pending_shards(Squares(tmp_path, ITEMS), 1) == []
 
 

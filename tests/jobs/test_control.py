@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from data_prep.files import file_digest, read_jsonl, write_json, write_jsonl
-from data_prep.outcomes import Ok, Todo, UserError
-from data_prep.records import Example, Prediction
+from data_prep.outcomes import Ok, Todo
+from data_prep.records import Answered, Example, Prediction
 from jobs.config import Config, validate_config
-from jobs.run.layout import RunDir, Step
+from jobs.run.layout import LORA, VARIANTS, RunDir, Step
 from jobs.stages.base import StageMarker
-from jobs.stages.evaluate import Evaluate, read_predictions
+from jobs.stages.evaluate import Evaluate, answers_of
 from jobs.stages.report import Report
 from tests.vqa.evaluation.test_control import split
 
@@ -41,20 +41,27 @@ class FakeModel:
             self.asked[e.id] += 1
             looked = self.colors.get(e.image_path, "gray") if e.question_type == "color" else "three"
             answer = looked if todo.variant == "lora" else "nonsense"
-            todo.record(Ok(Prediction(e.id, e.item_id, e.image_id, e.question, e.answer, answer)))
+            todo.record(Ok(Prediction(e.id, e.item_id, e.image_id, answer)))
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     """A run whose splits are there, and an adapter's marker."""
-    run, rows = RunDir(tmp_path), split(90)
+    run = RunDir(tmp_path)
+    rows = [dataclasses.replace(e, image_sha256=f"sha of {e.image_path}") for e in split(90)]
     marker = StageMarker({"test": len(rows)}, {}, {}, {}, {}, 0.0, 0.0)
     for name in ("train", "val", "test"):
         write_jsonl(run.split(name), [dataclasses.replace(e, id=f"{name}-{e.id}") for e in rows])
-    outputs = {"test.jsonl": file_digest(run.split("test"))}
-    write_json(run.done_file(Step("curate")), dataclasses.replace(marker, outputs=outputs))
+    write_split(run, list(read_jsonl(run.split("test"), Example)))
     write_json(run.done_file(Step("train", "blip")), marker)
     return run
+
+
+def write_split(run: RunDir, rows: list[Example]) -> None:
+    """Write the test split and the marker of the stage that made it."""
+    write_jsonl(run.split("test"), rows)
+    outputs = {"test.jsonl": file_digest(run.split("test"))}
+    write_json(run.done_file(Step("curate")), StageMarker({"test": len(rows)}, {}, {}, {}, outputs, 0.0, 0.0))
 
 
 def configured(run: RunDir, **evaluate: Any) -> Config:
@@ -73,8 +80,10 @@ def finish(run: RunDir, **evaluate: Any) -> None:
         assert not stage(run, **evaluate).run(task, lambda: False).requeue
 
 
-def answers(run: RunDir) -> dict[str, list[Prediction]]:
-    return {folder: read_predictions(run, "blip", folder)[0] for folder in FOLDERS}
+def answers(run: RunDir) -> dict[str, list[Answered]]:
+    evaluate = stage(run)
+    found = {variant: evaluate.answers(variant)[0] for variant in VARIANTS}
+    return found | {f"control-{one.name}": answers_of(one, LORA)[0] for one in evaluate.controls()}
 
 
 def test_the_controls_lie_in_folders_of_their_own_and_show_other_images(run: RunDir) -> None:
@@ -116,8 +125,21 @@ def test_asked_to_stop_in_the_control_it_asks_to_be_started_again(run: RunDir) -
 
 def test_another_sample_or_other_images_are_never_mixed(run: RunDir) -> None:
     finish(run)
-    with pytest.raises(UserError, match=r"blip-control-swap holds records .* \(control:"):
-        stage(run, control=90).pending()
+    rows = list(read_jsonl(run.split("test"), Example))
+    write_split(run, [dataclasses.replace(e, image_sha256=e.image_sha256[::-1]) for e in rows])
+    found = answers(run)
+    assert [len(found[folder]) for folder in FOLDERS] == [0, 0, 0, 150], "a gray image is still the same"
+    model = FakeModel(run)
+    for task in stage(run, model).pending():
+        stage(run, model).run(task, lambda: False)
+    assert [len(answers(run)[folder]) for folder in FOLDERS] == [270, 270, 150, 150]
+    assert model.asked.total() == 2 * 270 + 150
+    assert len(stage(run, control=90).controls()[0].items()) == 90
+    assert stage(run, control=90).pending(), "its markers are about the larger sample"
+    fewer = FakeModel(run)
+    for task in stage(run, control=90).pending():
+        stage(run, fewer, control=90).run(task, lambda: False)
+    assert not fewer.asked and stage(run, control=90).pending() == []
 
 
 def test_without_a_control_nothing_is_asked_and_an_old_one_is_not_read(run: RunDir) -> None:
@@ -125,8 +147,8 @@ def test_without_a_control_nothing_is_asked_and_an_old_one_is_not_read(run: RunD
     assert {path.name for path in run.stage_folder("evaluate").iterdir() if path.is_dir()} == {"blip-base", "blip-lora"}
     assert stage(run, control=150).pending() == [0, 1], "switched on later, the control alone is left"
     finish(run)
-    report = Report(run, configured(run, control=0))
-    assert report._controls() == () and "blip-control-swap" not in report.inputs()
+    assert "blip-control-swap" in Report(run, configured(run)).inputs()
+    assert "blip-control-swap" not in Report(run, configured(run, control=0)).inputs()
 
 
 def test_a_collapse_is_said_at_the_end_and_by_status_until_answers_change(

@@ -14,7 +14,8 @@ from data_prep.curate.blind_floor import blind_floor
 from data_prep.files import read_jsonl
 from data_prep.records import Example
 from jobs.run.layout import LORA, VARIANTS, RunDir
-from jobs.stages.evaluate import read_predictions
+from jobs.run.run import load_run
+from jobs.stages.evaluate import Evaluate
 from tests.conftest import environment, launch_command
 from vqa.evaluation.metrics import exact_match
 from vqa.inference.samples import evaluate_on_samples
@@ -34,7 +35,8 @@ def test_the_demo_learns_every_type_of_question_from_the_images(tmp_path: Path) 
     test = list(read_jsonl(run.split("test"), Example))
     guessed = blind_floor(list(read_jsonl(run.split("train"), Example)), test).by_question_type
     floor = {kind: share for kind, share in guessed.items() if share is not None}
-    answers = {name: {p.id: p.answer for p in read_predictions(run, "blip", name)[0]} for name in VARIANTS}
+    evaluate = Evaluate(*load_run(run.path), "blip")
+    answers = {name: {p.id: p.answer for p in evaluate.answers(name)[0]} for name in VARIANTS}
     right = {name: shares(test, found) for name, found in answers.items()}
     elsewhere = shares(test, with_another_image(run, test, tmp_path))
     assert set(floor) == KINDS

@@ -69,16 +69,6 @@ def content(run_dir: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, catalogue: Path) -> tuple[Path, Path]:
-    """A run of all seven stages on the small catalogue, and its configuration."""
-    folder = tmp_path_factory.mktemp("finished")
-    config = write_config(folder / "c.yaml", catalogue)
-    done = launch(*launch_args(config, folder / "run"))
-    assert done.returncode == 0, output(done)
-    return folder / "run", config
-
-
 def test_one_command_leads_from_listings_to_a_report(finished: tuple[Path, Path]) -> None:
     run = RunDir(finished[0])
     page = (run.report / "index.html").read_text()
@@ -183,10 +173,10 @@ def test_an_interrupted_training_goes_on_only_from_the_splits_that_it_began_with
     again = launch_args(config, run_dir, "--stages", "curate,train", "--set", "curate.seed=5")
     refused = launch(*again)
     assert refused.returncode == 1 and "input train.jsonl" in output(refused), output(refused)
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    done = launch(*again)
+    assert "--redo" in output(refused)
+    done = launch(*again, "--redo")
     assert done.returncode == 0, output(done)
+    assert list((run_dir / "5_train/blip-1").glob("checkpoint-*")), "the earlier training is kept"
 
 
 def kill_at_random(

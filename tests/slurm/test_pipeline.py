@@ -13,15 +13,14 @@ import pytest
 from rich.console import Console
 
 from data_prep.demo.catalogue import render
-from data_prep.outcomes import Ok, UserError
-from data_prep.records import ImageFacts, Reply
+from data_prep.outcomes import UserError
 from jobs.backends import slurm
 from jobs.config import Config, validate_config
 from jobs.pipeline import steps_of
 from jobs.run.layout import RunDir, Step
 from jobs.run.run import load_run, open_run
 from jobs.shards.journal import ReadReport
-from jobs.shards.store import latest_outcomes, read_records
+from jobs.shards.store import read_records
 from jobs.verbs import doctor
 from jobs.verbs.logs import find_logs
 from jobs.verbs.status import run_status
@@ -58,11 +57,11 @@ def configuration(catalogue: Path, shards: int, latency: float) -> Config:
 def records(run: RunDir, stage: str) -> dict[str, str]:
     """The outcome of every item, without what differs between runs."""
     found = {}
-    for key, outcome in latest_outcomes(run.store(stage), Reply if stage == "generate" else ImageFacts).items():
-        if isinstance(outcome, Ok):
-            found[key] = str(outcome.value.text if isinstance(outcome.value, Reply) else outcome.value.sha256)
+    for record in read_records(run.store(stage), ReadReport()):
+        if record.ok and record.value:
+            found[record.key] = str(record.value["text" if stage == "generate" else "sha256"])
         else:
-            found[key] = outcome.reason
+            found.setdefault(record.key, record.reason)
     return found
 
 

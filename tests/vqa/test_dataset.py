@@ -16,7 +16,7 @@ from data_prep.images import validate
 from data_prep.images.decode import MOST_PIXELS
 from data_prep.images.locate import locator
 from data_prep.outcomes import UserError
-from data_prep.records import Product
+from data_prep.records import Example, Product
 from data_prep.settings import ValidateSettings
 from tests.vqa.training_data import Material, make_material, write_splits
 from vqa.dataset import (
@@ -138,9 +138,9 @@ def test_batches_come_from_getitems_with_an_image_decoded_once(
 ) -> None:
     decoded: list[str] = []
 
-    def watched(root: Path, path: str, image_id: str) -> Image.Image:
-        decoded.append(path)
-        return open_image(root, path, image_id)
+    def watched(root: Path, example: Example) -> Image.Image:
+        decoded.append(example.image_path)
+        return open_image(root, example.image_path)
 
     monkeypatch.setattr("vqa.dataset.needed_image", watched)
     dataset = VQADataset(material.examples, material.images, processor_of(material))

@@ -15,7 +15,7 @@ from rapidfuzz.distance import Levenshtein
 
 from data_prep.curate.question_text import question_pattern
 from data_prep.normalize import normalize
-from data_prep.records import Example, Prediction
+from data_prep.records import Answered, Example
 from vqa.evaluation.statistics import Interval, interval
 
 FREQUENCY = ("never in training", "rare (1 to 9)", "frequent (10 or more)")
@@ -113,7 +113,7 @@ def by_group(
     ]
 
 
-def confusions(predictions: Iterable[Prediction], *, most: int = 20) -> list[Confusion]:
+def confusions(predictions: Iterable[Answered], *, most: int = 20) -> list[Confusion]:
     """Which truth becomes which wrong answer, most frequent first."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for p in predictions:

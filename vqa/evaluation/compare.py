@@ -19,7 +19,7 @@ import numpy as np
 from data_prep.curate.question_text import question_type
 from data_prep.normalize import normalize
 from data_prep.outcomes import UserError, unknown_name
-from data_prep.records import Prediction
+from data_prep.records import Answered
 from vqa.evaluation.breakdowns import Group, by_group
 from vqa.evaluation.collapse import alarm, spreads
 from vqa.evaluation.entries import Entry
@@ -84,7 +84,7 @@ class _Join:
     """The questions of all entries under one kind of key."""
 
     by: str
-    found: list[dict[str, Prediction]]  # per entry: key → its first answer
+    found: list[dict[str, Answered]]  # per entry: key → its first answer
     repeated: list[int]
     unnamed: list[int]
     common: int  # keys that all entries have
@@ -134,7 +134,7 @@ def compare(entries: Sequence[Entry], against: str | None = None, group_by: str 
 
 
 def _versus(
-    answers: Sequence[Sequence[Prediction]], right: Sequence[np.ndarray], clusters: np.ndarray, reference: int
+    answers: Sequence[Sequence[Answered]], right: Sequence[np.ndarray], clusters: np.ndarray, reference: int
 ) -> dict[int, Versus]:
     """Every entry but the reference, by its number, compared with it."""
     others = [i for i in range(len(right)) if i != reference]
@@ -177,7 +177,7 @@ def _on_all(entry: Entry) -> Interval:
 
 
 def _clusters(
-    entries: Sequence[Entry], answers: Sequence[Sequence[Prediction]], keys: Sequence[str], group_by: str | None
+    entries: Sequence[Entry], answers: Sequence[Sequence[Answered]], keys: Sequence[str], group_by: str | None
 ) -> tuple[str | None, np.ndarray]:
     """The column that groups the questions, and the group of each. The column is read from one entry, since entries may differ."""
     known = [i for i, given in enumerate(answers) if any(p.item_id for p in given)]
@@ -214,19 +214,19 @@ def _join(entries: Sequence[Entry]) -> _Join:
     return best
 
 
-def _image_and_question(p: Prediction, bare: bool) -> str:
+def _image_and_question(p: Answered, bare: bool) -> str:
     image, question = PurePosixPath(p.image_id), " ".join(p.question.casefold().split())
     return f"{image.name if bare else image}\n{question}" if p.image_id and question else ""
 
 
-def _joined(entries: Sequence[Entry], by: str, key: Callable[[Prediction], str]) -> _Join:
-    found: list[dict[str, Prediction]] = []
+def _joined(entries: Sequence[Entry], by: str, key: Callable[[Answered], str]) -> _Join:
+    found: list[dict[str, Answered]] = []
     # What each key stands for, over all answers of all entries, also repeated ones.
     truths: dict[str, set[str]] = {}
     questions: dict[str, set[str]] = {}
     repeated, unnamed = [], []
     for entry in entries:
-        first: dict[str, Prediction] = {}
+        first: dict[str, Answered] = {}
         named = [(k, p) for p in entry.answers if (k := key(p))]
         for k, p in named:
             first.setdefault(k, p)

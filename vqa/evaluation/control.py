@@ -52,7 +52,8 @@ def with_other_images(asked: Sequence[Example], examples: Sequence[Example]) -> 
         others = list(pool.others(example))
         other = next((o for o in others if not pool.same_answer(o, example)), others[0] if others else None)
         if other is not None:
-            moved.append(dataclasses.replace(example, image_id=other.image_id, image_path=other.image_path))
+            shown = {name: getattr(other, name) for name in ("image_id", "image_path", "image_sha256")}
+            moved.append(dataclasses.replace(example, **shown))
     return sorted(moved, key=lambda e: (e.image_path, e.id))
 
 

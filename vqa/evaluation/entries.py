@@ -1,7 +1,7 @@
 """What a comparison is made of: the answers of one model, from a run or from anybody's table.
 
 >>> table_entry("preds.csv", Path("preds.csv"), Columns()).answers[0]
-Prediction(id='', item_id='9605ab47.jpg', image_id='9605ab47.jpg', question='How many levers are there', truth='two', ...)
+Answered(id='', item_id='9605ab47.jpg', image_id='9605ab47.jpg', question='How many levers are there', truth='two', ...)
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.outcomes import UserError
-from data_prep.records import Prediction
+from data_prep.records import Answered
 from vqa.evaluation.score import GROUPS, IMAGE_COLUMNS, check_answer_columns, check_column, read_table
 
 TABLE = "table"
@@ -34,7 +34,7 @@ class Entry:
 
     name: str
     kind: str  # TABLE, or of a run: "base", "lora" or BLIND
-    answers: Sequence[Prediction]  # image_id: what names the image; "" in id, item_id or image_id: not known
+    answers: Sequence[Answered]  # image_id: what names the image; "" in id, item_id or image_id: not known
     grouped_by: str | None = "item_id"  # the column that the answers' item_id is of; None: they have none
     without_truth: int = 0  # rows that were left out
     failed: int = 0  # questions without an answer
@@ -53,7 +53,7 @@ def table_entry(name: str, path: Path, columns: Columns) -> Entry:
     grouped_by = columns.group_by or next((name for name in GROUPS if any(row.get(name) for row in rows)), None)
     image = next((name for name in IMAGE_COLUMNS if name in known), "")
     answers = [
-        Prediction(
+        Answered(
             id=row.get("id", "").strip(),
             item_id=row.get(grouped_by, "") if grouped_by else "",
             image_id=row.get(image, "").strip(),

@@ -178,6 +178,9 @@ class Answerer:
         self.waited += time.perf_counter() - started
         return ready
 
+    def _open(self, example: Example) -> Image.Image:
+        return open_image(self.image_root, example.image_path, example.image_id, example.image_sha256)
+
     def _prepare(self, examples: Sequence[Example]) -> _Ready:
         """Decode the images of a batch, and turn them and their questions into tensors."""
         good: list[tuple[Image.Image, list[Example]]] = []
@@ -185,11 +188,13 @@ class Answerer:
         for path, group in groupby(examples, key=lambda e: e.image_path):
             asked = list(group)
             try:
-                image = GRAY_IMAGE if path == GRAY else open_image(self.image_root, path, asked[0].image_id)
+                image = GRAY_IMAGE if path == GRAY else self._open(asked[0])
                 good.append((image, asked))
             except (UserError, OSError, ImageProblem) as error:
+                changed = isinstance(error, ImageProblem) and error.reason == "image_changed"
+                reason = "image_changed" if changed else "image_unreadable"
                 # A file system may recover, so an OSError is worth a retry; an image that does not decode never will.
-                failed = Failed("image_unreadable", str(error)[:300], retry=isinstance(error, OSError))
+                failed = Failed(reason, str(error)[:300], retry=isinstance(error, OSError))
                 unreadable |= dict.fromkeys((example.id for example in asked), failed)
         batch = None
         if good:
@@ -277,8 +282,6 @@ def _prediction(example: Example, answer: Answer, seconds: float) -> Prediction:
         id=example.id,
         item_id=example.item_id,
         image_id=example.image_id,
-        question=example.question,
-        truth=example.answer,
         answer=answer.text,
         confidence=round(answer.confidence, 6),
         seconds=round(seconds, 6),

@@ -60,7 +60,7 @@ def _answered(
     model: Model, examples: Sequence[Example], image_root: Path, settings: EvaluateSettings, adapted: bool
 ) -> list[AnsweredSample]:
     groups = by_image(examples)
-    images = [needed_image(image_root, path, group[0].image_id) for path, group in groups.items()]
+    images = [needed_image(image_root, group[0]) for group in groups.values()]
     batch = model.processor.collate(images, [[e.question for e in group] for group in groups.values()])
     moved: Batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     with torch.inference_mode(), autocast(model.device, settings.precision):

@@ -18,7 +18,7 @@ from data_prep.curate.blind_floor import blind_answers
 from data_prep.curate.question_text import question_pattern, question_type
 from data_prep.normalize import normalize
 from data_prep.reasons import in_words
-from data_prep.records import Example, Prediction
+from data_prep.records import Answered, Example
 from vqa.evaluation import breakdowns
 from vqa.evaluation.bertscore import BertUsed
 from vqa.evaluation.breakdowns import Confusion, ErrorCount, Group
@@ -95,14 +95,14 @@ class Table:
     """The answers of one model's variants to the questions that all of them answered, in one order."""
 
     examples: list[Example]
-    answers: dict[str, list[Prediction]]  # variant → one per example
+    answers: dict[str, list[Answered]]  # variant → one per example
 
     def right(self, variant: str) -> list[bool]:
         """Exact match after normalization, per question."""
         return [exact_match(p.truth, p.answer) > 0 for p in self.answers[variant]]
 
 
-def join(test: Sequence[Example], variants: Mapping[str, Sequence[Prediction]]) -> Table:
+def join(test: Sequence[Example], variants: Mapping[str, Sequence[Answered]]) -> Table:
     """The questions that every variant answered, in the order of their ids.
 
     A prediction whose row is missing from ``test`` is kept; its example has only what the prediction says.
@@ -117,7 +117,7 @@ def join(test: Sequence[Example], variants: Mapping[str, Sequence[Prediction]]) 
     return Table(examples, {name: [found[key] for key in shared] for name, found in by_id.items()})
 
 
-def _example_of(p: Prediction) -> Example:
+def _example_of(p: Answered) -> Example:
     kind = question_type(p.question, p.truth)
     return Example(p.id, p.item_id, p.image_id, "", p.question, p.truth, "", kind, "")
 
@@ -140,7 +140,7 @@ def figures(inputs: ReportInputs) -> ReportFigures:
     )
 
 
-def _comparisons(predictions: Mapping[str, Mapping[str, Sequence[Prediction]]]) -> Iterator[ModelComparison]:
+def _comparisons(predictions: Mapping[str, Mapping[str, Sequence[Answered]]]) -> Iterator[ModelComparison]:
     for variant in ("lora", "base"):
         for first, second in itertools.combinations(predictions, 2):
             before, after = (predictions[name].get(variant, ()) for name in (first, second))
@@ -222,7 +222,7 @@ def model_figures(inputs: ReportInputs, name: str) -> ModelFigures:
 
 
 def _questions(
-    table: Table, right: Mapping[str, np.ndarray], clusters: np.ndarray, controls: Mapping[str, Sequence[Prediction]]
+    table: Table, right: Mapping[str, np.ndarray], clusters: np.ndarray, controls: Mapping[str, Sequence[Answered]]
 ) -> Questions:
     """A table as what a verdict is made of. Answers of a control to questions that are not in the table are left out."""
     asked = {}
@@ -239,7 +239,7 @@ def _questions(
     )
 
 
-def _calibration(predictions: Sequence[Prediction], right: np.ndarray) -> Calibration | None:
+def _calibration(predictions: Sequence[Answered], right: np.ndarray) -> Calibration | None:
     given = np.array([p.confidence is not None for p in predictions])
     if not given.any():
         return None

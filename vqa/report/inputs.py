@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.records import Example, Prediction
+from data_prep.records import Answered, Example
 from vqa.evaluation.bertscore import BertSettings
 from vqa.report.settings import ReportSettings
 
@@ -35,10 +35,8 @@ class ReportInputs:
     sample_sheet: Path | None = None  # an image of sample products with their questions
     train: Sequence[Example] = ()  # for answer frequencies and the blind floor
     test: Sequence[Example] = ()  # the questions that were asked
-    predictions: Mapping[str, Mapping[str, Sequence[Prediction]]] = field(default_factory=dict)  # model → variant → …
-    controls: Mapping[str, Mapping[str, Sequence[Prediction]]] = field(
-        default_factory=dict
-    )  # model → "grey", "swap" → …
+    predictions: Mapping[str, Mapping[str, Sequence[Answered]]] = field(default_factory=dict)  # model → variant → …
+    controls: Mapping[str, Mapping[str, Sequence[Answered]]] = field(default_factory=dict)  # model → "grey", "swap" → …
     failed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # "blip-lora" → reason → questions
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # model → parameters.json
     training_log: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # model → rows of log.jsonl

@@ -33,6 +33,7 @@ class Squares(ShardSource[str]):
         self.limits = Limits(max_tries)
         self._tried, self._items, self._seconds, self._setting = folder / "tried", items, seconds, setting
         self._tried.mkdir(parents=True, exist_ok=True)
+        self.content: dict[str, str] = {}  # of items that changed
 
     def stores(self) -> dict[str, ShardStore]:
         return {"": self.store}
@@ -45,6 +46,9 @@ class Squares(ShardSource[str]):
 
     def key(self, item: str) -> str:
         return item
+
+    def made_from(self, item: str) -> str:
+        return self.content.get(item, "as it was")
 
     def process(self, todos: Iterator[Todo[str]]) -> None:
         for todo in todos:

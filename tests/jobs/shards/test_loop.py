@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.outcomes import Failed, Ok, Todo, UserError
+from data_prep.outcomes import Failed, Ok, Todo
 from data_prep.records import Reply
 from jobs.run.layout import ShardStore
+from jobs.shards.digest import digest
 from jobs.shards.journal import JournalWriter, ReadReport, journal_files
 from jobs.shards.loop import pending_shards, run_shard
 from jobs.shards.marker import ShardMarker
-from jobs.shards.progress import Limits
-from jobs.shards.store import freeze_shards, latest_outcomes, read_records, shard_of
+from jobs.shards.progress import Limits, made_of, settled_outcomes
+from jobs.shards.store import freeze_shards, read_records, shard_of
 from tests.conftest import heed_signals
 from tests.jobs.shards.loop_worker import Square, Squares
 
@@ -34,9 +35,9 @@ def run_all(folder: Path, shards: int, items: int = ITEMS) -> None:
         assert run_shard(work, shard, shards, lambda: False).remaining == 0
 
 
-def results(folder: Path) -> dict[str, object]:
-    work = Squares(folder, ITEMS)
-    outcomes = latest_outcomes(work.store, Square)
+def results(folder: Path, max_tries: int = 50) -> dict[str, object]:
+    work = Squares(folder, ITEMS, max_tries=max_tries)
+    outcomes = settled_outcomes(work, "", made_of(work))
     return {key: o.value if isinstance(o, Ok) else o.reason for key, o in outcomes.items()}
 
 
@@ -68,13 +69,13 @@ def test_items_without_tries_left_get_some_when_the_limit_is_raised(tmp_path: Pa
     for shard in range(2):
         run_shard(few, shard, 2, lambda: False)
     assert pending_shards(few, 2) == []
-    assert results(tmp_path)["item-5"] == "eleventh"
+    assert results(tmp_path, max_tries=2)["item-5"] == "eleventh"
     more = Squares(tmp_path, ITEMS, max_tries=3)
     pending = pending_shards(more, 2)
     assert shard_of("item-5", 2) in pending
     for shard in pending:
         run_shard(more, shard, 2, lambda: False)
-    assert results(tmp_path) == expected() and pending_shards(more, 2) == []
+    assert results(tmp_path, max_tries=3) == expected() and pending_shards(more, 2) == []
 
 
 @pytest.mark.parametrize("second", [1, 2, 7])
@@ -148,14 +149,6 @@ def test_two_attempts_at_one_shard_at_once_do_no_harm(tmp_path: Path) -> None:
     assert marker and marker.items == ITEMS == marker.done + marker.failed
 
 
-def test_records_made_with_other_settings_are_refused_and_the_setting_is_named(tmp_path: Path) -> None:
-    run_all(tmp_path, 1)
-    other = Squares(tmp_path, ITEMS, setting=2)
-    for attempt in (lambda: run_shard(other, 0, 1, lambda: False), lambda: pending_shards(other, 1)):
-        with pytest.raises(UserError, match="setting: 1 → 2"):
-            attempt()
-
-
 def test_a_damaged_record_is_done_again_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_all(tmp_path, 1)
     store = ShardStore(tmp_path / "stage")
@@ -172,12 +165,13 @@ def test_a_damaged_record_is_done_again_and_reported(tmp_path: Path, capsys: pyt
 
 
 def test_a_success_counts_over_failures_whatever_came_first(tmp_path: Path) -> None:
-    store = ShardStore(tmp_path)
+    work = Squares(tmp_path, 1)
+    settings = digest(work.settings(""))
     for attempt, outcome in (("a", Failed("x")), ("b", Ok(Square(1))), ("c", Ok(Square(4))), ("d", Failed("y"))):
-        writer = JournalWriter(store.shard(0), attempt, "f")
-        writer.append("k", outcome)
+        writer = JournalWriter(work.store.shard(0), attempt, settings)
+        writer.append("item-0", outcome, work.made_from("item-0"))
         writer.close()
-    assert latest_outcomes(store, Square)["k"] == Ok(Square(1))
+    assert settled_outcomes(work, "", made_of(work)) == {"item-0": Ok(Square(1))}
 
 
 def test_shards_depend_on_the_name_alone_and_are_balanced() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_prep.records import Example, Prediction
+from data_prep.records import Answered, Example
 
 ANSWERS = ("red", "blue", "green", "round", "square", "2", "wood")
 
@@ -32,11 +32,11 @@ def examples(products: int, questions: int = 5, seed: int = 0) -> list[Example]:
     ]
 
 
-def predictions(rows: list[Example], right: float, seed: int = 1) -> list[Prediction]:
+def predictions(rows: list[Example], right: float, seed: int = 1) -> list[Answered]:
     """Answers of which about a share ``right`` is right."""
     draw = random.Random(seed)
     return [
-        Prediction(
+        Answered(
             e.id,
             e.item_id,
             e.image_id,

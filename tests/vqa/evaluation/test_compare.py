@@ -14,7 +14,7 @@ from rich.console import Console
 
 from data_prep.files import write_jsonl
 from data_prep.outcomes import UserError
-from data_prep.records import Example, Prediction
+from data_prep.records import Answered, Example
 from jobs.config import validate_config
 from jobs.options import CompareRequest
 from jobs.run.layout import RunDir
@@ -31,19 +31,19 @@ OUTPUTS = SHARED / "model_outputs"
 MODELS = ("preds_blip.csv", "preds_vilt.csv", "preds_vilt_ft.csv", "preds_blip_ft.csv")
 
 
-def entry(name: str, answers: Sequence[Prediction]) -> Entry:
+def entry(name: str, answers: Sequence[Answered]) -> Entry:
     return Entry(name, TABLE, answers)
 
 
-def answered(*rows: str) -> list[Prediction]:
+def answered(*rows: str) -> list[Answered]:
     """Answers to "id truth answer" about one image each, all with the same words."""
     return [
-        Prediction(key, f"item-{key}", f"{key}.jpg", "What is it?", truth, answer)
+        Answered(key, f"item-{key}", f"{key}.jpg", "What is it?", truth, answer)
         for key, truth, answer in (row.split() for row in rows)
     ]
 
 
-def table(path: Path, rows: Sequence[Prediction], image: str = "image_name") -> Path:
+def table(path: Path, rows: Sequence[Answered], image: str = "image_name") -> Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([image, "question", "answer", "generated_answer"])
@@ -108,7 +108,7 @@ def test_one_table_with_two_truths_for_a_question_is_not_paired_on_it() -> None:
 
 def test_ids_that_stand_for_other_questions_are_not_paired() -> None:
     a = answered("1 yes yes", "2 red red")
-    b = [*answered("2 red blue"), Prediction("1", "p", "9.jpg", "Is it round?", "yes", "yes")]
+    b = [*answered("2 red blue"), Answered("1", "p", "9.jpg", "Is it round?", "yes", "yes")]
     board = compare([entry("a", a), entry("b", b)])
     assert (board.joined_by, board.questions, board.other_question) == ("id", 1, 1)
 
@@ -117,7 +117,7 @@ def test_tables_without_ids_are_joined_by_image_and_question(tmp_path: Path) -> 
     rows = answered("1 red red", "2 red blue", "3 blue blue")
     one = table_entry("one", table(tmp_path / "one.csv", rows), Columns())
     two = table_entry("two", table(tmp_path / "two.csv", rows[:2], "filename"), Columns())
-    run = Entry("run", "lora", [Prediction("x", "p", "a/1.jpg", "what  is it?", "red", "blue")])
+    run = Entry("run", "lora", [Answered("x", "p", "a/1.jpg", "what  is it?", "red", "blue")])
     board = compare([one, two, run])
     assert (board.joined_by, board.questions, board.grouped_by) == ("image and question", 1, "item_id")
     assert compare([one, two]).grouped_by == "image_name"
@@ -125,7 +125,7 @@ def test_tables_without_ids_are_joined_by_image_and_question(tmp_path: Path) -> 
 
 def test_images_of_one_name_in_two_folders_are_not_one_image() -> None:
     a, b = (
-        [Prediction("", "", image, "What is it?", "red", "red") for image in (f"{folder}/1.jpg", "c/2.jpg")]
+        [Answered("", "", image, "What is it?", "red", "red") for image in (f"{folder}/1.jpg", "c/2.jpg")]
         for folder in "ab"
     )
     assert compare([entry("a", a), entry("b", b)]).questions == 1
@@ -166,7 +166,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
         "blip-lora": predictions(rows, 0.8),
         "vilt-base": predictions(rows, 0.1),
     }
-    monkeypatch.setattr(verb, "read_predictions", lambda _, model, kind: (answers.get(f"{model}-{kind}", []), {"x": 2}))
+    monkeypatch.setattr(
+        verb.Evaluate, "answers", lambda self, kind: (answers.get(f"{self.target}-{kind}", []), {"x": 2})
+    )
     return run
 
 
@@ -200,7 +202,7 @@ def test_two_runs_of_one_dataset_have_one_blind_floor(run: RunDir, tmp_path: Pat
 
 
 def test_a_table_is_compared_with_a_run_by_its_image_names(run: RunDir, tmp_path: Path) -> None:
-    rows = [Prediction("", "", Path(e.image_path).name, e.question, e.answer, e.answer) for e in _test_rows(run)]
+    rows = [Answered("", "", Path(e.image_path).name, e.question, e.answer, e.answer) for e in _test_rows(run)]
     said = shown(tmp_path / "out.txt", run.path, table(tmp_path / "mine.csv", rows))
     assert "mine.csv is first with 100.0 % right" in said
     assert "150 shared questions, joined by image and question; 95 % intervals over 30 groups by item_id" in said

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.outcomes import Failed, Ok, Todo, UserError
-from data_prep.records import Example, Prediction
+from data_prep.records import Answered, Example
 from tests.vqa.evaluation.rows import examples, write_images
 from vqa.evaluation.score import render, score_table
 from vqa.inference.predict import predict
@@ -135,7 +135,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> None:
         def process(self, todos: Iterator[Todo[Example]]) -> None:
             for todo in todos:
                 e = todo.item
-                answer = Prediction(e.id, e.item_id, e.image_id, e.question, e.answer, "red")
+                answer = Answered(e.id, e.item_id, e.image_id, e.question, e.answer, "red")
                 known = (self.image_root / e.image_path).is_file()
                 todo.record(Ok(answer) if known else Failed("image_missing"))
 

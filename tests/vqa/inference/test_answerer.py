@@ -161,10 +161,10 @@ def test_an_image_with_more_questions_than_a_batch_is_answered_in_parts(folder: 
 def test_a_file_system_that_recovers_costs_no_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = iter(range(1000))
 
-    def stale(root: Path, path: str, image_id: str) -> Any:
+    def stale(root: Path, path: str, image_id: str, sha256: str) -> Any:
         if next(calls) < 2:
             raise OSError(errno.ESTALE, "Stale file handle", path)
-        return open_image(root, path, image_id)
+        return open_image(root, path, image_id, sha256)
 
     monkeypatch.setattr("vqa.inference.answerer.open_image", stale)
     outcomes = run(answerer(folder, "base"), "base").of["base"]

@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.curate.blind_floor import blind_floor
 from data_prep.reasons import REASONS
-from data_prep.records import Example, Prediction
+from data_prep.records import Answered, Example
 from tests.conftest import ROOT
 from tests.vqa.evaluation.rows import examples, predictions, write_images
 from vqa.evaluation.bertscore import BertSettings
@@ -156,7 +156,7 @@ def test_published_figures_are_called_not_comparable_and_never_invented(tmp_path
 
 def test_data_cannot_become_markup_or_script(tmp_path: Path) -> None:
     row = Example("1", EVIL, EVIL, "../../etc/passwd", EVIL, EVIL, EVIL, EVIL, EVIL)
-    found = [Prediction("1", EVIL, EVIL, EVIL, EVIL, text) for text in (EVIL + "x", EVIL)]
+    found = [Answered("1", EVIL, EVIL, EVIL, EVIL, text) for text in (EVIL + "x", EVIL)]
     inputs = ReportInputs(
         run={EVIL: EVIL},
         stages=[StageSummary(EVIL, {EVIL: 1}, reasons={EVIL: 1})],
