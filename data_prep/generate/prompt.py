@@ -31,6 +31,7 @@ TINY_REQUEST = Request(
 _MAX_IMAGE_BYTES = 15_000_000  # Gemini takes requests of 20 MB, and base64 adds a third
 _MAX_OUTPUT_TOKENS = 65_536  # of any Gemini 3 model
 _SPELLING = {"grey": "gray", "greys": "gray", "coloured": "colored", "multicolour": "multicolor"}
+_SEPARATORS = re.compile(r"[\s_/,-]+")
 _FILLERS = {"and", "the", "with", "for", "of", "in", "a"}  # words that say nothing, in whatever field they stand
 _MAX_FIELD, _MAX_VIOLATIONS = 300, 1500  # characters; the prompt stays within what `cost` expects of a request
 
@@ -116,25 +117,28 @@ def prompt(item: Product, settings: GenerateSettings, violations: str | None = N
 
 def shown_listing(item: Product, settings: GenerateSettings) -> str:
     """What the prompt shows of the listing, as ``generate.show_listing`` says."""
-    witness = {word for value in item.witness for word in _words(value)}
+    if settings.show_listing == "none":
+        return ""
+    witness = {word for value in item.witness for word in _words(value)} - _FILLERS
     fields = {"keywords": ", ".join(filter(None, (_without(keyword, witness) for keyword in item.keywords)))}
     if settings.show_listing == "all":
         fields = {"name": _without(item.name, witness), "type": _without(item.product_type, witness), **fields}
     lines = [f"\n- {name}: {_one_line(text)}" for name, text in fields.items() if text.strip()]
-    if settings.show_listing == "none" or not lines:
+    if not lines:
         return ""
     return " The shop describes it so (context only; it may be wrong or not visible):" + "".join(lines)
 
 
-def _words(text: str) -> list[str]:
+@functools.lru_cache(maxsize=65_536)  # listings repeat their words, and a launch looks at the text of each product
+def _words(text: str) -> frozenset[str]:
     """The words of a text as they are compared: in lower case, in American spelling, without a plural's s."""
     found = re.findall(r"[^\W\d_]+", text.casefold())
-    return [_SPELLING.get(word, word.removesuffix("s") if len(word) > 3 else word) for word in found]
+    return frozenset(_SPELLING.get(word, word.removesuffix("s") if len(word) > 3 else word) for word in found)
 
 
 def _without(text: str, witness: set[str]) -> str:
     """A text without the words of the fields that a question's answer is later checked against."""
-    kept = [word for word in re.split(r"[\s_/,-]+", text) if not witness.intersection(_words(word)) - _FILLERS]
+    kept = [word for word in _SEPARATORS.split(text) if witness.isdisjoint(_words(word))]
     return " ".join(kept)
 
 

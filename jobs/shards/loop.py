@@ -44,6 +44,11 @@ def shard_items(source: ShardSource[ItemT], shard: int, shards: int) -> Iterator
     return (item for item in source.items() if shard_of(source.group(item), shards) == shard)
 
 
+def shard_made(source: ShardSource[Any], shard: int, shards: int) -> dict[str, str]:
+    """What each item of one shard is made from, by key."""
+    return {source.key(item): made for item, made in source.identified(shard_items(source, shard, shards))}
+
+
 def pending_shards(source: ShardSource[Any], shards: int) -> list[int]:
     """The shards with work left: those without a valid marker of the present items, or whose records were damaged since."""
     stores = {variant: (store, frozen_shards(store)) for variant, store in source.stores().items()}
@@ -124,7 +129,7 @@ class _ShardRun(Generic[ItemT]):
         self._stores: Mapping[str, ShardStore] = source.stores()
         self._input_digest = source.input_digest()
         # What each item is made from is looked up once, before the work on it: if it changes meanwhile, the next launch sees it.
-        self._made = {source.key(item): made for item, made in source.identified(shard_items(source, shard, shards))}
+        self._made = shard_made(source, shard, shards)
         self._progress: dict[str, Progress] = {}
         for variant in self._stores:
             self._progress[variant] = load_progress(source, variant, self._made, self._report, shard)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from data_prep.generate.prompt import PROMPT_FILE, check_reply, prompt
+from data_prep.generate.prompt import PROMPT_FILE, check_reply, make_request, prompt
 from data_prep.generate.qa_parser import QAParser
 from data_prep.generate.settings import GenerateSettings
 from data_prep.generate.workers import identity
+from data_prep.images.decode import ImageProblem
 from data_prep.records import Product, Reply
 
 PRODUCT = Product(
@@ -31,6 +34,15 @@ PRODUCT = Product(
 
 def shown(how: str, product: Product = PRODUCT) -> str:
     return prompt(product, GenerateSettings(show_listing=how))
+
+
+def test_no_request_is_made_about_an_image_that_changed_after_it_was_validated(tmp_path: Path) -> None:
+    (tmp_path / PRODUCT.image_path).write_bytes(b"another image")
+    validated = dataclasses.replace(PRODUCT, image_sha256=hashlib.sha256(b"the image").hexdigest())
+    with pytest.raises(ImageProblem, match=r"image_changed: 1\.jpg"):
+        make_request(validated, [], tmp_path, GenerateSettings())
+    (tmp_path / PRODUCT.image_path).write_bytes(b"the image")
+    assert make_request(validated, [], tmp_path, GenerateSettings()).image == b"the image"
 
 
 def test_by_default_the_keywords_are_shown_without_the_words_of_the_witness_fields() -> None:

@@ -4,21 +4,24 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from data_prep.outcomes import Failed, Ok, Todo
+from data_prep.outcomes import Failed, Ok, Todo, UserError
 from data_prep.records import Reply
 from jobs.run.layout import ShardStore
 from jobs.shards.digest import digest
 from jobs.shards.journal import JournalWriter, ReadReport, journal_files
 from jobs.shards.loop import pending_shards, run_shard
 from jobs.shards.marker import ShardMarker
-from jobs.shards.progress import Limits, made_of, settled_outcomes
+from jobs.shards.progress import Limits, Progress, made_of, settled_outcomes
 from jobs.shards.store import freeze_shards, read_records, shard_of
 from tests.conftest import heed_signals
 from tests.jobs.shards.loop_worker import Square, Squares
@@ -149,6 +152,66 @@ def test_two_attempts_at_one_shard_at_once_do_no_harm(tmp_path: Path) -> None:
     assert marker and marker.items == ITEMS == marker.done + marker.failed
 
 
+def tries(folder: Path) -> dict[str, int]:
+    return {path.name: len(path.read_text().splitlines()) for path in (folder / "tried").iterdir()}
+
+
+def test_an_item_whose_content_changed_is_done_again_alone_and_counts_again_when_it_is_set_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_all(tmp_path, 2)
+    before, store = tries(tmp_path), ShardStore(tmp_path / "stage")
+    records = len(list(read_records(store, ReadReport())))
+    changed = Squares(tmp_path, ITEMS)
+    changed.content = {"item-4": "other", "item-9": "other"}
+    pending = pending_shards(changed, 2)
+    assert pending == sorted({shard_of("item-4", 2), shard_of("item-9", 2)})
+    assert settled_outcomes(changed, "", made_of(changed)).keys() == expected().keys() - changed.content.keys()
+    for shard in pending:
+        run_shard(changed, shard, 2, lambda: False)
+    assert "items that have changed since" in capsys.readouterr().out
+    assert {key for key, count in tries(tmp_path).items() if count != before[key]} == changed.content.keys()
+    assert len(list(read_records(store, ReadReport()))) == records + 2, "nothing is deleted"
+    done = tries(tmp_path)
+    assert pending_shards(Squares(tmp_path, ITEMS), 2) == pending
+    run_all(tmp_path, 2)
+    assert results(tmp_path) == expected() and tries(tmp_path) == done
+
+
+def test_under_other_settings_all_is_done_again_and_the_first_records_count_again_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_all(tmp_path, 1)
+    before = tries(tmp_path)
+    other = Squares(tmp_path, ITEMS, setting=2)
+    assert pending_shards(other, 1) == [0] and settled_outcomes(other, "", made_of(other)) == {}
+    run_shard(other, 0, 1, lambda: False)
+    assert "60 items were made under other settings (setting: 1 → 2)" in capsys.readouterr().out
+    assert all(count > before[key] for key, count in tries(tmp_path).items())
+    done = tries(tmp_path)
+    run_all(tmp_path, 1)
+    assert tries(tmp_path) == done and results(tmp_path) == expected()
+
+
+def test_what_was_paid_for_is_not_done_again_without_consent(tmp_path: Path) -> None:
+    source = Asked(tmp_path, ["good"], 1)
+    freeze_shards(source.store, 1)
+    run_shard(source, 0, 1, lambda: False)
+    for change in ("content", "settings"):
+        again = Asked(tmp_path, ["good"], 1)
+        again.paid = True  # type: ignore[misc]
+        if change == "content":
+            again.content = {"item-0": "other"}
+        else:
+            again._setting = 2
+        with pytest.raises(UserError, match=r"1 items were paid for \(\$0\.(25|50)\).*--redo"):
+            run_shard(again, 0, 1, lambda: False)
+        assert again._texts == ["good"]
+        again.may_redo = lambda: True  # type: ignore[method-assign]
+        run_shard(again, 0, 1, lambda: False)
+        assert again._texts == []
+
+
 def test_a_damaged_record_is_done_again_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_all(tmp_path, 1)
     store = ShardStore(tmp_path / "stage")
@@ -197,7 +260,7 @@ class Asked(Squares):
         for todo in todos:
             if self._texts:
                 text = self._texts.pop(0)
-                reply = Reply(todo.item, "I", text, "STOP", "m", 1, 1, 0.0)
+                reply = Reply(todo.item, "I", text, "STOP", "m", 1, 1, 0.25)
                 todo.record(Failed("cut_off", retry=True, value=reply) if text == "no use" else Ok(reply))
 
 
@@ -222,3 +285,41 @@ def test_a_paid_reply_of_no_use_is_never_done_and_counts_as_asked(
     assert source._texts == left
     marker = ShardMarker.read(source.store, 0)
     assert marker is not None and marker.reasons == ({} if done else {"cut_off": 1})
+
+
+@pytest.mark.parametrize(("first", "done"), [("poor", 1), ("no use", 0)])
+def test_a_raised_max_replies_asks_again_about_an_item_that_ended_without_a_good_reply(
+    tmp_path: Path, first: str, done: int
+) -> None:
+    source = Asked(tmp_path, [first], 1)
+    freeze_shards(source.store, 1)
+    result = run_shard(source, 0, 1, lambda: False)
+    assert (result.done, result.failed) == (done, 1 - done) and pending_shards(source, 1) == []
+    raised = Asked(tmp_path, ["good"], 2)
+    assert pending_shards(raised, 1) == [0]
+    run_shard(raised, 0, 1, lambda: False)
+    assert raised._texts == [] and pending_shards(raised, 1) == []
+    assert pending_shards(Asked(tmp_path, ["good"], 3), 1) == [], "a good reply is never asked for again"
+
+
+OUTCOMES = {
+    "good": Ok(Reply("item-0", "I", "good", "STOP", "m", 1, 1, 0.0)),
+    "poor": Ok(Reply("item-0", "I", "poor", "STOP", "m", 1, 1, 0.0)),
+    "no use": Failed("cut_off", retry=True, value=Reply("item-0", "I", None, "STOP", "m", 1, 1, 0.0)),
+    "blocked": Failed("blocked", value=Reply("item-0", "I", None, "SAFETY", "m", 1, 1, 0.0)),
+    "timeout": Failed("timeout", retry=True),
+}
+
+
+@given(st.lists(st.sampled_from(sorted(OUTCOMES)), max_size=6), st.integers(1, 4), st.randoms())
+def test_the_order_of_outcomes_never_decides_what_counts(names: list[str], most: int, rng: random.Random) -> None:
+    source = Asked(Path(tempfile.gettempdir()), [], most)
+    source.limits = Limits(3, most)
+    shuffled = rng.sample(names, len(names))
+    one, other = (Progress(source, "f", {"item-0": ""}) for _ in range(2))
+    for progress, order in ((one, names), (other, shuffled)):
+        for name in order:
+            progress.note("item-0", OUTCOMES[name])
+    assert (one.done, one.failed, one.unsatisfied) == (other.done, other.failed, other.unsatisfied)
+    if "good" in names or ("poor" in names and "blocked" in names):
+        assert one.done == {"item-0"}, "a reply that can be used counts, whatever came after it"

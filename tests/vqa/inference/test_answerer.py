@@ -1,5 +1,6 @@
 """Answering in bulk: one pass for all variants of a model, resumed per variant, with broken images and scarce memory."""
 
+import dataclasses
 import errno
 import random
 from collections import defaultdict
@@ -146,6 +147,12 @@ def test_an_unreadable_image_fails_its_questions_and_no_others(folder: Path, tmp
     failed = found.of["base"].pop("bad")
     assert isinstance(failed, Failed) and failed.reason == "image_unreadable" and "gone.png" in failed.detail
     assert found.answers("base") == run(answerer(folder, "base"), "base").answers("base")
+
+
+def test_no_question_is_answered_about_another_image_than_it_was_asked_about(folder: Path) -> None:
+    changed = [dataclasses.replace(e, image_sha256="0" * 64) for e in examples()[:1]]
+    (failed,) = run(answerer(folder, "base"), "base", items=changed).of["base"].values()
+    assert isinstance(failed, Failed) and failed.reason == "image_changed" and not failed.retry
 
 
 def test_an_image_with_more_questions_than_a_batch_is_answered_in_parts(folder: Path) -> None:
