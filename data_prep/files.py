@@ -58,7 +58,7 @@ def read_jsonl(path: Path, kind: type[T]) -> Iterator[T]:
             except (orjson.JSONDecodeError, TypeError) as error:
                 raise ValueError(
                     f"{path}:{number}: not a {kind.__name__} record ({error}). The file was damaged after it was "
-                    f"written: delete it and run the stage again."
+                    f"written: launch its stage again, which writes it anew."
                 ) from error
 
 

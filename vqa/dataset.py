@@ -98,8 +98,8 @@ def needed_image(image_root: Path, example: Example) -> Image.Image:
         return open_image(image_root, example.image_path, example.image_id, example.image_sha256)
     except (OSError, ImageProblem) as error:
         raise UserError(
-            f"An image of the curated dataset can no longer be used: {error}. Restore the file that was validated and start "
-            f"again, or use a new --run-dir without it."
+            f"An image of the curated dataset can no longer be used: {error}. Restore the file that was validated, or "
+            f"launch all stages again: what changed is looked at and asked about anew."
         ) from error
 
 

@@ -157,7 +157,7 @@ def _best_replies(replies: Iterable[Reply], known: Mapping[str, Product], parser
             continue  # an earlier run had chosen more products
         answers = found[reply.item_id]
         if reply.image_id != product.image_id:
-            detail = f"it was asked about with image {reply.image_id}: use another --run-dir to ask again"
+            detail = f"it was asked about with image {reply.image_id}: launch generate again"
             answers.problem = ("image_changed", detail)
             continue
         try:
@@ -178,7 +178,7 @@ def _image_problem(
     if image is None:
         return failures.get(product.item_id, "not_validated"), f"image {product.image_path}"
     if image.image_path != product.image_path:
-        detail = f"validated with {image.image_path}, now {product.image_path}: use another --run-dir"
+        detail = f"validated with {image.image_path}, now {product.image_path}: launch validate again"
         return "image_changed", detail
     return None
 

@@ -27,6 +27,7 @@ from jobs.config import load_config
 from jobs.pipeline import make_stage
 from jobs.run.layout import RunDir, ShardStore, Step
 from jobs.run.run import load_run, open_run
+from jobs.shards.digest import text_digest
 from jobs.shards.loop import run_shard
 from jobs.shards.progress import ShardSource
 from jobs.shards.store import shard_of
@@ -85,7 +86,7 @@ class Fed(ShardSource[str]):
     def __init__(self, stage: Any, items: Callable[[], Iterable[str]], most: int) -> None:
         self._stage, self._items, self._most = stage, items, most
         self.value_type = stage.value_type
-        self.stores, self.settings = stage.stores, stage.settings
+        self.stores, self.settings, self.input_digest = stage.stores, stage.settings, stage.input_digest
 
     def stores(self) -> Mapping[str, ShardStore]:
         raise AssertionError
@@ -98,6 +99,9 @@ class Fed(ShardSource[str]):
 
     def key(self, item: str) -> str:
         return item
+
+    def made_from(self, item: str) -> str:
+        return text_digest(item)
 
     def process(self, todos: Iterator[Todo[str]]) -> None:
         for number, (_, same) in enumerate(itertools.groupby(todos, lambda todo: todo.item)):

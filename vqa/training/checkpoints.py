@@ -81,7 +81,7 @@ def newest_valid(out: Path, *, processes: int, strategy: str) -> Path | None:
         if (manifest.processes, manifest.strategy) != (processes, strategy):
             raise UserError(
                 f"{folder} was made by {_processes(manifest.processes)} with {manifest.strategy}; this is "
-                f"{_processes(processes)} with {strategy}. Resume with the same, or delete {out}/checkpoint-* to train from "
+                f"{_processes(processes)} with {strategy}. Resume with the same, or rename {out} to train from "
                 f"the beginning."
             )
         return folder
