@@ -24,7 +24,15 @@ from data_prep.generate.batch_state import NEVER_CREATED, Batch, BatchFolder, In
 from data_prep.generate.clients.base import BatchClient, RawReply
 from data_prep.generate.clients.errors import FatalError, ItemRefused, RetryableError, Unreachable
 from data_prep.generate.dispatcher import Dispatcher
-from data_prep.generate.prompt import make_request, outcome, output_limit, refusal, rule_violations, stored_reply
+from data_prep.generate.prompt import (
+    identity,
+    make_request,
+    outcome,
+    output_limit,
+    refusal,
+    rule_violations,
+    stored_reply,
+)
 from data_prep.generate.reply_check import ReplyCheck
 from data_prep.generate.settings import GenerateSettings
 from data_prep.generate.waiting import sleep
@@ -54,10 +62,10 @@ class BatchRunner:
     """Asks about products in batches, as long as there are enough of them.
 
     Args:
-        settings: of generation, with ``tier: batch``.
+        settings: of generation. With another tier than batch only batches of earlier launches are waited for.
         dispatcher: for its clients and the run's budget.
         replies: what follows from them.
-        folder: ``3_generate/batches``.
+        folder: ``ledger/batches``.
         image_root: folder of the images.
         stopping: whether the task was asked to stop.
     """
@@ -71,7 +79,7 @@ class BatchRunner:
         image_root: Path,
         stopping: Callable[[], bool],
     ) -> None:
-        self._settings, self._batch = settings, settings.batch
+        self._settings, self._batch, self._identity = settings, settings.batch, identity(settings)
         self._dispatcher, self._budget, self._replies = dispatcher, dispatcher.budget, replies
         self._image_root, self._stopping = image_root, stopping
         self._at_least = min(settings.batch.at_least, settings.batch.requests)
@@ -103,11 +111,15 @@ class BatchRunner:
             under_way = [batch for batch in self._known() if not batch.state]
             busy = {key for batch in under_way for key in batch.intent.asked}
             ready = [key for key, product in self._open.items() if key not in busy and product.failures < _TRIES]
-            if not under_way and len(ready) < self._at_least:
+            if not under_way and (len(ready) < self._at_least or self._settings.tier != "batch"):
                 break
             # A partial batch is only worth it when no other one is awaited: then its products may join the next.
             enough = self._batch.requests if under_way else self._at_least
-            full = len(under_way) >= self._batch.at_once or time.monotonic() < self._not_before
+            full = (
+                self._settings.tier != "batch"
+                or len(under_way) >= self._batch.at_once
+                or time.monotonic() < self._not_before
+            )
             if len(ready) >= enough and not full:
                 if self._submit(ready[: self._batch.requests]):
                     continue
@@ -119,8 +131,9 @@ class BatchRunner:
         ]
 
     def _known(self) -> list[Batch]:
-        """The batches about products of this task."""
-        return [batch for batch in self._folder.batches if batch.asks_about(self._open)]
+        """The batches about products of this task. A reply under other settings is never taken for one under these."""
+        mine = [batch for batch in self._folder.batches if batch.intent.settings == self._identity]
+        return [batch for batch in mine if batch.asks_about(self._open)]
 
     def _submit(self, keys: Sequence[str]) -> bool:
         """Submit a batch, unless a moment ago something changed; False where the budget does not allow one."""
@@ -134,7 +147,7 @@ class BatchRunner:
         kept = 0.0
         try:
             with tempfile.TemporaryFile() as file:
-                asked = self._encode(file, keys)
+                asked, made_from = self._encode(file, keys)
                 if len(asked) < self._at_least and any(key not in self._open for key in keys):
                     return True  # images were unreadable, which is recorded: choose again among the rest
                 upload = self._call(project, _upload_once(file, title), _TRANSFER_SECONDS)
@@ -149,8 +162,7 @@ class BatchRunner:
             return True
         finally:
             self._budget.release(reserved - kept)
-        # Without a cap nothing was reserved, so nothing may be released where a cap is set later.
-        intent = Intent(title, project, time.time(), kept if self._budget.capped else 0.0, asked)
+        intent = Intent(title, project, time.time(), kept, self._identity, asked, made_from)
         self._create(self._folder.add(folder, intent), upload)
         return True
 
@@ -200,10 +212,11 @@ class BatchRunner:
         """Whether any task has a batch whose end may make room for another."""
         return self._folder.any_under_way(time.time() - 3600 * self._batch.give_up_hours)
 
-    def _encode(self, file: BinaryIO, keys: Sequence[str]) -> dict[str, int]:
-        """Write the requests into an input file; returns, by item id, how many replies each product had."""
+    def _encode(self, file: BinaryIO, keys: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
+        """Write the requests into an input file; by item id, how many replies each product had, and its `Todo.made_from`."""
         encode = self._dispatcher.any_client.encode
         asked: dict[str, int] = {}
+        made_from: dict[str, str] = {}
         for key in keys:
             product = self._open[key]
             try:
@@ -214,10 +227,11 @@ class BatchRunner:
                 continue
             file.write(encode(key, request))
             asked[key] = len(product.replies)
+            made_from[key] = product.todo.made_from
             if file.tell() > _MAX_BYTES:
                 break
         file.seek(0)
-        return asked
+        return asked, made_from
 
     def _poll(self, batch: Batch) -> None:
         """Ask the server for the state of a batch; fetch its results when it is finished."""
@@ -304,29 +318,36 @@ class BatchRunner:
 
     def _finish(self, batch: Batch, state: str, detail: str) -> None:
         """Write down how a batch ended, and release from the budget what it did not cost."""
-        first = batch.finish(state, self._dispatcher.mask(detail))
-        if not first or state in ("gone", "cancelled", "abandoned"):  # of those the bill is unknown
-            return
-        results, asked = batch.results(self._dispatcher.any_client), batch.intent.asked
-        paid = sum(cost.billed(self._settings, result, tier="batch") for result in results.values())
-        if state.endswith("succeeded"):  # a reply that is missing may be on the bill: assume the worst
-            paid += batch.intent.reserved * len(asked.keys() - results.keys()) / len(asked)
-        self._budget.release(batch.intent.reserved - paid)
+        paid = None
+        if state not in ("gone", "cancelled", "abandoned"):  # of those the bill is unknown
+            results, asked = batch.results(self._dispatcher.any_client), batch.intent.asked
+            paid = sum(cost.billed(self._settings, result, tier="batch") for result in results.values())
+            if state.endswith("succeeded"):  # a reply that is missing may be on the bill: assume the worst
+                paid += batch.intent.reserved * len(asked.keys() - results.keys()) / len(asked)
+        first = batch.finish(state, self._dispatcher.mask(detail), paid)
+        if first and paid is not None:
+            self._budget.release(batch.intent.reserved - paid)
 
     def _collect(self, batch: Batch) -> None:
         """Record what a batch says about products that are not settled."""
         batch.collected = True
         if batch.state == NEVER_CREATED:
             return
-        results, counts = batch.results(self._dispatcher.any_client), Counter[str]()
+        results, counts, changed = batch.results(self._dispatcher.any_client), Counter[str](), 0.0
         seconds = max(0.0, time.time() - batch.intent.at)
         for key, asked in batch.intent.asked.items():
             product = self._open.get(key)
             if product is None or len(product.replies) > asked:  # recorded by an earlier attempt
                 continue
             result = results.get(key)
+            if product.todo.made_from != batch.intent.made_from[key]:
+                counts["about a product that has changed since"] += 1
+                changed += cost.billed(self._settings, result, tier="batch")
+                continue
             counts[_in_a_word(result)] += 1
             self._record(product, result, seconds)
+        if changed:
+            print(f"{batch.intent.title}: ${changed:.4f} paid for what has changed since, kept in {batch.folder}")
         if counts:
             print(f"{batch.intent.title}: {', '.join(f'{n:,} {what}' for what, n in counts.most_common())}", flush=True)
         while self._found:  # all of them are on disk now

@@ -2,11 +2,11 @@
 
 Every step is written down before the next is taken, so that a task that is killed leaves a batch that another can take over::
 
-    3_generate/batches/12/batch.json      what is about to be submitted: title, project, products
-    3_generate/batches/12/job.json        the server's name of the batch, once it was created
-    3_generate/batches/12/results.jsonl   the server's results, unparsed
-    3_generate/batches/12/finished.json   how it ended; the server is not asked about it any more
-    3_generate/batches/12/settled         a folder: one task has returned to the budget what the batch did not cost
+    ledger/batches/12/batch.json      what is about to be submitted: title, project, settings, products, most dollars
+    ledger/batches/12/job.json        the server's name of the batch, once it was created
+    ledger/batches/12/results.jsonl   the server's results, unparsed
+    ledger/batches/12/finished.json   how it ended and what it cost; the server is not asked about it any more
+    ledger/batches/12/settled         a folder: one task has returned to the budget what the batch did not cost
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
 from data_prep.files import AtomicFile, read_bytes, read_json, write_json
 from data_prep.generate.clients.base import BatchClient, RawReply
 from data_prep.generate.clients.errors import RetryableError
-from data_prep.generate.quota.budget import claim
+from data_prep.generate.quota.allowance import claim
+from data_prep.generate.quota.spending import Spent
 from data_prep.generate.waiting import Cancelled, sleep
 from data_prep.records import from_dict
 
@@ -35,7 +38,9 @@ class Intent:
     project: str
     at: float  # when it was submitted, seconds since the epoch
     reserved: float  # dollars of the budget
+    settings: dict[str, object]  # that decide the replies, see `data_prep.generate.prompt.identity`
     asked: dict[str, int]  # by item id: how many replies the product had before
+    made_from: dict[str, str]  # by item id: the digest of the content that was shown
 
 
 @dataclass
@@ -61,10 +66,10 @@ class Batch:
         self.job, self.missing_since = job, None
         write_json(self.folder / "job.json", {"job": job})
 
-    def finish(self, state: str, detail: str) -> bool:
-        """Write down how it ended; True for the first of all tasks that do so."""
+    def finish(self, state: str, detail: str, paid: float | None) -> bool:
+        """Write down how it ended and what it cost (None: unknown); True for the first of all tasks that do so."""
         self.state = state
-        write_json(self.folder / "finished.json", {"state": state, "detail": detail})
+        write_json(self.folder / "finished.json", {"state": state, "detail": detail, "paid": paid})
         return claim(self.folder / "settled")
 
     def save_results(self, lines: Iterable[bytes]) -> None:
@@ -87,7 +92,7 @@ class BatchFolder:
     """All batches of a run.
 
     Args:
-        path: ``3_generate/batches``.
+        path: ``ledger/batches``.
         patience: seconds until a claim without batch.json counts as that of a task that was killed.
     """
 
@@ -154,11 +159,63 @@ class BatchFolder:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class HandedIn:
+    """A batch as its files show it, for who neither polls nor collects it."""
+
+    folder: Path
+    intent: Intent
+    finished: bool
+    paid: float | None  # dollars; None: not known (yet)
+
+    def unrecorded(self, replies: Mapping[str, int]) -> list[str]:
+        """The products whose reply is (or may still be) in the batch alone.
+
+        Args:
+            replies: how many each product has among the records.
+        """
+        lines = (read_bytes(self.folder / "results.jsonl") or b"").splitlines()
+        answered = {key for line in lines if (key := _key(line))} if self.finished else self.intent.asked
+        return [key for key, before in self.intent.asked.items() if key in answered and replies.get(key, 0) <= before]
+
+
+def handed_in(path: Path) -> list[HandedIn]:
+    """All batches of a run, by number.
+
+    Args:
+        path: ``ledger/batches``.
+    """
+    found = []
+    folders = [entry for entry in path.iterdir() if entry.name.isdigit()] if path.is_dir() else []
+    for folder in sorted(folders, key=lambda entry: int(entry.name)):
+        if intent := read_json(folder / "batch.json"):
+            end = read_json(folder / "finished.json")
+            found.append(HandedIn(folder, from_dict(Intent, intent), end is not None, (end or {}).get("paid")))
+    return found
+
+
+def batches_spent(path: Path) -> Spent:
+    """What all batches of a run have cost: each once, however often its end was noticed."""
+    batches = handed_in(path)
+    return Spent(
+        sum(batch.paid for batch in batches if batch.paid is not None),
+        sum(batch.intent.reserved for batch in batches if batch.paid is None),
+    )
+
+
 def products_under_way(path: Path) -> int:
     """How many products are in batches that have not finished."""
-    folders = [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
-    waiting = [entry for entry in folders if not (entry / "finished.json").is_file()]
-    return sum(len((read_json(entry / "batch.json") or {}).get("asked", ())) for entry in waiting)
+    return sum(len(batch.intent.asked) for batch in handed_in(path) if not batch.finished)
+
+
+def _key(line: bytes) -> str:
+    """The item id of a line of results; "" where it has none."""
+    try:
+        fields = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return ""
+    key = fields.get("key") if isinstance(fields, dict) and "response" in fields else ""
+    return key if isinstance(key, str) else ""
 
 
 def decoded(client: BatchClient, line: bytes) -> tuple[str, RawReply | Exception] | None:

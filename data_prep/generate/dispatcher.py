@@ -277,7 +277,7 @@ class Dispatcher:
         key, client = chosen
         quota = project.quota
         most = max_request_cost(self._asking, output_tokens=request.max_output_tokens)
-        self.budget.reserve_request(most)  # before the slot: it may have to wait, and a slot expires
+        request_number = self.budget.reserve_request(most)  # before the slot: it may have to wait, and a slot expires
         paid = 0.0
         try:
             reservation = quota.wait()
@@ -295,7 +295,7 @@ class Dispatcher:
                 paid = most  # the reply that never arrived may have been billed: assume the worst
             raise
         finally:
-            self.budget.settle_request(most, paid)
+            self.budget.settle_request(request_number, paid)
         quota.settle(reservation, reply.usage.input_tokens + reply.usage.output_tokens)
         project.throttle.succeeded()
         if self._asking is not self._settings and not reply.model_version:

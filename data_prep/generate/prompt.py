@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
+from data_prep.files import file_digest
 from data_prep.generate import cost
 from data_prep.generate.clients.base import RawReply, Request, mime_type
 from data_prep.generate.clients.errors import ItemRefused
@@ -17,7 +20,7 @@ from data_prep.generate.qa_parser import QAParseError, QAParser
 from data_prep.generate.settings import GenerateSettings
 from data_prep.images.decode import ImageProblem
 from data_prep.images.locate import locator
-from data_prep.outcomes import Failed, Ok
+from data_prep.outcomes import Failed, Ok, UserError
 from data_prep.records import Product, QAPair, Reply
 
 PROMPT_FILE = Path(__file__).parent / "prompts" / "five_questions.md"
@@ -178,3 +181,34 @@ def refusal(
         raw = dataclasses.replace(error.reply, text="", finish_reason=error.reason)
         reply = stored_reply(item, raw, settings, seconds=seconds, batch=batch)
     return Failed(error.reason, detail, value=reply)
+
+
+def fingerprint(settings: GenerateSettings) -> str:
+    """A digest of the settings that decide the replies."""
+    return hashlib.sha256(orjson.dumps(identity(settings), option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
+
+
+def identity(settings: GenerateSettings) -> dict[str, object]:
+    """The settings that decide the replies; records made under others are never mixed in. Speed and limits do not count.
+
+    Raises:
+        UserError: the stand-in's answers cannot be read.
+    """
+    answers = None
+    if settings.stand_in is not None:
+        path = settings.stand_in.answers
+        try:
+            answers = file_digest(path)[:12]
+        except OSError as error:
+            raise UserError(f"generate.stand_in.answers: cannot read {path}: {error.strerror}.") from error
+    return {
+        "generator": settings.generator.replace("-", "_"),
+        "model": settings.model,
+        "thinking": settings.sent_thinking,
+        "media_resolution": settings.sent_resolution,
+        "temperature": settings.temperature,
+        "max_output_tokens": settings.max_output_tokens,
+        "prompt": file_digest(PROMPT_FILE)[:12],
+        "show_listing": settings.show_listing,
+        "stand_in": answers,
+    }

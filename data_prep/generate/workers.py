@@ -10,23 +10,18 @@ what was wrong, up to ``generate.max_asks`` replies. A stored `data_prep.records
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import orjson
-
-from data_prep.files import file_digest
 from data_prep.generate.batch_api import BatchRunner
 from data_prep.generate.clients.errors import ItemRefused, RetryableError
 from data_prep.generate.dispatcher import Dispatcher
 from data_prep.generate.prompt import (
-    PROMPT_FILE,
     TINY_REQUEST,
+    fingerprint,
     make_request,
     outcome,
     refusal,
@@ -39,7 +34,7 @@ from data_prep.generate.reply_check import ReplyCheck
 from data_prep.generate.settings import GenerateSettings
 from data_prep.generate.waiting import Cancelled
 from data_prep.images.decode import ImageProblem
-from data_prep.outcomes import Failed, Todo, UserError
+from data_prep.outcomes import Failed, Todo
 from data_prep.records import Product
 from data_prep.stand_in import StandIn, StandInOptions
 
@@ -63,7 +58,7 @@ def generate_all(
         settings: how to ask.
         ledger: money and first replies; shared by all tasks of the run.
         quota_folder: shared by all runs that use the same projects.
-        batches_folder: shared by all tasks of the run; needed for ``tier: batch``.
+        batches_folder: shared by all tasks of the run; None: neither submit batches nor take replies from them.
         stopping: whether the task was asked to stop. No new request is sent then; those in flight are answered and
             recorded, and all other products remain to be done.
 
@@ -77,11 +72,13 @@ def generate_all(
             options = StandInOptions(latency=local.latency, faults=local.faults)
             endpoint = stack.enter_context(StandIn(local.answers, options)).url
         pool = WorkerPool(settings, endpoint, image_root, ledger, quota_folder, stopping)
-        if settings.tier != "batch":
+        stack.callback(pool.dispatcher.budget.close)
+        in_batches = batches_folder is not None and batches_folder.is_dir()  # from an earlier launch: they are paid for
+        if batches_folder is None or (settings.tier != "batch" and not in_batches):
             pool.run(todos)
             return
-        assert batches_folder is not None
-        if pool.replies.breaker.undecided:  # a batch would buy hundreds of replies before the first one is seen
+        if pool.replies.breaker.undecided and not in_batches:
+            # A batch would buy hundreds of replies before the first one is seen.
             pool.run(itertools.islice(todos, FIRST_REPLIES))
         runner = BatchRunner(settings, pool.dispatcher, pool.replies, batches_folder, image_root, stopping)
         with contextlib.suppress(Cancelled):
@@ -218,34 +215,3 @@ class WorkerPool:
             with contextlib.suppress(IndexError):  # another thread was first
                 todo, failed = self._suspects.pop()
                 todo.record(failed)
-
-
-def fingerprint(settings: GenerateSettings) -> str:
-    """A digest of the settings that decide the replies."""
-    return hashlib.sha256(orjson.dumps(identity(settings), option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
-
-
-def identity(settings: GenerateSettings) -> dict[str, Any]:
-    """The settings that decide the replies; records made under others are never mixed in. Speed and limits do not count.
-
-    Raises:
-        UserError: the stand-in's answers cannot be read.
-    """
-    answers = None
-    if settings.stand_in is not None:
-        path = settings.stand_in.answers
-        try:
-            answers = file_digest(path)[:12]
-        except OSError as error:
-            raise UserError(f"generate.stand_in.answers: cannot read {path}: {error.strerror}.") from error
-    return {
-        "generator": settings.generator.replace("-", "_"),
-        "model": settings.model,
-        "thinking": settings.sent_thinking,
-        "media_resolution": settings.sent_resolution,
-        "temperature": settings.temperature,
-        "max_output_tokens": settings.max_output_tokens,
-        "prompt": file_digest(PROMPT_FILE)[:12],
-        "show_listing": settings.show_listing,
-        "stand_in": answers,
-    }

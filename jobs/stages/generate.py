@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 
 from data_prep import dataset_csv
 from data_prep.files import read_json
 from data_prep.generate import cost, models
-from data_prep.generate.batch_state import products_under_way
+from data_prep.generate.batch_state import batches_spent, handed_in, products_under_way
 from data_prep.generate.dispatcher import read_keys
-from data_prep.generate.prompt import check_reply, rule_violations, shown_listing
+from data_prep.generate.prompt import check_reply, fingerprint, identity, rule_violations, shown_listing
 from data_prep.generate.quota.answering_model import expected_model, is_version_of
-from data_prep.generate.workers import fingerprint, generate_all, identity
+from data_prep.generate.quota.spending import requests_spent
+from data_prep.generate.workers import generate_all
 from data_prep.outcomes import Todo, UserError
 from data_prep.records import ImageFacts, Product, Reply, from_dict
 from jobs.run.layout import ShardStore, Step
-from jobs.shards.digest import digest, text_digest
+from jobs.shards.digest import differences, digest, text_digest
 from jobs.shards.journal import ReadReport
 from jobs.shards.marker import Finished, ShardMarker, Spending
 from jobs.shards.progress import Limits, Progress, made_of, stored_records
@@ -26,6 +29,8 @@ from jobs.shards.store import read_records
 from jobs.stages.base import ShardedStage, TaskResult, outputs_digest
 from jobs.stages.status import DONE, PARTIAL, StepStatus, is_complete, spent_on
 from jobs.stages.validate import Validate, images_digest, validated_images
+
+_CENT = 0.01
 
 
 class Generate(ShardedStage[Product]):
@@ -47,6 +52,11 @@ class Generate(ShardedStage[Product]):
         """Where the replies go."""
         return self.run_dir.store("generate")
 
+    @property
+    def batches(self) -> Path | None:
+        """Where batches are handed in; None: replies from batches are not this stage's."""
+        return self.run_dir.batches
+
     def stores(self) -> Mapping[str, ShardStore]:
         return {"": self.store}
 
@@ -55,6 +65,7 @@ class Generate(ShardedStage[Product]):
 
     def check_settings(self, *, redo: bool) -> None:
         super().check_settings(redo=redo)
+        self._check_ledger()
         settings = self.config.generate
         if settings.stand_in is not None or (self.input_is_there() and not self.unfinished()):
             return
@@ -63,6 +74,33 @@ class Generate(ShardedStage[Product]):
             raise UserError(f"{' '.join(models.notices(settings.model, day))} Set generate.model.")
         read_keys(settings, os.environ)
         cost.max_request_cost(settings)  # a cap needs a price
+
+    def _check_ledger(self) -> None:
+        """Check that no reply which was paid for would be forgotten.
+
+        Raises:
+            UserError: batches were handed in under other settings, and not all of their replies are recorded.
+        """
+        folder, settings = self.run_dir.stage_folder("generate"), self.settings("")
+        if (folder / "quota").exists() or (folder / "batches").exists():
+            raise UserError(
+                f"{self.run_dir.path} was made by an older version, which kept its money in {folder}. Finish it with that "
+                f"version, or use another --run-dir."
+            )
+        others = [batch for batch in handed_in(self.run_dir.batches) if batch.intent.settings != settings]
+        if not others:
+            return
+        records = read_records(self.run_dir.store("generate"), ReadReport())
+        replies = Counter(record.key for record in records if record.value)
+        products = {key for batch in others for key in batch.unrecorded(replies)}
+        if products:
+            waiting = [batch for batch in others if batch.unrecorded(replies)]
+            dollars = sum(batch.intent.reserved if batch.paid is None else batch.paid for batch in waiting)
+            raise UserError(
+                f"{len(products):,} products are in batches that were handed in under other settings "
+                f"({'; '.join(differences(waiting[0].intent.settings, settings))}). They cost up to ${dollars:.2f}, and their "
+                f"replies would be lost. Restore the setting and launch again until they are recorded, or use another --run-dir."
+            )
 
     @property
     def limits(self) -> Limits:  # type: ignore[override]  # of the configuration, where other stages have constants
@@ -103,7 +141,7 @@ class Generate(ShardedStage[Product]):
             quota_folder=self.run_dir.stand_in_quota
             if self.config.generate.stand_in
             else self.config.generate.quota_folder,
-            batches_folder=self.run_dir.batches,
+            batches_folder=self.batches,
             stopping=self.stopping,
         )
 
@@ -152,6 +190,12 @@ class Generate(ShardedStage[Product]):
         if answered and not is_version_of(answered, self.config.generate.model):
             status.notes.append(f"{self.config.generate.model} was asked, and {answered} answered.")
         self._forecast(status)
+        spent = requests_spent(self.run_dir.ledger) + batches_spent(self.run_dir.batches)
+        if spent.paid > status.dollars + _CENT:
+            status.notes.append(
+                f"generate: ${spent.paid:,.2f} were paid in all. Replies among its records cost ${status.dollars:,.2f}; the rest "
+                f"went to replies that were deleted, lost or asked for on the side."
+            )
         if self.config.generate.tier == "batch" and status.state != DONE:
             status.in_batches = products_under_way(self.run_dir.batches)
             status.per_second = status.seconds_left = None  # batches come back when they do

@@ -36,6 +36,10 @@ class AskedTwice(Generate):
     def store(self) -> ShardStore:
         return self.run_dir.asked_twice
 
+    @property
+    def batches(self) -> Path | None:
+        return None  # their replies are first ones
+
     @cached_property
     def first(self) -> dict[str, list[QAPair]]:
         """The pairs of the first time, by item id."""

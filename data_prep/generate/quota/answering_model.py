@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from data_prep.files import read_json, write_json
-from data_prep.generate.quota.budget import claim
+from data_prep.generate.quota.allowance import claim
 from data_prep.outcomes import UserError
 
 _LOOK_SECONDS = 0.2

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from data_prep.files import read_json, write_json
 from data_prep.generate.clients.errors import FatalError, RetryableError
-from data_prep.generate.quota.budget import claim
+from data_prep.generate.quota.allowance import claim
 from data_prep.generate.waiting import Cancelled, sleep
 
 FIRST_REPLIES = 10

@@ -1,7 +1,7 @@
 """The quota of a Google project, for all tasks of all runs that use it: no server, no locks, no knowledge of each other.
 
 Time is cut into numbered *slots*. At 600 requests a minute slot n begins at second ``n * 0.1025`` of the epoch, and allows
-one request. A task claims a slot by creating the folder of its number (`data_prep.generate.quota.budget.claim`). A slot whose
+one request. A task claims a slot by creating the folder of its number (`data_prep.generate.quota.allowance.claim`). A slot whose
 task died is lost; it is never used twice, and nothing has to be cleaned up::
 
     ~/.cache/product-vqa/quota/mine/gemini-3.5-flash-lite/rate-600/29567124/17      slots, 64 to a folder
@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.generate.clients.errors import DailyQuotaExhausted
-from data_prep.generate.quota.budget import SharedAllowance, claim
+from data_prep.generate.quota.allowance import SharedAllowance, claim
 from data_prep.generate.settings import QuotaSettings
 from data_prep.generate.waiting import sleep
 from data_prep.outcomes import UserError

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,14 @@ class Outcomes:
     paid: dict[str, list[Reply]] = field(default_factory=lambda: defaultdict(list))  # replies of no use
     durable: list[bool] = field(default_factory=list)
 
-    def todos(self, products: Iterable[Product], previous: Outcomes | None = None) -> Iterator[Todo[Product]]:
+    def todos(
+        self, products: Iterable[Product], previous: Outcomes | None = None, made_from: Callable[[Product], str] = repr
+    ) -> Iterator[Todo[Product]]:
         """The products as the shard loop hands them over; ``previous`` has the replies of an earlier attempt."""
         for product in products:
             prior = [*previous.ok[product.item_id], *previous.paid[product.item_id]] if previous else ()
-            yield Todo(product, functools.partial(self.record, product.item_id), prior_replies=tuple(prior))
+            record = functools.partial(self.record, product.item_id)
+            yield Todo(product, record, prior_replies=tuple(prior), made_from=made_from(product))
 
     def record(self, key: str, outcome: Ok | Failed, *, durable: bool = False) -> None:
         if isinstance(outcome, Ok):

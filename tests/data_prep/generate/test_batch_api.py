@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
+from data_prep.files import write_json
 from data_prep.generate import cost, workers
-from data_prep.generate.batch_state import products_under_way
+from data_prep.generate.batch_state import Intent, products_under_way
 from data_prep.generate.clients import google_genai
-from data_prep.generate.prompt import rule_violations
+from data_prep.generate.prompt import identity, rule_violations
 from data_prep.generate.settings import GenerateSettings
 from data_prep.outcomes import Todo, UserError
 from data_prep.records import Product, Reply
@@ -55,7 +56,7 @@ def ask(
 ) -> Outcomes:
     outcomes = Outcomes()
     workers.generate_all(
-        outcomes.todos(shop.products if products is None else products, previous),
+        outcomes.todos(shop.products if products is None else products, previous, shop.sha),
         image_root=shop.root,
         settings=settings,
         ledger=shop.ledger,
@@ -69,6 +70,13 @@ def ask(
 def answered(server: StandIn) -> Counter[str]:
     """How often each image was answered well, by the server's log."""
     return Counter(entry["image"] for entry in server.entries if entry["outcome"] in ("ok", "fences"))
+
+
+def intent_for(shop: Shop, settings: GenerateSettings, products: list[Product]) -> Intent:
+    """A batch as a task writes it down before it has the server create it."""
+    asked = {product.item_id: 0 for product in products}
+    made_from = {product.item_id: shop.sha(product) for product in products}
+    return Intent("product-vqa-lost", "default", time.time(), 0.0, identity(settings), asked, made_from)
 
 
 def made(server: StandIn) -> int:
@@ -126,11 +134,9 @@ def test_a_batch_whose_creation_was_not_confirmed_is_found_and_not_created_twice
 def test_a_batch_that_was_never_created_is_submitted_again(shop: Shop) -> None:
     folder = shop.quota.parent / "batches" / "0"
     folder.mkdir(parents=True)  # as after a kill between the intent and the creation
-    intent = {"title": "product-vqa-lost", "project": "default", "at": time.time(), "reserved": 0.0}
-    asked = {product.item_id: 0 for product in shop.products[:10]}
-    (folder / "batch.json").write_text(json.dumps(intent | {"asked": asked}))
     (folder.parent / "1").mkdir()  # and after one between the claim and the intent
     with StandIn(shop.answers) as server:
+        write_json(folder / "batch.json", intent_for(shop, batch_settings(server), shop.products[:10]))
         outcomes = ask(shop, batch_settings(server, timeout=0.5))
     assert len(outcomes.ok) == len(shop.products) and set(answered(server).values()) == {1}
     assert json.loads((folder / "finished.json").read_text())["state"] == "never_created"
@@ -244,7 +250,7 @@ class ShopSource(ShardSource[Product]):
         return {"": self.store}
 
     def settings(self, variant: str) -> dict[str, Any]:
-        return workers.identity(self.generate)
+        return identity(self.generate)
 
     def items(self) -> list[Product]:
         return self.shop.products
@@ -436,8 +442,8 @@ def test_a_server_that_never_creates_a_batch_ends_the_task_and_says_what_to_do(
 def test_finished_batches_of_other_tasks_keep_nobody_waiting_for_a_full_server(shop: Shop) -> None:
     other = folder_of(shop) / "0"
     other.mkdir(parents=True)
-    intent = {"title": "product-vqa-other", "project": "default", "at": time.time(), "reserved": 0.0}
-    (other / "batch.json").write_text(json.dumps(intent | {"asked": {"of another shard": 0}}))
+    intent = Intent("product-vqa-other", "default", time.time(), 0.0, {}, {"of another shard": 0}, {})
+    write_json(other / "batch.json", intent)
     looks = 0
 
     def stopping() -> bool:
@@ -501,7 +507,7 @@ def test_a_batch_that_the_server_does_not_know_at_once_is_not_given_up(
         assert set(answered(server).values()) == {1}
 
 
-def test_a_cap_that_is_set_later_gets_nothing_back_from_batches_without_one(shop: Shop) -> None:
+def test_a_cap_that_is_set_later_knows_the_batches_without_one(shop: Shop) -> None:
     with StandIn(shop.answers, StandInOptions(batch_seconds=0.5)) as server:
         ask(shop, batch_settings(server), shop.products[:20], stopping=lambda: made(server) == 2)
         before = len(server.entries)

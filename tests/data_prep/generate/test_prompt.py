@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.generate.prompt import PROMPT_FILE, check_reply, make_request, prompt
+from data_prep.generate.prompt import PROMPT_FILE, check_reply, identity, make_request, prompt
 from data_prep.generate.qa_parser import QAParser
 from data_prep.generate.settings import GenerateSettings
-from data_prep.generate.workers import identity
 from data_prep.images.decode import ImageProblem
 from data_prep.records import Product, Reply
 

@@ -13,7 +13,7 @@ import pytest
 
 from data_prep.generate import waiting, workers
 from data_prep.generate.clients.errors import DailyQuotaExhausted
-from data_prep.generate.quota import budget, rate_limit
+from data_prep.generate.quota import allowance, budget, rate_limit
 from data_prep.generate.settings import QuotaSettings
 from data_prep.outcomes import UserError
 from data_prep.stand_in import StandIn, StandInOptions
@@ -58,7 +58,7 @@ def test_four_tasks_at_once_use_the_quota_and_never_pass_it(tmp_path: Path) -> N
 
 
 def _take_all(folder: str, count: int, out: str) -> None:
-    mine = [i for i in range(count) if budget.claim(Path(folder) / str(i))]
+    mine = [i for i in range(count) if allowance.claim(Path(folder) / str(i))]
     Path(out).write_text("\n".join(map(str, mine)))
 
 
@@ -137,8 +137,7 @@ def test_raising_the_cap_does_not_forget_what_was_spent(tmp_path: Path) -> None:
         money, requests = budget.Budget(tmp_path, cap), 0
         with pytest.raises(budget.BudgetExhausted):
             while True:
-                money.reserve_request(0.001)
-                money.settle_request(0.001, 0.001)
+                money.settle_request(money.reserve_request(0.001), 0.001)
                 requests += 1
         return requests
 

@@ -137,6 +137,7 @@ def test_a_signal_ends_the_batch_and_asks_to_be_started_again(tmp_path: Path, nu
     process.send_signal(number)
     assert process.wait(timeout=30) == 75
     tried = {p.name for p in (tmp_path / "tried").iterdir()}
+    assert len(tried) < 250, "after the signal the items were worked on as before, all 500 of them"
     recorded = {r.key for r in read_records(ShardStore(tmp_path / "stage"), ReadReport())}
     assert tried == recorded, "an item was worked on and not written"
     assert not ShardStore(tmp_path / "stage").done(0).exists()
