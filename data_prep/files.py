@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +38,31 @@ class Place:
         """Whether a folder is the one that was here."""
         now = Place.of(folder)
         return self.inode == now.inode or self.path == now.path
+
+
+FOLDER = "${FOLDER}"  # stands in a file for the folder that the file belongs to, which may be moved
+
+
+def without_folder(value: Any, folder: Path) -> Any:
+    """JSON values in which the folder's own path, wherever it begins a path, is `FOLDER`."""
+    # The path ends there, or goes on below it: /runs/abo is not a part of /runs/abo2.
+    pattern = re.compile(re.escape(str(folder)) + r"(?=[/\s'\"),;]|$)")
+    return _map_strings(value, lambda text: pattern.sub(lambda _: FOLDER, text))
+
+
+def with_folder(value: Any, folder: Path) -> Any:
+    """What `without_folder` returned, with the path that the folder has now."""
+    return _map_strings(value, lambda text: text.replace(FOLDER, str(folder)))
+
+
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_map_strings(child, change) for child in value]
+    if isinstance(value, dict):
+        return {key: _map_strings(child, change) for key, child in value.items()}
+    return value
 
 
 def dumps(record: Any) -> bytes:

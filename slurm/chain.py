@@ -28,7 +28,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter
 
-from data_prep.files import Place, read_json, write_atomic
+from data_prep.files import Place, read_json, with_folder, without_folder, write_json
 from slurm.exits import FailureReason
 from slurm.profile import Profile, SlurmError
 from slurm.queue import cancel, live_jobs
@@ -90,7 +90,7 @@ class ChainFolder:
             return known
         token = uuid.uuid4().hex[:8]
         self.path.mkdir(parents=True, exist_ok=True)
-        _write(self._token_file(), Token(token, Place.of(self.path)))
+        write_json(self._token_file(), Token(token, Place.of(self.path)))
         return token
 
     def known_token(self) -> str | None:
@@ -98,8 +98,8 @@ class ChainFolder:
 
         A copy must neither cancel the original's jobs nor take them for its own.
         """
-        known = _read(self._token_file(), Token)
-        return known.token if known is not None and known.place.is_at(self.path) else None
+        known = read_json(self._token_file())
+        return known["token"] if known is not None and Place(**known["place"]).is_at(self.path) else None
 
     def is_copy(self) -> bool:
         """Whether this folder is a copy of that of the run which was submitted."""
@@ -133,19 +133,19 @@ class ChainFolder:
 
     def write_chain(self, chain: Chain) -> None:
         """Record what is about to be submitted."""
-        _write(self._chain_file(), chain)
+        self._write(self._chain_file(), chain)
 
     def chain(self) -> Chain | None:
         """The last submission; None if there was none."""
-        return _read(self._chain_file(), Chain)
+        return self._read(self._chain_file(), Chain)
 
     def write_step(self, state: StepState) -> None:
         """Record where a step stands."""
-        _write(self._step_file(state.work.name), state)
+        self._write(self._step_file(state.work.name), state)
 
     def step(self, name: str) -> StepState | None:
         """Where a step stands; None before its first submission."""
-        return _read(self._step_file(name), StepState)
+        return self._read(self._step_file(name), StepState)
 
     def steps(self, chain: Chain) -> list[StepState]:
         """Where the chain's steps stand; while it is being submitted, only those that are queued already."""
@@ -155,20 +155,19 @@ class ChainFolder:
     def _token_file(self) -> Path:
         return self.path / "token.json"
 
+    def _write(self, path: Path, value: object) -> None:
+        """Write a file of the chain, in which the paths of the run stay right when it is moved."""
+        write_json(path, without_folder(TypeAdapter(type(value)).dump_python(value, mode="json"), self.path.parent))
+
+    def _read(self, path: Path, kind: type[T]) -> T | None:
+        tree = read_json(path)
+        return None if tree is None else TypeAdapter(kind).validate_python(with_folder(tree, self.path.parent))
+
     def _chain_file(self) -> Path:
         return self.path / "chain.json"
 
     def _step_file(self, name: str) -> Path:
         return self.path / "steps" / f"{name.replace(':', '-')}.json"
-
-
-def _write(path: Path, value: object) -> None:
-    write_atomic(path, TypeAdapter(type(value)).dump_json(value))
-
-
-def _read(path: Path, kind: type[T]) -> T | None:
-    tree = read_json(path)
-    return None if tree is None else TypeAdapter(kind).validate_python(tree)
 
 
 def submit_chain(folder: ChainFolder, profile: Profile, works: Sequence[StepWork]) -> list[StepState]:

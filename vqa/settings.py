@@ -17,6 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
+def is_hub_name(weights: str) -> bool:
+    """Whether weights are named as on the hub (``model`` or ``owner/model``) and not by a path."""
+    return not weights.startswith((".", "/", "~")) and weights.count("/") <= 1
+
+
 class LoraSettings(BaseModel):
     """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685); the defaults are the published report's."""
 

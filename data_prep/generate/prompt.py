@@ -188,17 +188,20 @@ def fingerprint(settings: GenerateSettings) -> str:
     return hashlib.sha256(orjson.dumps(identity(settings), option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
 
 
-def identity(settings: GenerateSettings) -> dict[str, object]:
+def identity(settings: GenerateSettings, answers: str = "") -> dict[str, object]:
     """The settings that decide the replies; records made under others are never mixed in. Speed and limits do not count.
+
+    Args:
+        settings: of generation.
+        answers: the SHA-256 of the stand-in's answers, where it is known already.
 
     Raises:
         UserError: the stand-in's answers cannot be read.
     """
-    answers = None
-    if settings.stand_in is not None:
+    if settings.stand_in is not None and not answers:
         path = settings.stand_in.answers
         try:
-            answers = file_digest(path)[:12]
+            answers = file_digest(path)
         except OSError as error:
             raise UserError(f"generate.stand_in.answers: cannot read {path}: {error.strerror}.") from error
     return {
@@ -210,5 +213,5 @@ def identity(settings: GenerateSettings) -> dict[str, object]:
         "max_output_tokens": settings.max_output_tokens,
         "prompt": file_digest(PROMPT_FILE)[:12],
         "show_listing": settings.show_listing,
-        "stand_in": answers,
+        "stand_in": answers[:12] or None,
     }

@@ -67,7 +67,8 @@ def claimed(run: RunDir) -> Iterator[None]:
         claim = _acquire(run)
     except OSError as error:
         raise UserError(
-            f"Cannot write the run directory {run.path}: {error.strerror}. Choose another with --run-dir."
+            f"Cannot write the run directory {run.path}: {error.strerror}. Choose another with --run-dir; launch.py report "
+            f"writes elsewhere with --to."
         ) from error
     ended = threading.Event()
     threading.Thread(target=_keep, args=(claim, ended), name="claim", daemon=True).start()

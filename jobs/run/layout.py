@@ -14,6 +14,7 @@
       7_report/                   index.html, report.json, thumbnails.json, done.json
       ledger/                     what was paid, and batches handed in: kept when a stage's folder is deleted
       logs/<stage>/               one file per task and attempt
+      contents.json               digests of the models' weights, see jobs.run.contents
       claims/                     one folder a command that wrote here, see jobs.run.claim
 """
 
@@ -92,6 +93,11 @@ class RunDir:
     def run_file(self) -> Path:
         """Configuration, launches, versions."""
         return self.path / "run.json"
+
+    @property
+    def contents(self) -> Path:
+        """Digests of what lies outside of the run, so that they are not computed at every look."""
+        return self.path / "contents.json"
 
     @property
     def claims(self) -> Path:

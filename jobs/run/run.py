@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import read_json, write_json
+from data_prep.files import read_json, with_folder, without_folder, write_json
 from data_prep.outcomes import UserError
 from data_prep.records import from_dict
 from jobs.config import Config, dump_config, validate_config
@@ -70,7 +70,7 @@ class RunRecord:
 
     created_at: float  # Unix time
     format: int
-    config: dict[str, Any]  # of the last launch, every default spelled out
+    config: dict[str, Any]  # of the last launch, every default spelled out; paths into the run begin with FOLDER
     fingerprint: str  # of the configuration
     launches: list[Launch] = field(default_factory=list)
 
@@ -140,7 +140,7 @@ def open_run(path: Path, config: Config, command: Sequence[str], *, redo: bool =
     """
     run = RunDir(path.resolve())
     notes: list[str] = []
-    launch, resolved = this_launch(command, redo=redo), dump_config(config)
+    launch, resolved = this_launch(command, redo=redo), without_folder(dump_config(config), run.path)
     run.refuse_foreign_folder()
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -175,4 +175,4 @@ def load_run(path: Path) -> tuple[RunDir, Config]:
         raise UserError(
             f"{run.run_file} is damaged: launch the run again with its --config and --run-dir to write it anew."
         )
-    return run, validate_config(record.config, source=str(run.run_file))
+    return run, validate_config(with_folder(record.config, run.path), source=str(run.run_file))

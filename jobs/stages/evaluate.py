@@ -17,6 +17,7 @@ from data_prep.files import AtomicFile, read_json, read_jsonl, write_json
 from data_prep.outcomes import Failed, Todo, UserError
 from data_prep.records import Answered, Example, Prediction
 from jobs.config import Config
+from jobs.run.contents import weights_identity
 from jobs.run.layout import BASE, CONTROLS, GREY, LORA, VARIANTS, RunDir, ShardStore, Step
 from jobs.shards.digest import digest, text_digest
 from jobs.shards.progress import ShardSource, settled_outcomes
@@ -62,7 +63,8 @@ class Evaluate(ShardedStage[Example]):
         settings = self.config.evaluate
         model = self.config.models[self.target]
         common: dict[str, object] = {
-            "model": model.model_dump(mode="json", include={"kind", "weights", "question_prefix"}),
+            "model": model.model_dump(mode="json", include={"kind", "question_prefix"})
+            | {"weights": weights_identity(self.run_dir, model.weights)},
             "answering": settings.model_dump(mode="json", include=set(settings.answer_fields())),
         }
         if settings.decoding == "ranking":  # an answer is one of the training split's

@@ -14,12 +14,13 @@ from data_prep.files import read_json
 from data_prep.generate import cost, models
 from data_prep.generate.batch_state import batches_spent, handed_in, products_under_way
 from data_prep.generate.dispatcher import read_keys
-from data_prep.generate.prompt import check_reply, fingerprint, identity, rule_violations, shown_listing
+from data_prep.generate.prompt import check_reply, identity, rule_violations, shown_listing
 from data_prep.generate.quota.answering_model import expected_model, is_version_of
 from data_prep.generate.quota.spending import requests_spent
 from data_prep.generate.workers import generate_all
 from data_prep.outcomes import Todo, UserError
 from data_prep.records import ImageFacts, Product, Reply, from_dict
+from jobs.run.contents import file_identity
 from jobs.run.layout import ShardStore, Step
 from jobs.shards.digest import differences, digest, text_digest
 from jobs.shards.journal import ReadReport
@@ -61,7 +62,8 @@ class Generate(ShardedStage[Product]):
         return {"": self.store}
 
     def settings(self, variant: str) -> Mapping[str, object]:
-        return identity(self.config.generate)
+        settings = self.config.generate
+        return identity(settings, file_identity(self.run_dir, settings.stand_in.answers) if settings.stand_in else "")
 
     def check_settings(self, *, redo: bool) -> None:
         super().check_settings(redo=redo)
@@ -186,7 +188,7 @@ class Generate(ShardedStage[Product]):
 
     def status(self) -> StepStatus:
         status = super().status()
-        answered = expected_model(self.run_dir.ledger, fingerprint(self.config.generate))
+        answered = expected_model(self.run_dir.ledger, digest(self.settings("")))
         if answered and not is_version_of(answered, self.config.generate.model):
             status.notes.append(f"{self.config.generate.model} was asked, and {answered} answered.")
         self._forecast(status)

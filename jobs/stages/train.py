@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import last_json_line, read_json, write_json
+from data_prep.files import last_json_line, read_json, write_atomic, write_json
 from data_prep.outcomes import UserError
 from data_prep.records import Example
+from jobs.run.contents import download, hub_commit, weights_identity
 from jobs.run.layout import Step
 from jobs.shards.digest import differences
-from jobs.stages.base import Outcome, SingleStage, StageMarker
+from jobs.stages.base import Outcome, SingleStage, StageMarker, TaskResult
 from jobs.stages.status import DONE, OUTDATED, PARTIAL, StepStatus
+from vqa.settings import is_hub_name
 
 # Settings that decide how fast the adapter comes out, or how much is printed, but not which adapter.
 SPEED_ONLY = {"workers", "logging_steps", "keep_checkpoints"}
@@ -31,8 +33,9 @@ class Train(SingleStage):
     rerun_freely = False  # an adapter costs hours
 
     def settings(self) -> Mapping[str, object]:
+        model = self.config.models[self.target]
         return {
-            "model": self.config.models[self.target].model_dump(mode="json"),
+            "model": model.model_dump(mode="json") | {"weights": weights_identity(self.run_dir, model.weights)},
             "train": self.config.train.model_dump(mode="json", exclude=SPEED_ONLY),
         }
 
@@ -40,6 +43,13 @@ class Train(SingleStage):
         curate = StageMarker.read(self.run_dir, Step("curate"))
         outputs = curate.outputs if curate else {}
         return {name: outputs.get(name, "") for name in ("train.jsonl", "val.jsonl")}
+
+    def run(self, task: int | None, stop: Callable[[], bool]) -> TaskResult:
+        weights = self.config.models[self.target].weights
+        # Of weights that are not there yet the settings could not say which they are.
+        if not Path(weights).is_dir() and is_hub_name(weights) and hub_commit(weights) is None:
+            download(weights)
+        return super().run(task, stop)
 
     def begin(self) -> None:
         """Write down what this training is made from; an interrupted one is only resumed if it was made from the same.
@@ -102,7 +112,20 @@ class Train(SingleStage):
             raise UserError(
                 f"Training of {self.target} ended without an adapter in {self.adapter.parent}: see the log above."
             )
+        if os.environ.get("RANK", "0") == "0":
+            self._name_base_from_adapter(self.adapter.parent)
         return Outcome({"steps": steps}, outputs=[self.adapter])
+
+    def _name_base_from_adapter(self, adapter: Path) -> None:
+        """Have an adapter name its base by the way from its own folder, where the base lies in the run: both may be moved."""
+        base, run = Path(self.config.models[self.target].weights).absolute(), self.run_dir.path
+        if not base.is_relative_to(run):
+            return
+        relative = Path(os.path.relpath(base, adapter)).as_posix()
+        config = read_json(adapter / "adapter_config.json") or {}
+        write_json(adapter / "adapter_config.json", config | {"base_model_name_or_path": relative})
+        card = adapter / "README.md"
+        write_atomic(card, card.read_text().replace(str(base), relative).encode())
 
     def status(self) -> StepStatus:
         status = super().status()

@@ -15,6 +15,7 @@ from jobs.pipeline import make_stage, parse_stages, steps_of
 from jobs.run.layout import RunDir, Step
 from jobs.run.logs import error_in_log, logs_by_task, task_name
 from jobs.run.run import load_run
+from jobs.stages.status import DONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ def find_logs(run: RunDir, config: Config, steps: Sequence[Step], *, failed: boo
 
 
 def _unfinished(run: RunDir, config: Config, step: Step, every: set[str]) -> set[str]:
+    stage = make_stage(step, run, config)
     try:
-        return {task_name(task) for task in make_stage(step, run, config).pending()}
-    except (UserError, FileNotFoundError):  # its input is gone or was changed: nothing of it counts as complete
-        return every
+        return {task_name(task) for task in stage.pending()}
+    except (UserError, FileNotFoundError):  # its input is gone, as of a run that was moved, or was changed
+        return set() if stage.status().state == DONE else every

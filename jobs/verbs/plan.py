@@ -99,7 +99,7 @@ def ask_probe(stage: Probe, config: Config, request: PlanRequest, console: Conso
             console.print("Nothing was sent.")
             return False
     with sole_writer(stage.run_dir):
-        stage.check_settings()
+        stage.check_settings(redo=True)
         run, notes = open_run(stage.run_dir.path, config, sys.argv)
         for note in notes:
             console.print(f"note: {note}", style="yellow", markup=False)

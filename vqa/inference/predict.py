@@ -21,6 +21,7 @@ from data_prep.images.locate import locator
 from data_prep.outcomes import Failed, Ok, Recorder, Todo, UserError
 from data_prep.records import Example
 from vqa.evaluation.score import IMAGE_COLUMNS, check_column, read_table
+from vqa.settings import is_hub_name
 
 if TYPE_CHECKING:
     from vqa.settings import ModelSettings
@@ -86,14 +87,27 @@ def _example(row: int, image: str, question: str) -> Example:
 
 
 def base_of(adapter: Path | None) -> str | None:
-    """The base that an adapter's configuration names, or None."""
+    """The base that an adapter's configuration names, or None. A path that begins with a dot starts at the adapter's folder.
+
+    Raises:
+        UserError: it names a folder that is not there.
+    """
     if adapter is None:
         return None
     try:
         told = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        return told.get("base_model_name_or_path") or None
+        base = str(told.get("base_model_name_or_path") or "")
     except (OSError, ValueError, AttributeError):
         return None  # loading the adapter reports what is wrong with it
+    if not base or is_hub_name(base):
+        return base or None
+    folder = (adapter / base).resolve()  # an absolute path stays as it is
+    if not folder.is_dir():
+        raise UserError(
+            f"The adapter in {adapter} belongs to a base in {folder}, which is not there. Name its folder, or its name on the "
+            f"hub, with --weights (in Python: weights=)."
+        )
+    return str(folder)
 
 
 def predict(

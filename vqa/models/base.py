@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from data_prep.outcomes import UserError, unknown_name
-from vqa.settings import EvaluateSettings, ModelSettings
+from vqa.settings import EvaluateSettings, ModelSettings, is_hub_name
 
 # pixels: uint8, a row per image; normalized on the device, so that a quarter of the bytes crosses the bus.
 # Text tensors: a row per question. image_of_question: (questions,), the row of each question's image, ascending.
@@ -200,7 +200,7 @@ def load_parts(weights: str, network_class: Any, image_processor_class: Any) -> 
 def missing_weights(weights: str, error: Exception) -> UserError:
     """The error for weights that cannot be loaded."""
     words = " ".join(str(error).split())[:200]
-    if Path(weights).exists() or weights.startswith((".", "/", "~")):
+    if Path(weights).exists() or not is_hub_name(weights):
         return UserError(f"Cannot load a model from the folder {weights}: {words}")
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return UserError(
