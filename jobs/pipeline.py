@@ -16,7 +16,7 @@ from jobs.stages.evaluate import Evaluate
 from jobs.stages.generate import Generate
 from jobs.stages.prepare import Prepare
 from jobs.stages.report import Report
-from jobs.stages.status import DONE, OUTDATED, StepStatus
+from jobs.stages.status import DONE, OUTDATED, WAITING, StepStatus
 from jobs.stages.train import Train
 from jobs.stages.validate import Validate
 
@@ -55,7 +55,7 @@ def steps_of(config: Config, stages: Sequence[str] = STAGES) -> list[Step]:
 
 def steps_before(step: Step, config: Config) -> list[Step]:
     """The steps whose results a step reads."""
-    before = {
+    before: dict[str, list[Step]] = {
         "prepare": [],
         "validate": [Step("prepare")],
         "generate": [Step("validate")],
@@ -80,25 +80,45 @@ def make_stage(step: Step, run: RunDir, config: Config) -> Stage:
     stage = STAGE_CLASSES[step.stage](run, config, step.target)
     if isinstance(stage, Report):
         others = steps_of(config, STAGES[:-1])
-        stage.statuses = lambda: [make_stage(other, run, config).status() for other in others]
+        stage.statuses = lambda: [_status(make_stage(other, run, config)) for other in others]
     return stage
 
 
 def run_status(run: RunDir, config: Config) -> list[StepStatus]:
     """The state of every step, in order."""
     steps = steps_of(config)
-    statuses = [make_stage(step, run, config).status() for step in steps]
+    statuses = [_status(make_stage(step, run, config)) for step in steps]
     found = dict(zip(steps, statuses, strict=True))
     for step, status in found.items():  # in order: what follows an outdated step is outdated, and so on
         before = [str(one) for one in steps_before(step, config) if one in found and found[one].state == OUTDATED]
         if status.state == DONE and before:
             status.state, status.outdated = OUTDATED, f"{', '.join(before)} changed"
+    page = read_json(run.report / "report.json") or {}
+    begun = [step for step, status in found.items() if status.state != WAITING]
+    # A report is made of whatever there is; every other step of all the steps before it.
+    needed = {one for step in begun if step.stage != "report" for one in steps_before(step, config)}
+    for step, status in found.items():
+        if step in needed and step not in begun:
+            status.notes.append(_vanished(status.step, page))
     report = statuses[-1]
     if report.state == DONE:
         known = {warning for status in statuses for warning in status.warnings()}
-        page = read_json(run.report / "report.json") or {}
         report.notes = headlines(page) + [warning for warning in page.get("warnings", []) if warning not in known]
     return statuses
+
+
+def _status(stage: Stage) -> StepStatus:
+    status = stage.status()
+    if lost := str(stage.lost()):
+        status.notes.append(f"{stage.step}: {lost}.")
+    return status
+
+
+def _vanished(step: str, page: Mapping[str, Any]) -> str:
+    """What to say of a step of which nothing is there, though a later one was done; ``page``: report.json."""
+    dollars = sum(stage["dollars"] or 0 for stage in page.get("stages", ()) if stage["name"] == step)
+    cost = f" It cost ${dollars:,.2f}." if dollars else ""
+    return f"{step}: all of its files are gone, though a later step was done from them.{cost}"
 
 
 def headlines(page: Mapping[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ from jobs.run.run import RunRecord
 from jobs.shards.digest import differences, digest
 from jobs.shards.journal import journal_files, settings_of
 from jobs.shards.loop import pending_shards, refuse_redo, run_shard
+from jobs.shards.lost import Lost, lost_files, lost_records
 from jobs.shards.marker import ShardMarker
 from jobs.shards.outdated import find_outdated
 from jobs.shards.progress import ItemT, ShardSource
@@ -83,6 +84,10 @@ class Stage(ABC):
     @abstractmethod
     def status(self) -> StepStatus:
         """How far it is."""
+
+    @abstractmethod
+    def lost(self) -> Lost:
+        """What it had finished and is gone since."""
 
     def check_settings(self, *, redo: bool) -> None:  # noqa: B027 - most stages have nothing to refuse
         """Look, before a launch changes anything, whether it would pay again for what is there, or train again.
@@ -184,6 +189,9 @@ class ShardedStage(Stage, ShardSource[ItemT]):
             f"+ {result.remaining:,} remaining",
             requeue=remaining > 0,
         )
+
+    def lost(self) -> Lost:
+        return sum((lost_records(store) for store in self._all_stores()), Lost())
 
     def status(self) -> StepStatus:
         return with_last_error(
@@ -304,6 +312,10 @@ class SingleStage(Stage):
             )
             write_json(self.run_dir.done_file(self.step), marker)
         return TaskResult(f"{self.step}: " + ", ".join(f"{count:,} {name}" for name, count in outcome.counts.items()))
+
+    def lost(self) -> Lost:
+        marker = StageMarker.read(self.run_dir, self.step)
+        return lost_files(self.run_dir.step_folder(self.step), marker.outputs if marker else ())
 
     def status(self) -> StepStatus:
         status = StepStatus(str(self.step))

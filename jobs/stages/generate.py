@@ -62,8 +62,13 @@ class Generate(ShardedStage[Product]):
         return {"": self.store}
 
     def settings(self, variant: str) -> Mapping[str, object]:
-        settings = self.config.generate
-        return identity(settings, file_identity(self.run_dir, settings.stand_in.answers) if settings.stand_in else "")
+        return identity(self.config.generate, self._answers)
+
+    @property
+    def _answers(self) -> str:
+        """The SHA-256 of the stand-in's answers; "" without one. The run knows it when the file is gone."""
+        stand_in = self.config.generate.stand_in
+        return file_identity(self.run_dir, stand_in.answers) if stand_in else ""
 
     def check_settings(self, *, redo: bool) -> None:
         super().check_settings(redo=redo)

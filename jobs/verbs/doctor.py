@@ -27,12 +27,15 @@ from data_prep.outcomes import UserError
 from jobs.backends import slurm
 from jobs.config import Config
 from jobs.options import Cluster, DoctorRequest
-from jobs.pipeline import steps_of
+from jobs.pipeline import make_stage, steps_of
+from jobs.run.contents import hub_commit
 from jobs.run.layout import RunDir, Step
+from jobs.run.run import load_run
 from jobs.verbs.launch import resolve
 from slurm.profile import Profile, SlurmError
 from slurm.site_check import Check, SharedFolder, node_checks, site_checks
 from slurm.submit import Cluster as SlurmCluster
+from vqa.settings import is_hub_name
 
 LOW_DISK_BYTES = 10 * 2**30
 MODULES = ("orjson", "PIL", "torch", "transformers", "peft", "submitit", "jobs.backends.task")
@@ -73,6 +76,7 @@ def _diagnose(run: RunDir, config: Config, steps: Sequence[Step], profile: Profi
     checks = [folder_check("run directory", run.path, "Choose another --run-dir."), disk_check(run.path)]
     shared = quota_folders(config.generate) if "generate" in stages else []
     checks += [folder_check(folder.name, folder.path, folder.advice) for folder in shared]
+    checks += lost_checks(run)
     if "prepare" in stages:
         checks.append(data_check(config))
     if "generate" in stages and config.generate.stand_in is None:
@@ -135,6 +139,16 @@ def disk_check(path: Path) -> Check:
     return Check("disk space", True, detail)
 
 
+def lost_checks(run: RunDir) -> list[Check]:
+    """Whether what a run has finished is still there."""
+    if not run.run_file.is_file():
+        return []
+    _, config = load_run(run.path)
+    stages = [make_stage(step, run, config) for step in steps_of(config)]
+    found = [Check(f"files of {stage.step}", None, lost) for stage in stages if (lost := str(stage.lost()))]
+    return found or [Check("finished files", True, "all there")]
+
+
 def data_check(config: Config) -> Check:
     """Whether the collection is where the configuration says."""
     try:
@@ -189,11 +203,9 @@ def weights_check(name: str, weights: str) -> Check:
         return Check(
             title, there, f"{weights}{'' if there else ' has no config.json'}", "Give a folder in transformers' format."
         )
-    if weights.startswith((".", "/", "~")) or weights.count("/") > 1:
+    if not is_hub_name(weights):
         return Check(title, None, f"{weights} is not there yet", "It must be before train and evaluate start.")
-    from huggingface_hub import try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(weights, "config.json"), str):
-        return Check(title, True, f"{weights} is in the cache")
+    if commit := hub_commit(weights):
+        return Check(title, True, f"{weights} is in the cache, commit {commit[:12]}")
     advice = f"Where nodes are offline, first run: hf download {weights}  (with HF_HOME on a shared file system)"
     return Check(title, None, f"{weights} is not in the cache and would be downloaded", advice)

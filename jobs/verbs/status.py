@@ -127,8 +127,7 @@ def remarks(step: StepStatus) -> list[str]:
         lines.append(f"{step.step}: " + ", ".join(f"{count:,} {escape(name)}" for name, count in step.counts.items()))
     if step.planned_dollars is not None and step.projected_dollars is not None:
         lines.append(f"{step.step}: planned ${step.planned_dollars:,.2f}, projected ${step.projected_dollars:,.2f}")
-    if step.state != WAITING:
-        lines += [f"  {escape(warning)}" for warning in step.warnings()]
+    lines += [f"  {escape(line)}" for line in (step.notes if step.state == WAITING else step.warnings())]
     if step.last_error:
         lines.append(f"  {step.step} last error: {escape(step.last_error)} ({escape(step.last_log)})")
     return lines
