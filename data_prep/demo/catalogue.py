@@ -66,7 +66,7 @@ def render(folder: Path, *, products: int, seed: int) -> None:
         )
         if number % DIRT_EVERY == DIRT_EVERY - 1:
             _add_dirt(folder, listings, index, look, seed=seed, number=number, data=data)
-    _write_metadata(folder, listings, index)
+    write_metadata(folder, listings, index)
     write_jsonl(folder / "facts.jsonl", facts)
 
 
@@ -151,7 +151,7 @@ def _jpeg(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _write_metadata(folder: Path, listings: list[dict[str, Any]], index: list[tuple[str, int, int, str]]) -> None:
+def write_metadata(folder: Path, listings: list[dict[str, Any]], index: list[tuple[str, int, int, str]]) -> None:
     """The listings over sixteen files, and the index of images."""
     for digit in "0123456789abcdef":
         lines = [
