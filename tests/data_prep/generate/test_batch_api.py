@@ -258,6 +258,9 @@ class ShopSource(ShardSource[Product]):
     def key(self, item: Product) -> str:
         return item.item_id
 
+    def made_from(self, item: Product) -> str:
+        return self.shop.sha(item)
+
     def process(self, todos: Iterator[Todo[Product]]) -> None:
         workers.generate_all(
             todos,
