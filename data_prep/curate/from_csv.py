@@ -9,16 +9,17 @@ A row, as the published report's notebooks write it; ``qas`` is JSON or a Python
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from data_prep.dataset_csv import load_dataset_and_metadata
+from data_prep.dataset_csv import Row, load_dataset_and_metadata
 from data_prep.images.decode import ImageProblem
 from data_prep.images.locate import ImageLocator
-from data_prep.images.validate import image_facts
+from data_prep.images.validate import image_facts, image_states
 from data_prep.outcomes import UserError
 from data_prep.records import ImageFacts, Product, Rejected, Reply
 from data_prep.settings import DataSettings, ValidateSettings
@@ -51,8 +52,7 @@ def read_csv(data: DataSettings, settings: ValidateSettings, reject: Callable[[R
         raise UserError(f"No file matches {data.dataset_csv} (data.dataset_csv).")
     if not data.image_root.is_dir():
         raise UserError(f"There is no image folder {data.image_root}: set data.images to the folder of your images.")
-    index = data.root / data.images_index
-    rows, paths = load_dataset_and_metadata(files, index if index.is_file() else None)
+    rows, paths = _load(data)
     pairs: dict[str, list[str]] = {}
     image_of: dict[str, str] = {}
     for row in rows:
@@ -86,6 +86,25 @@ def read_csv(data: DataSettings, settings: ValidateSettings, reject: Callable[[R
                 facts[product.item_id] = found
     replies = [_reply(item_id, image_of[item_id], texts) for item_id, texts in pairs.items()]
     return FromCsv(products, facts, failures, replies, images.summary())
+
+
+def images_digest(data: DataSettings) -> str:
+    """A digest of the states of all images that the rows name, see `data_prep.images.validate.image_states`.
+
+    Raises:
+        UserError: a file is not such a CSV.
+    """
+    rows, paths = _load(data)
+    named = sorted({row.image_id for row in rows})
+    products = (Product(image, image, paths.get(image, ""), "", "", "", []) for image in named)
+    states = image_states(products, ImageLocator(data.image_root))
+    text = "\n".join(f"{product.image_id} {state}" for product, state in states)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _load(data: DataSettings) -> tuple[list[Row], dict[str, str]]:
+    index = data.root / data.images_index
+    return load_dataset_and_metadata(data.csv_files(), index if index.is_file() else None)
 
 
 def _reply(item_id: str, image_id: str, texts: Sequence[str]) -> Reply:

@@ -99,7 +99,8 @@ class ImageLocator:
             ImageProblem: as `locate`, or it cannot be looked at.
         """
         with suppress(OSError, ValueError):
-            return os.stat(f"{self.root}/{path}")  # noqa: PTH116 - a Path takes longer to make than the call
+            if path:  # without one the image is looked for by its id
+                return os.stat(f"{self.root}/{path}")  # noqa: PTH116 - a Path takes longer to make than the call
         try:
             return (self.root / self.locate(path, image_id)).stat()
         except (OSError, ValueError) as error:

@@ -166,10 +166,7 @@ class _ShardRun(Generic[ItemT]):
             # A further pass gives items that failed, and may succeed, their next try.
             while not self._stopping():
                 left = any(not state.settled(key) for state in self._progress.values() for key in keys)
-                moved = [
-                    (len(p.done), len(p.failed), p.tries.total(), sum(map(len, p.replies.values())))
-                    for p in self._progress.values()
-                ]
+                moved = [(len(p.done), len(p.failed), p.tries.total(), p.poor.total()) for p in self._progress.values()]
                 if not left or moved == before:
                     break
                 before = moved

@@ -117,13 +117,16 @@ class Progress:
         self._source, self.fingerprint, self.made = source, fingerprint, made
         self.done: set[str] = set()
         self.failed: dict[str, str] = {}  # key → reason; will not be tried again
-        self.unsatisfied: set[str] = set()  # of both: the last reply was not good; a raised limit gives another one
-        self.tries: Counter[str] = Counter()  # failures so far
-        self.replies: dict[str, tuple[Reply, ...]] = {}  # replies that break the rules, of keys not done yet
-        self.usable: set[str] = set()  # of those keys: one of their replies was a success all the same
+        self.unsatisfied: set[str] = set()  # of both: no reply is good; a raised limit gives another one
+        self.tries: Counter[str] = Counter()  # failures so far that were not paid for
+        self.poor: Counter[str] = Counter()  # replies so far that are not good
+        self.replies: dict[str, tuple[Reply, ...]] = {}  # of those, of keys that are not settled
         self.answered: set[str] = set()  # keys with a reply, of use or not
         self.repeated = 0  # successes for items that were done already
         self.superseded: dict[str, Superseded] = {}
+        self._usable: set[str] = set()  # keys with a reply that is a success, though not good
+        self._of_no_use: dict[str, str] = {}  # key → why a reply was no success
+        self._ended: dict[str, str] = {}  # key → why no further try is made, however many replies there are
 
     def settled(self, key: str) -> bool:
         """Whether nothing is left to do for an item."""
@@ -159,45 +162,43 @@ class Progress:
         value: Any = outcome.value
         if isinstance(value, Reply):
             self.answered.add(key)
-        if isinstance(outcome, Ok):
-            if key in self.done and key not in self.unsatisfied:
-                self.repeated += 1
-            if self._source.rule_violations(value) is None:
-                self._done(key)
-                self.unsatisfied.discard(key)
-            elif key not in self.done:
-                self.usable.add(key)
-                self._reply(key, value, "")
-                if key in self.failed:  # what counts is the best outcome, not the last
-                    self._done(key)
-        elif key in self.done:
-            return
-        elif value is not None and outcome.retry:  # paid for and of no use: it counts as a reply, not as a try
-            self._reply(key, value, outcome.reason)
+        if key in self.done and key not in self._usable:
+            self.repeated += isinstance(outcome, Ok)
+        elif isinstance(outcome, Ok) and self._source.rule_violations(value) is None:
+            self._usable.discard(key)
+            self._settle(key, good=True)
+        elif isinstance(outcome, Ok) or (value is not None and outcome.retry):
+            if isinstance(outcome, Ok):
+                self._usable.add(key)
+            else:  # paid for and of no use: it counts as a reply, not as a try
+                _lowest(self._of_no_use, key, outcome.reason)
+            self.poor[key] += 1
+            self.replies[key] = (*self.replies.get(key, ()), value)
+            self._settle(key)
         else:
             self.tries[key] += 1
             if not outcome.retry or self.tries[key] >= self._source.limits.max_tries:
-                self._end(key, outcome.reason)
+                _lowest(self._ended, key, outcome.reason)
+            self._settle(key)
 
-    def _reply(self, key: str, reply: Reply, reason: str) -> None:
-        """A reply that is not good."""
-        self.replies[key] = (*self.replies.get(key, ()), reply)
-        if len(self.replies[key]) >= self._source.limits.max_replies:
-            self.unsatisfied.add(key)
-            self._end(key, reason)
-
-    def _end(self, key: str, reason: str) -> None:
-        """No further try: the item is done if one of its replies can be used."""
-        if key in self.usable:
-            self._done(key)
-        else:
-            self.failed[key] = min(reason, self.failed.get(key, reason))
-
-    def _done(self, key: str) -> None:
-        self.done.add(key)
-        self.usable.discard(key)
-        self.failed.pop(key, None)
+    def _settle(self, key: str, *, good: bool = False) -> None:
+        """Decide whether an item is done or failed: the best of its replies counts, whatever came after it."""
+        enough = not good and self.poor[key] >= self._source.limits.max_replies
+        (self.unsatisfied.add if enough else self.unsatisfied.discard)(key)
+        if not (good or enough or key in self._ended):
+            return
         self.replies.pop(key, None)
+        if good or key in self._usable:
+            self.done.add(key)
+            self.failed.pop(key, None)
+        else:
+            reasons = [self._ended.get(key), self._of_no_use.get(key) if enough else None]
+            self.failed[key] = min(reason for reason in reasons if reason is not None)
+
+
+def _lowest(reasons: dict[str, str], key: str, reason: str) -> None:
+    """Keep one reason of several, the same one in whatever order they arrive."""
+    reasons[key] = min(reason, reasons.get(key, reason))
 
 
 def load_progress(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from data_prep.curate import curate
+from data_prep.curate import curate, from_csv
 from data_prep.curate.dataset import CuratedDataset, verify, write_dataset
-from data_prep.curate.from_csv import read_csv
 from data_prep.curate.stats import DatasetStats
 from data_prep.files import AtomicFile, dumps, file_digest, read_json
 from data_prep.generate import models
@@ -31,7 +30,8 @@ class Curate(SingleStage):
 
     def inputs(self) -> dict[str, str]:
         if self.config.data.dataset_csv:
-            return {file.name: file_digest(file) for file in self.config.data.csv_files()}
+            files = {file.name: file_digest(file) for file in self.config.data.csv_files()}
+            return {**files, "images": from_csv.images_digest(self.config.data)}
         return {
             "prepare": outputs_digest(self.run_dir, Step("prepare")),
             "validate": images_digest(self.run_dir),
@@ -111,7 +111,7 @@ class Curate(SingleStage):
         return curate.curate(products, facts, failures, generate.replies(), self.config.curate, reject)
 
     def _from_csv(self, reject: Callable[[Rejected], None]) -> CuratedDataset:
-        found = read_csv(self.config.data, self.config.validate_, reject)
+        found = from_csv.read_csv(self.config.data, self.config.validate_, reject)
         good = f"{len(found.facts):,} of their {len(found.products):,} images can be used"
         print(f"{len(found.replies):,} products in {self.config.data.dataset_csv}; {good}", flush=True)
         if found.located:

@@ -45,7 +45,7 @@ def test_a_paid_reply_is_synchronized_before_append_returns(tmp_path: Path, sync
     assert synced() == [writer.path.name]
 
 
-def test_the_name_of_a_new_record_file_and_each_new_folder_are_synchronized(tmp_path: Path, synced: Synced) -> None:
+def test_a_new_record_file_and_each_new_folder_are_synchronized(tmp_path: Path, synced: Synced) -> None:
     writer = JournalWriter(tmp_path / "3_generate/shards/00007", "a", "f")
     writer.append("k", Failed("x"))
     assert synced() == [".", "3_generate", "3_generate/shards", "3_generate/shards/00007"]
@@ -54,7 +54,7 @@ def test_the_name_of_a_new_record_file_and_each_new_folder_are_synchronized(tmp_
     writer.close()
 
 
-def test_an_atomic_file_is_synchronized_before_it_has_its_name_and_its_folder_after(
+def test_an_atomic_file_is_synchronized_before_it_is_renamed_and_its_folder_after(
     tmp_path: Path, synced: Synced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from data_prep.files import read_jsonl
 from data_prep.outcomes import UserError
+from data_prep.records import Example
 from jobs.config import DEFAULT_CONFIG, load_config
 from jobs.pipeline import steps_of
 from jobs.run.layout import RunDir
@@ -49,6 +52,20 @@ def test_a_csv_and_a_folder_of_images_lead_to_a_report_by_one_command(
     run = RunDir(tmp_path / "run")
     assert run.predictions_table("blip", "lora").is_file()
     assert json.loads((run.report / "report.json").read_text())["models"]["blip"]["questions"] > 0
+    first, second, *_ = sorted((tmp_path / "pics").iterdir())
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    again = launch(*command, "--set", "curate.missing_category=keep", cwd=tmp_path)
+    assert again.returncode == 2 and "train:blip took" in output(again), output(again)
+    sha = {
+        row.image_id: row.image_sha256
+        for name in ("train", "val", "test")
+        for row in read_jsonl(run.split(name), Example)
+    }
+    assert sha[first.stem] == hashlib.sha256(other).hexdigest(), (
+        "old questions never stand beside another image unnoticed"
+    )
 
 
 def test_a_csv_takes_the_place_of_the_stages_before_curate(monkeypatch: pytest.MonkeyPatch) -> None:

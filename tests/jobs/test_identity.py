@@ -156,7 +156,7 @@ def test_images_that_were_exchanged_are_asked_about_again_with_consent_alone(pai
     assert recorded(paid.run, "generate") == asked + 2, "nothing is deleted"
 
 
-def test_what_the_prompt_shows_of_a_listing_counts_and_what_it_does_not_show_does_not(paid: Paid) -> None:
+def test_what_the_prompt_shows_of_a_listing_counts_and_nothing_else_of_it(paid: Paid) -> None:
     asked = paid.asked()
     item = paid.products()[0]["item_id"]
     edit_listing(paid.folder / "abo", item, "model_name", "Another")
@@ -179,7 +179,7 @@ def edit_listing(abo: Path, item: str, field: str, text: str) -> None:
             file.writelines(json.dumps(listing) + "\n" for listing in listings)
 
 
-def test_another_model_is_asked_with_consent_alone_and_the_first_ones_replies_count_again(paid: Paid) -> None:
+def test_another_model_is_asked_with_consent_alone_and_both_models_replies_are_kept(paid: Paid) -> None:
     asked, before = paid.asked(), paid.dataset()
     records = recorded(paid.run, "generate")
     said = paid.launch(*OTHER_MODEL, code=2)
@@ -305,7 +305,7 @@ def test_the_report_scores_exactly_the_questions_of_the_split_that_is_evaluated(
             )
 
 
-def test_truths_are_those_of_the_present_split_and_no_question_is_answered_again_for_them(
+def test_truths_are_those_of_the_present_split_and_answers_do_not_depend_on_them(
     copied: tuple[RunDir, Path],
 ) -> None:
     run = copied[0]

@@ -157,7 +157,7 @@ def tries(folder: Path) -> dict[str, int]:
     return {path.name: len(path.read_text().splitlines()) for path in (folder / "tried").iterdir()}
 
 
-def test_an_item_whose_content_changed_is_done_again_alone_and_counts_again_when_it_is_set_back(
+def test_an_item_whose_content_changed_is_done_again_alone_and_counts_when_set_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_all(tmp_path, 2)
@@ -179,7 +179,7 @@ def test_an_item_whose_content_changed_is_done_again_alone_and_counts_again_when
     assert results(tmp_path) == expected() and tries(tmp_path) == done
 
 
-def test_under_other_settings_all_is_done_again_and_the_first_records_count_again_later(
+def test_under_other_settings_all_is_done_again_and_the_first_records_are_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_all(tmp_path, 1)
@@ -289,7 +289,7 @@ def test_a_paid_reply_of_no_use_is_never_done_and_counts_as_asked(
 
 
 @pytest.mark.parametrize(("first", "done"), [("poor", 1), ("no use", 0)])
-def test_a_raised_max_replies_asks_again_about_an_item_that_ended_without_a_good_reply(
+def test_a_raised_max_replies_asks_again_about_items_without_a_good_reply(
     tmp_path: Path, first: str, done: int
 ) -> None:
     source = Asked(tmp_path, [first], 1)
