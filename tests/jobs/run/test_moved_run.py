@@ -22,6 +22,8 @@ from slurm.profile import Profile
 from slurm.submit import StepWork
 from tests.conftest import ROOT, environment, launch, launch_args, launch_command, output, tiny_base, write_config
 
+pytestmark = pytest.mark.xdist_group("moved")  # one worker makes the run, once
+
 
 def held_back(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run launch.py as a process that write protection holds back, as it does not for root."""
