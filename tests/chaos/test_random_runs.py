@@ -345,7 +345,9 @@ def _try(sequences: int, steps: int, seed: int) -> None:
     Run.seen.clear()
     run_state_machine_as_test(hypothesis.seed(seed)(Run), settings=chosen)
     print(f"{sequences} sequences of at most {steps} steps: {dict(Run.seen)}")
-    assert all(Run.seen[event] for event in ("launched", "refused", "asked", "killed")), "the sequences do what they should"
+    assert all(Run.seen[event] for event in ("launched", "refused", "asked", "killed")), (
+        "the sequences do what they should"
+    )
 
 
 def test_a_run_agrees_with_its_model_after_whatever_happened_to_it() -> None:
