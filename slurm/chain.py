@@ -128,7 +128,7 @@ class ChainFolder:
             names = Counter(job.step for job in jobs)
             listed = ", ".join(f"{name} ({count})" for name, count in names.items())
             raise SlurmError(
-                f"This run is in SLURM's queue already: {listed}. Wait for it, or cancel it: launch.py cancel RUN_DIR"
+                f"This run is already in SLURM's queue: {listed}. Wait for it, or cancel it: launch.py cancel RUN_DIR"
             )
 
     def write_chain(self, chain: Chain) -> None:

@@ -70,7 +70,7 @@ def test_a_run_in_the_queue_is_launched_by_nothing_else(submitted: tuple[RunDir,
     for command in (launch_args(config, run.path, "--set", "curate.seed=5"), ["report", run.path]):
         refused = launch(*command)
         assert refused.returncode == 2, output(refused)
-        assert "in SLURM's queue already: validate (2)" in output(refused)
+        assert "already in SLURM's queue: validate (2)" in output(refused)
     assert run.run_file.read_bytes() == before
 
 
