@@ -157,6 +157,18 @@ class Answered:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Opinions:
+    """What is known of one generated answer from others than its generator. Never written into the dataset; see docs/truth.md."""
+
+    seen: str = "unchecked"  # another model, with the image and without the listing: agreed, contested
+    blind: str = "unchecked"  # a model without the image: right, wrong
+    witness: str = "silent"  # the listing's own field: agrees, differs
+    seen_answer: str = ""
+    blind_answer: str = ""
+    listing: str = ""  # the field's value, where the question asks for exactly that
+
+
 def from_dict(kind: type[T], data: dict[str, Any]) -> T:
     """Build a record from a parsed line, ignoring keys that the record does not have.
 

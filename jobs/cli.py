@@ -15,6 +15,7 @@ from rich.console import Console
 
 from data_prep.outcomes import UserError
 from jobs.options import (
+    AuditRequest,
     CompareRequest,
     ConfigOption,
     DoctorRequest,
@@ -124,6 +125,15 @@ def self_consistency(
 
 
 @app.command()
+@takes(AuditRequest)
+def audit(context: typer.Context, request: AuditRequest) -> None:
+    """Write a page on which a person judges a sample of test questions; with --verdicts, read what people said."""
+    from jobs.verbs import audit as verb
+
+    verb.audit(request, out)
+
+
+@app.command()
 @takes(DoctorRequest)
 def doctor(context: typer.Context, request: DoctorRequest) -> None:
     """Will it work here? Checks before anything is queued, and says what to do."""
@@ -135,7 +145,7 @@ def doctor(context: typer.Context, request: DoctorRequest) -> None:
 @app.command()
 def fetch(config: ConfigOption = None, overrides: SetOption = None) -> None:
     """Download the models' weights into the cache, on a machine that has internet (a login node)."""
-    from jobs.verbs import fetch as verb
+    from jobs.verbs import weights as verb
 
     verb.fetch(config, tuple(overrides or ()), out)
 
@@ -190,7 +200,7 @@ def tiny_base(
     ] = None,
 ) -> None:
     """Make a tiny model, taught on drawn images, as weights for a first run without a GPU or a download."""
-    from jobs.verbs.tiny_base import make_tiny_base
+    from jobs.verbs.weights import make_tiny_base
 
     make_tiny_base(folder, kind, words or (), out)
 

@@ -60,6 +60,22 @@ class LaunchRequest:
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRequest:
+    """``launch.py audit``"""
+
+    run_dir: RunDirArgument
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files of verdicts, after --verdicts.")
+    ] = None
+    questions: Annotated[int, typer.Option(min=10, help="How many to draw.")] = 200
+    seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0
+    verdicts: Annotated[Path | None, typer.Option(metavar="FILE...", help="Read what one or several people said.")] = (
+        None
+    )
+    json: JsonOption = False
+
+
 @dataclass(frozen=True, slots=True)
 class DoctorRequest:
     """``launch.py doctor``"""

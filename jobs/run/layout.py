@@ -13,6 +13,7 @@
       6_evaluate/<model>-<base|lora>/   as 2_validate; predictions.csv; <model>-control-<swap|grey>/ too; <model>-collapse.json
       7_report/                   index.html, report.json, thumbnails.json, done.json
       ledger/                     what was paid, and batches handed in: kept when a stage's folder is deleted
+      audit/                      <sample>.html to judge, <sample>.json what was drawn, people.json what people said
       logs/<stage>/               one file per task and attempt
       contents.json               digests of the models' weights, see jobs.run.contents
       claims/                     one folder a command that wrote here, see jobs.run.claim
@@ -202,6 +203,24 @@ class RunDir:
     def thumbnails(self) -> Path:
         """The images of the page by their paths, for a report that is written when the images are gone."""
         return self.report / "thumbnails.json"
+
+    @property
+    def audit(self) -> Path:
+        """What people are asked about a sample of test questions, and what they said."""
+        return self.path / "audit"
+
+    def audit_page(self, sample: str) -> Path:
+        """The page of one sample, by its digest."""
+        return self.audit / f"{sample}.html"
+
+    def audit_sample(self, sample: str) -> Path:
+        """Which questions were drawn for it, and of which."""
+        return self.audit / f"{sample}.json"
+
+    @property
+    def people(self) -> Path:
+        """The verdicts that were read last."""
+        return self.audit / "people.json"
 
     def logs(self, step: Step) -> Path:
         """What the tasks of a step printed, one file per task and attempt."""

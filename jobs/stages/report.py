@@ -37,6 +37,8 @@ class Report(SingleStage):
     def inputs(self) -> dict[str, str]:
         consistency = self.run_dir.self_consistency
         found = {"self_consistency": file_digest(consistency) if consistency.is_file() else ""}
+        people = self.run_dir.people
+        found["people"] = file_digest(people) if people.is_file() else ""
         found["curate"] = outputs_digest(self.run_dir, Step("curate"))
         for model in self.config.models:
             found[f"train:{model}"] = outputs_digest(self.run_dir, Step("train", model))
@@ -54,6 +56,7 @@ class Report(SingleStage):
 
     def write(self, out: Path) -> int:
         """Write the page and report.json into a folder; the number of answers in them."""
+        from jobs.stages.opinions import opinions, people_say
         from vqa.evaluation.bertscore import BertSettings
         from vqa.report.build import build
         from vqa.report.inputs import ReportInputs, StageSummary
@@ -79,13 +82,16 @@ class Report(SingleStage):
                     failed[f"{model}-{variant}"] = reasons
             controls[model] = {control.name: answers_of(control, LORA)[0] for control in evaluated.controls()}
         summaries, warnings = self._stages(StageSummary)
+        test, (audit, problems) = list(self._examples(evaluate.split)), people_say(self.run_dir, self.config)
         inputs = ReportInputs(
             run=self._run(),
             stages=summaries,
             stats=self._stats(),
             sample_sheet=self.run_dir.dataset / "samples.jpg",
             train=list(self._examples("train")),
-            test=list(self._examples(evaluate.split)),
+            test=test,
+            opinions=opinions(self.run_dir, test),
+            audit=audit,
             predictions=predictions,
             controls=controls,
             failed=failed,
@@ -93,7 +99,7 @@ class Report(SingleStage):
             training_log=logs,
             image_root=self.config.data.image_root,
             thumbnails=read_json(self.run_dir.thumbnails) or {},
-            warnings=warnings,
+            warnings=[*warnings, *problems],
             stand_in=bool((read_json(self.run_dir.dataset / TEACHER_FILE) or {}).get("stand_in")),
             settings=self.config.report,
             bert=BertSettings(bert, layer) if bert else None,

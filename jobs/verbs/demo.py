@@ -17,7 +17,7 @@ from data_prep.demo.catalogue import render
 from jobs.config import CONFIGS
 from jobs.options import Cluster, LaunchRequest
 from jobs.verbs.launch import launch
-from jobs.verbs.tiny_base import make_tiny_base
+from jobs.verbs.weights import make_tiny_base
 
 PRODUCTS = 1200
 SEED = 7

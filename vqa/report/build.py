@@ -27,12 +27,14 @@ from vqa.report.images import data_uri, link_prefix, thumbnails
 from vqa.report.inputs import ReportInputs
 from vqa.report.page import TEMPLATES, page_environment
 from vqa.report.published import NOTES, flatten, score_rows, setting_rows
+from vqa.report.truth import LABELS as OPINION_LABELS
 
 CONTENTS = (
     ("types", "By question type"),
     ("examples", "Fixed and broken"),
     ("compared", "Models compared"),
     ("scores", "Metrics"),
+    ("truth", "Trust"),
     ("breakdowns", "Right answers"),
     ("errors", "Wrong answers"),
     ("browser", "All answers"),
@@ -102,7 +104,13 @@ def render(inputs: ReportInputs, result: ReportFigures, drawn: Drawn, page: Path
     sheet = inputs.sample_sheet
     environment = page_environment()
     environment.globals.update(
-        dataset=dataset, link=link, in_words=in_words, labels=LABELS, confusions_shown=CONFUSIONS, tones=TONES
+        dataset=dataset,
+        opinion_labels=OPINION_LABELS,
+        link=link,
+        in_words=in_words,
+        labels=LABELS,
+        confusions_shown=CONFUSIONS,
+        tones=TONES,
     )
     return environment.get_template("report.html").render(
         f=result,

@@ -18,7 +18,7 @@ from data_prep.curate.blind_floor import blind_answers
 from data_prep.curate.question_text import question_pattern, question_type
 from data_prep.normalize import normalize
 from data_prep.reasons import in_words
-from data_prep.records import Answered, Example
+from data_prep.records import Answered, Example, Opinions
 from vqa.evaluation import breakdowns
 from vqa.evaluation.bertscore import BertUsed
 from vqa.evaluation.breakdowns import Confusion, ErrorCount, Group
@@ -28,9 +28,12 @@ from vqa.evaluation.entries import Entry
 from vqa.evaluation.metrics import DEFINITIONS, Definition, exact_match, score
 from vqa.evaluation.statistics import Calibration, Interval, Paired, calibration, interval, label_codes, paired
 from vqa.evaluation.verdict import ModelVerdict, Questions, judge
+from vqa.report import truth
 from vqa.report.inputs import ReportInputs, StageSummary
+from vqa.report.truth import TruthFigures, parts, truth_figures
 
 SCHEMA = 1
+UNKNOWN = Opinions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class ReportFigures:
     dataset: Mapping[str, Any]  # 4_curate/stats.json
     models: dict[str, ModelFigures]
     comparisons: list[ModelComparison]  # every two models, fine-tuned and base, on the questions that both answered
+    truth: TruthFigures | None  # how far to trust the generated answers; None where nobody has an opinion
     parameters: Mapping[str, Mapping[str, Any]]  # model → its training settings and parameter counts
     definitions: dict[str, Definition]  # metric → its name and definition
 
@@ -135,9 +139,24 @@ def figures(inputs: ReportInputs) -> ReportFigures:
         dataset=inputs.stats,
         models=models,
         comparisons=list(_comparisons(inputs.predictions)),
+        truth=_truth(inputs),
         parameters=inputs.parameters,
         definitions=DEFINITIONS,
     )
+
+
+def _truth(inputs: ReportInputs) -> TruthFigures | None:
+    found = truth_figures(inputs.test, inputs.train, inputs.opinions, inputs.audit)
+    if found is None:
+        return None
+    for name, variants in inputs.predictions.items():
+        table = join(inputs.test, variants)
+        said = {
+            v: [(e, p.answer) for e, p in zip(table.examples, given, strict=True)] for v, given in table.answers.items()
+        }
+        if said and (rows := parts(said, inputs.opinions, inputs.bert)):
+            found.parts[name] = rows
+    return found
 
 
 def _comparisons(predictions: Mapping[str, Mapping[str, Sequence[Answered]]]) -> Iterator[ModelComparison]:
@@ -216,7 +235,7 @@ def model_figures(inputs: ReportInputs, name: str) -> ModelFigures:
         gaps=gaps,
         paired=paired(right["base"], right["lora"], clusters) if {"base", "lora"} <= right.keys() else None,
         blind=interval(shown["blind"], clusters) if "blind" in shown else None,
-        breakdowns=_breakdowns(inputs.train, table, shown, clusters),
+        breakdowns=_breakdowns(inputs, table, shown, clusters),
         errors={variant: _errors(inputs.train, table, variant) for variant in table.answers},
     )
 
@@ -248,7 +267,7 @@ def _calibration(predictions: Sequence[Answered], right: np.ndarray) -> Calibrat
 
 
 def _breakdowns(
-    train: Sequence[Example], table: Table, right: Mapping[str, np.ndarray], clusters: np.ndarray
+    inputs: ReportInputs, table: Table, right: Mapping[str, np.ndarray], clusters: np.ndarray
 ) -> dict[str, list[Group]]:
     groups: dict[str, list[str]] = {
         "category": [e.category for e in table.examples],
@@ -257,8 +276,12 @@ def _breakdowns(
     }
     if len({e.model_version for e in table.examples}) > 1:
         groups["generator model"] = [e.model_version or "not stated" for e in table.examples]
-    if train:
-        trained = Counter(normalize(e.answer) for e in train)
+    for name, label in truth.LABELS.items():
+        said = [str(getattr(inputs.opinions.get(e.id, UNKNOWN), name)) for e in table.examples]
+        if len(set(said)) > 1:
+            groups[label] = said
+    if inputs.train:
+        trained = Counter(normalize(e.answer) for e in inputs.train)
         groups["answer frequency"] = [breakdowns.frequency_class(e.answer, trained) for e in table.examples]
     return {name: breakdowns.by_group(labels, right, clusters) for name, labels in groups.items() if any(labels)}
 

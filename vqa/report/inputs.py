@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.records import Answered, Example
+from data_prep.records import Answered, Example, Opinions
+from vqa.audit.results import AuditResult
 from vqa.evaluation.bertscore import BertSettings
 from vqa.report.settings import ReportSettings
 
@@ -38,6 +39,8 @@ class ReportInputs:
     predictions: Mapping[str, Mapping[str, Sequence[Answered]]] = field(default_factory=dict)  # model → variant → …
     controls: Mapping[str, Mapping[str, Sequence[Answered]]] = field(default_factory=dict)  # model → "grey", "swap" → …
     failed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # "blip-lora" → reason → questions
+    opinions: Mapping[str, Opinions] = field(default_factory=dict)  # question id → what others say of its answer
+    audit: AuditResult | None = None  # what people say of a sample
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # model → parameters.json
     training_log: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # model → rows of log.jsonl
     image_root: Path | None = None

@@ -10,7 +10,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from data_prep.outcomes import UserError
-from jobs.verbs import tiny_base
+from jobs.verbs import weights
 from vqa.models.base import model_class
 from vqa.settings import ModelSettings
 
@@ -22,7 +22,7 @@ def make(folder: Path, kind: str = "blip", words: str = WORDS, images: int = 4) 
     file = folder.parent / "words.jsonl"
     file.write_text(words)
     said = io.StringIO()
-    tiny_base.make_tiny_base(folder, kind, [file], Console(file=said, width=120), images=images)
+    weights.make_tiny_base(folder, kind, [file], Console(file=said, width=120), images=images)
     return said.getvalue()
 
 
@@ -39,9 +39,9 @@ def test_a_tiny_base_loads_and_knows_whole_words_only(kind: str, tmp_path: Path)
 
 def test_progress_is_printed_where_the_output_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(tiny_base.time, "monotonic", lambda: now)
+    monkeypatch.setattr(weights.time, "monotonic", lambda: now)
     said = io.StringIO()
-    say = tiny_base.Progress(Console(file=said, width=120), "training")
+    say = weights.Progress(Console(file=said, width=120), "training")
     for step in range(1, 41):
         now += 1.0
         say(step, 40, 0.5)

@@ -1,4 +1,5 @@
-"""A model small enough to be made here, as a base for LoRA: for the demo, or to try one's own data without a GPU."""
+"""Where base weights come from: ``fetch`` downloads the published ones; ``tiny-base`` makes a model small enough to be made here,
+for the demo, or to try one's own data without a GPU."""
 
 from __future__ import annotations
 
@@ -15,8 +16,23 @@ from data_prep.demo.lessons import render_lessons
 from data_prep.demo.questions import vocabulary
 from data_prep.files import read_jsonl
 from data_prep.outcomes import UserError
+from jobs.config import DEFAULT_CONFIG, load_config
+from jobs.run.contents import download
 
 IMAGES = 4000
+
+
+def fetch(config: Path | None, overrides: Sequence[str], out: Console) -> None:
+    """Download the weights of every model of a configuration into the cache, on a machine with internet.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    for name, model in load_config(config or DEFAULT_CONFIG, overrides).models.items():
+        if Path(model.weights).is_dir():
+            out.print(f"{name}: {model.weights} is a folder", markup=False)
+        else:
+            out.print(f"{name}: {model.weights} is in {download(model.weights)}", markup=False)
 
 
 def make_tiny_base(
