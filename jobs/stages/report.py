@@ -62,7 +62,6 @@ class Report(SingleStage):
         from vqa.report.inputs import ReportInputs, StageSummary
 
         evaluate = self.config.evaluate
-        bert, layer = evaluate.bertscore_model, evaluate.bertscore_layer
         predictions: dict[str, dict[str, list[Answered]]] = {}
         failed: dict[str, dict[str, int]] = {}
         controls: dict[str, dict[str, list[Answered]]] = {}
@@ -102,7 +101,7 @@ class Report(SingleStage):
             warnings=[*warnings, *problems],
             stand_in=bool((read_json(self.run_dir.dataset / TEACHER_FILE) or {}).get("stand_in")),
             settings=self.config.report,
-            bert=BertSettings(bert, layer) if bert else None,
+            bert=BertSettings(evaluate.bertscore_model, evaluate.bertscore_layer) if evaluate.bertscore_model else None,
         )
         for figures in build(inputs, out).models.values():
             if figures.verdict:
