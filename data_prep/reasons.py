@@ -50,6 +50,7 @@ REASONS = {
     "connection": "the connection broke",
     "not_json": "the server's reply was not of its API",
     # replies
+    "no_opinion": "the reply answers none of the questions",
     "empty": "the reply is empty",
     "cut_off": "the reply was cut off at max_output_tokens",
     "eaten_by_thoughts": "thinking used up max_output_tokens",

@@ -21,7 +21,7 @@ from data_prep.generate.clients.errors import (
 )
 from data_prep.generate.clients.openai_compatible import base_url
 from data_prep.generate.prompt import TINY_REQUEST
-from data_prep.generate.settings import GenerateSettings
+from data_prep.generate.settings import RequestSettings
 from data_prep.generate.waiting import with_deadline
 from data_prep.outcomes import UserError, unknown_name
 
@@ -37,7 +37,7 @@ class Finding:
     advice: str = ""
 
 
-def check_key(settings: GenerateSettings, key: str) -> Finding:
+def check_key(settings: RequestSettings, key: str) -> Finding:
     """Try one key.
 
     Args:
@@ -73,7 +73,7 @@ def check_key(settings: GenerateSettings, key: str) -> Finding:
     return Finding(True, detail)
 
 
-def list_models(settings: GenerateSettings, key: str) -> list[str]:
+def list_models(settings: RequestSettings, key: str) -> list[str]:
     """The models that the server offers this key; empty where it does not tell.
 
     Raises:
@@ -109,7 +109,7 @@ def list_models(settings: GenerateSettings, key: str) -> list[str]:
     return sorted(name.removeprefix("models/") for name in names if name)
 
 
-def _tiny_generation(settings: GenerateSettings, key: str) -> str:
+def _tiny_generation(settings: RequestSettings, key: str) -> str:
     """Send one request without an image; the version of the model that answered, or ""."""
     client = client_class(settings.generator)(settings, key, settings.endpoint)
     try:
@@ -118,7 +118,7 @@ def _tiny_generation(settings: GenerateSettings, key: str) -> str:
         return ""
 
 
-def _successor(settings: GenerateSettings) -> str:
+def _successor(settings: RequestSettings) -> str:
     """The model to use instead of one that is retired, and its price."""
     card = models.card(settings.model)
     if card is None or card.successor is None:

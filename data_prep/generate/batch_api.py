@@ -17,28 +17,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic
 
 from data_prep.generate import cost
 from data_prep.generate.batch_state import NEVER_CREATED, Batch, BatchFolder, Intent, decoded
 from data_prep.generate.clients.base import BatchClient, RawReply
 from data_prep.generate.clients.errors import FatalError, ItemRefused, RetryableError, Unreachable
 from data_prep.generate.dispatcher import Dispatcher
-from data_prep.generate.prompt import (
-    identity,
-    make_request,
-    outcome,
-    output_limit,
-    refusal,
-    rule_violations,
-    stored_reply,
-)
+from data_prep.generate.prompt import ItemT, Prompter, output_limit, refusal, stored_reply
 from data_prep.generate.reply_check import ReplyCheck
-from data_prep.generate.settings import GenerateSettings
 from data_prep.generate.waiting import sleep
 from data_prep.images.decode import ImageProblem
 from data_prep.outcomes import Failed, Ok, Todo, UserError
-from data_prep.records import Product, Reply
+from data_prep.records import Reply
 
 _TRIES = 2  # batches that may fail a product before it is asked about in a single request
 _MAX_BYTES = 500_000_000  # of an input file; the API takes 2 GB
@@ -50,48 +41,48 @@ _PATIENCE = 3
 
 
 @dataclass
-class _Product:
-    """A product that is not settled."""
+class _Product(Generic[ItemT]):
+    """An item that is not settled: a product, or what else is asked about."""
 
-    todo: Todo[Product]
+    todo: Todo[ItemT]
     replies: list[Reply]
     failures: int = 0  # batches that did not answer it
 
 
-class BatchRunner:
+class BatchRunner(Generic[ItemT]):
     """Asks about products in batches, as long as there are enough of them.
 
     Args:
-        settings: of generation. With another tier than batch only batches of earlier launches are waited for.
+        prompter: what to ask. With another tier than batch only batches of earlier launches are waited for.
         dispatcher: for its clients and the run's budget.
         replies: what follows from them.
-        folder: ``ledger/batches``.
-        image_root: folder of the images.
+        folder: of the batches, shared by all tasks of the run.
         stopping: whether the task was asked to stop.
     """
 
     def __init__(
         self,
-        settings: GenerateSettings,
+        prompter: Prompter[ItemT],
         dispatcher: Dispatcher,
         replies: ReplyCheck,
         folder: Path,
-        image_root: Path,
         stopping: Callable[[], bool],
     ) -> None:
-        self._settings, self._batch, self._identity = settings, settings.batch, identity(settings)
+        settings = prompter.settings
+        self._prompter, self._settings, self._batch = prompter, settings, settings.batch
+        self._identity = dict(prompter.identity())
         self._dispatcher, self._budget, self._replies = dispatcher, dispatcher.budget, replies
-        self._image_root, self._stopping = image_root, stopping
+        self._stopping = stopping
         self._at_least = min(settings.batch.at_least, settings.batch.requests)
         self._patience = _PATIENCE * settings.timeout  # seconds
         self._folder = BatchFolder(folder, self._patience)
-        self._open: dict[str, _Product] = {}  # by item id
+        self._open: dict[str, _Product[ItemT]] = {}  # by item id
         self._not_before = 0.0  # monotonic; the server takes no batches before
         self._refused = 0  # consecutive submissions that failed
         self._turn = 0
         self._found: list[Ok | Failed] = []  # recorded, and not checked yet
 
-    def run(self, todos: Iterable[Todo[Product]]) -> list[Todo[Product]]:
+    def run(self, todos: Iterable[Todo[ItemT]]) -> list[Todo[ItemT]]:
         """Submit, wait, and record results, until too few products are left to be worth waiting for a batch.
 
         Returns:
@@ -220,7 +211,7 @@ class BatchRunner:
         for key in keys:
             product = self._open[key]
             try:
-                request = make_request(product.todo.item, product.replies, self._image_root, self._settings)
+                request = self._prompter.request(product.todo.item, product.replies)
             except ImageProblem as problem:
                 product.todo.record(Failed(problem.reason, problem.detail))
                 del self._open[key]
@@ -353,15 +344,15 @@ class BatchRunner:
         while self._found:  # all of them are on disk now
             self._replies.check(self._found.pop(0), None)
 
-    def _record(self, product: _Product, result: RawReply | Exception | None, seconds: float) -> None:
+    def _record(self, product: _Product[ItemT], result: RawReply | Exception | None, seconds: float) -> None:
         """Record one result; without one the product goes into another batch."""
         item, record, replies = product.todo.item, product.todo.record, product.replies
         if isinstance(result, RawReply):
             replies.append(stored_reply(item, result, self._settings, seconds=seconds, batch=True))
-            recorded = outcome(replies[-1], self._settings)
+            recorded = self._prompter.outcome(item, replies[-1])
             record(recorded, durable=True)
             self._found.append(recorded)
-            if len(replies) >= self._settings.max_asks or rule_violations(replies[-1], self._settings) is None:
+            if len(replies) >= self._settings.max_asks or self._prompter.violations(item, replies[-1]) is None:
                 del self._open[item.item_id]
         elif isinstance(result, ItemRefused):
             detail = self._dispatcher.mask(result.detail)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from data_prep.generate import models
 from data_prep.generate.models import Price
-from data_prep.generate.settings import GenerateSettings
+from data_prep.generate.settings import RequestSettings
 from data_prep.outcomes import UserError
 from data_prep.records import Usage
 
@@ -70,7 +70,7 @@ class Estimate:
 
 
 def price(
-    settings: GenerateSettings, *, tier: str | None = None, day: datetime.date | None = None, model: str = ""
+    settings: RequestSettings, *, tier: str | None = None, day: datetime.date | None = None, model: str = ""
 ) -> Price | None:
     """The price of a request; None where it is not known.
 
@@ -91,20 +91,20 @@ def price(
     return answered or models.list_price(settings.model, tier, day)
 
 
-def single_tier(settings: GenerateSettings) -> str:
+def single_tier(settings: RequestSettings) -> str:
     """The tier of single requests: where batches are left, the last products are asked about at the full price."""
     return "flex" if settings.tier == "flex" else "standard"
 
 
 def dollars(
-    settings: GenerateSettings, input_tokens: int, output_tokens: int, *, tier: str | None = None, model: str = ""
+    settings: RequestSettings, input_tokens: int, output_tokens: int, *, tier: str | None = None, model: str = ""
 ) -> float:
     """What tokens cost today; 0 where no price is known. Arguments as of `price`."""
     known = price(settings, tier=tier, model=model)
     return known.dollars(input_tokens, output_tokens) if known else 0.0
 
 
-def billed(settings: GenerateSettings, result: object, *, tier: str | None = None) -> float:
+def billed(settings: RequestSettings, result: object, *, tier: str | None = None) -> float:
     """The price of a reply, or of an error that was billed all the same; 0 for other errors."""
     usage = getattr(result, "usage", Usage())
     reply = getattr(result, "reply", None) or result
@@ -114,25 +114,25 @@ def billed(settings: GenerateSettings, result: object, *, tier: str | None = Non
     )
 
 
-def billed_tier(settings: GenerateSettings, reply: object, *, batch: bool = False) -> str:
+def billed_tier(settings: RequestSettings, reply: object, *, batch: bool = False) -> str:
     """The tier whose price a reply is billed at: the one that served it, where the server says so."""
     served = getattr(reply, "tier", "")
     return "batch" if batch else served if served in models.TIERS else single_tier(settings)
 
 
-def image_tokens(settings: GenerateSettings) -> int:
+def image_tokens(settings: RequestSettings) -> int:
     """Tokens that an image is billed as."""
     card = models.card(settings.model)
     return card.image_tokens[settings.sent_resolution or "high"] if card else FULL_IMAGE_TOKENS
 
 
-def assumed_thoughts(settings: GenerateSettings) -> int:
+def assumed_thoughts(settings: RequestSettings) -> int:
     """Tokens of thoughts before a reply, which nobody publishes: `plan --probe` measures them."""
     card = models.card(settings.model)
     return THOUGHTS.get(settings.sent_thinking or (card.default if card else None) or "minimal", 0)
 
 
-def max_request_cost(settings: GenerateSettings, *, tier: str = "standard", output_tokens: int | None = None) -> float:
+def max_request_cost(settings: RequestSettings, *, tier: str = "standard", output_tokens: int | None = None) -> float:
     """Dollars that one request can cost, at the highest price of the next days; 0 without a cap and a price.
 
     Args:
@@ -161,12 +161,12 @@ def max_request_cost(settings: GenerateSettings, *, tier: str = "standard", outp
     return max((known.dollars(tokens_in, output_tokens or settings.max_output_tokens) for known in prices), default=0.0)
 
 
-def max_request_tokens(settings: GenerateSettings) -> int:
+def max_request_tokens(settings: RequestSettings) -> int:
     """Tokens that one request can take: the image, twice the usual prompt, and all the output that is allowed."""
     return image_tokens(settings) + 2 * PROMPT_TOKENS + settings.max_output_tokens
 
 
-def estimate(products: int, settings: GenerateSettings, probe: Sequence[ProductUsage] = ()) -> Estimate:
+def estimate(products: int, settings: RequestSettings, probe: Sequence[ProductUsage] = ()) -> Estimate:
     """What ``products`` take: requests, tokens, dollars, and hours under the quota of all projects.
 
     Args:
@@ -217,7 +217,7 @@ def _margin(costs: Sequence[float]) -> float:
     return _Z * statistics.stdev(costs) / math.sqrt(len(costs)) if len(costs) > 1 else 0.0
 
 
-def _hours_of_single_requests(requests: int, tokens: int, settings: GenerateSettings) -> dict[str, float]:
+def _hours_of_single_requests(requests: int, tokens: int, settings: RequestSettings) -> dict[str, float]:
     """Hours that single requests take, by each limit."""
     projects, quota = len(settings.projects), settings.quota
     hours = {

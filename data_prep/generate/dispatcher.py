@@ -35,7 +35,7 @@ from data_prep.generate.quota.breaker import Outage
 from data_prep.generate.quota.budget import Budget
 from data_prep.generate.quota.rate_limit import ProjectQuota, limits_folder, next_day
 from data_prep.generate.quota.throttle import Throttle
-from data_prep.generate.settings import GenerateSettings
+from data_prep.generate.settings import RequestSettings
 from data_prep.generate.waiting import Cancelled, sleep, with_deadline
 from data_prep.outcomes import UserError
 
@@ -82,7 +82,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        settings: GenerateSettings,
+        settings: RequestSettings,
         endpoint: str | None,
         quota_folder: Path,
         budget: Budget,
@@ -113,7 +113,7 @@ class Dispatcher:
         # For what needs no server: encoding and decoding the files of batches.
         self.any_client: Any = self._projects[0].clients[0][1]
 
-    def _quota(self, project: str, settings: GenerateSettings) -> ProjectQuota:
+    def _quota(self, project: str, settings: RequestSettings) -> ProjectQuota:
         folder = limits_folder(self._quota_folder, project, settings.model)
         return ProjectQuota(folder, project, settings.quota, self._cancelled, max_request_tokens(settings))
 
@@ -355,7 +355,7 @@ def _pause(failures: int) -> float:
     return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - 1, 10)) * random.uniform(0.5, 1.0)
 
 
-def read_keys(settings: GenerateSettings, environment: Mapping[str, str]) -> dict[str, list[str]]:
+def read_keys(settings: RequestSettings, environment: Mapping[str, str]) -> dict[str, list[str]]:
     """The keys of every project.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The request about a product, and whether a reply keeps the rules; the same for single requests and batches."""
+"""What is asked, and whether a reply keeps the rules; the same for single requests and batches."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import orjson
 
@@ -17,7 +19,7 @@ from data_prep.generate import cost
 from data_prep.generate.clients.base import RawReply, Request, mime_type
 from data_prep.generate.clients.errors import ItemRefused
 from data_prep.generate.qa_parser import QAParseError, QAParser
-from data_prep.generate.settings import GenerateSettings
+from data_prep.generate.settings import GenerateSettings, RequestSettings
 from data_prep.images.decode import ImageProblem
 from data_prep.images.locate import locator
 from data_prep.outcomes import Failed, Ok, UserError
@@ -37,6 +39,116 @@ _SPELLING = {"grey": "gray", "greys": "gray", "coloured": "colored", "multicolou
 _SEPARATORS = re.compile(r"[\s_/,-]+")
 _FILLERS = {"and", "the", "with", "for", "of", "in", "a"}  # words that say nothing, in whatever field they stand
 _MAX_FIELD, _MAX_VIOLATIONS = 300, 1500  # characters; the prompt stays within what `cost` expects of a request
+
+
+class AskedAbout(Protocol):
+    """What a request is about: a product, or the questions about one or several."""
+
+    @property
+    def item_id(self) -> str:
+        """Its name, which replies carry."""
+
+    @property
+    def image_id(self) -> str:
+        """The image that is shown; "" where none is."""
+
+
+ItemT = TypeVar("ItemT", bound=AskedAbout)
+
+
+class Prompter(ABC, Generic[ItemT]):
+    """What is asked about an item, and whether a reply is of use. Who sends it, retries, counts and pays is the same for all."""
+
+    settings: RequestSettings
+
+    @abstractmethod
+    def identity(self) -> Mapping[str, object]:
+        """The settings that decide the replies; records made under others are never mixed in. Speed and limits do not count.
+
+        Raises:
+            UserError: the stand-in's answers cannot be read.
+        """
+
+    @abstractmethod
+    def request(self, item: ItemT, replies: Sequence[Reply]) -> Request:
+        """The next request about an item; ``replies`` are those that it has, all of which break the rules.
+
+        Raises:
+            ImageProblem: the image cannot be read.
+        """
+
+    @abstractmethod
+    def outcome(self, item: ItemT, reply: Reply) -> Ok | Failed:
+        """What a reply that was paid for is recorded as: one of no use is a failure that may be asked again."""
+
+    @abstractmethod
+    def violations(self, item: ItemT, reply: Reply) -> str | None:
+        """Which rules a reply breaks; None for a good one. Another request follows while ``max_asks`` allows it."""
+
+    def fingerprint(self) -> str:
+        """A digest of `identity`."""
+        return hashlib.sha256(orjson.dumps(self.identity(), option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
+
+
+def model_identity(settings: RequestSettings, answers: str = "") -> Mapping[str, object]:
+    """What decides the replies to any prompt.
+
+    Args:
+        settings: how the model is asked.
+        answers: the SHA-256 of the stand-in's answers, where it is known already.
+
+    Raises:
+        UserError: the stand-in's answers cannot be read.
+    """
+    if settings.stand_in is not None and not answers:
+        path = settings.stand_in.answers
+        try:
+            answers = file_digest(path)
+        except OSError as error:
+            raise UserError(f"generate.stand_in.answers: cannot read {path}: {error.strerror}.") from error
+    return {
+        "generator": settings.generator.replace("-", "_"),
+        "model": settings.model,
+        "thinking": settings.sent_thinking,
+        "media_resolution": settings.sent_resolution,
+        "temperature": settings.temperature,
+        "max_output_tokens": settings.max_output_tokens,
+        "stand_in": answers[:12] or None,
+    }
+
+
+class FiveQuestions(Prompter[Product]):
+    """Five questions about a product, with their answers.
+
+    Args:
+        settings: how to ask.
+        image_root: folder of the images.
+    """
+
+    def __init__(self, settings: GenerateSettings, image_root: Path) -> None:
+        self.settings: GenerateSettings = settings
+        self._image_root = image_root
+
+    def identity(self) -> Mapping[str, object]:
+        return identity(self.settings)
+
+    def request(self, item: Product, replies: Sequence[Reply]) -> Request:
+        return make_request(item, replies, self._image_root, self.settings)
+
+    def outcome(self, item: Product, reply: Reply) -> Ok | Failed:
+        return outcome(reply, self.settings)
+
+    def violations(self, item: Product, reply: Reply) -> str | None:
+        return rule_violations(reply, self.settings)
+
+
+def identity(settings: GenerateSettings, answers: str = "") -> dict[str, object]:
+    """The settings that decide the questions; see `Prompter.identity`. Arguments as of `model_identity`."""
+    return {
+        **model_identity(settings, answers),
+        "prompt": file_digest(PROMPT_FILE)[:12],
+        "show_listing": settings.show_listing,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +200,30 @@ def outcome(reply: Reply, settings: GenerateSettings) -> Ok | Failed:
     return Failed(problem, detail, retry=True, value=reply)
 
 
+def validated_image(image_root: Path, path: str, image_id: str, sha256: str) -> bytes:
+    """The bytes of an image file, which must be those that were validated; ``sha256`` "": whatever they are.
+
+    Raises:
+        ImageProblem: the image cannot be read, or is not the one that was validated.
+    """
+    image = locator(image_root).read(path, image_id, _MAX_IMAGE_BYTES)
+    if sha256 and hashlib.sha256(image).hexdigest() != sha256:
+        raise ImageProblem("image_changed", f"{path} changed after it was validated: launch again")
+    return image
+
+
 def make_request(item: Product, replies: Sequence[Reply], image_root: Path, settings: GenerateSettings) -> Request:
     """The next request about a product; ``replies`` are those that it has, all of which break the rules.
 
     Raises:
         ImageProblem: the image cannot be read, or is not the one that was validated.
     """
-    image = locator(image_root).read(item.image_path, item.image_id, _MAX_IMAGE_BYTES)
-    if item.image_sha256 and hashlib.sha256(image).hexdigest() != item.image_sha256:
-        raise ImageProblem("image_changed", f"{item.image_path} changed after it was validated: launch again")
+    image = validated_image(image_root, item.image_path, item.image_id, item.image_sha256)
     violations = rule_violations(replies[-1], settings) if replies else None
     return Request(prompt(item, settings, violations), image, mime_type(image), output_limit(replies, settings))
 
 
-def output_limit(replies: Sequence[Reply], settings: GenerateSettings) -> int:
+def output_limit(replies: Sequence[Reply], settings: RequestSettings) -> int:
     """``max_output_tokens`` of the next request. A reply that hit its limit would hit it again: each doubles the next one's."""
     doubled = sum(reply.finish_reason == "MAX_TOKENS" for reply in replies)
     return max(settings.max_output_tokens, min(settings.max_output_tokens * 2**doubled, _MAX_OUTPUT_TOKENS))
@@ -151,7 +273,7 @@ def _one_line(text: str) -> str:
 
 
 def stored_reply(
-    item: Product, raw: RawReply, settings: GenerateSettings, *, seconds: float, batch: bool = False
+    item: AskedAbout, raw: RawReply, settings: RequestSettings, *, seconds: float, batch: bool = False
 ) -> Reply:
     """A reply as it is stored, with its cost."""
     tier = cost.billed_tier(settings, raw, batch=batch)
@@ -173,7 +295,7 @@ def stored_reply(
 
 
 def refusal(
-    item: Product, error: ItemRefused, detail: str, settings: GenerateSettings, *, seconds: float, batch: bool = False
+    item: AskedAbout, error: ItemRefused, detail: str, settings: RequestSettings, *, seconds: float, batch: bool = False
 ) -> Failed:
     """The outcome of a product that the model refused. A refusal is billed, so it is kept as a reply without text."""
     reply = None
@@ -181,37 +303,3 @@ def refusal(
         raw = dataclasses.replace(error.reply, text="", finish_reason=error.reason)
         reply = stored_reply(item, raw, settings, seconds=seconds, batch=batch)
     return Failed(error.reason, detail, value=reply)
-
-
-def fingerprint(settings: GenerateSettings) -> str:
-    """A digest of the settings that decide the replies."""
-    return hashlib.sha256(orjson.dumps(identity(settings), option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
-
-
-def identity(settings: GenerateSettings, answers: str = "") -> dict[str, object]:
-    """The settings that decide the replies; records made under others are never mixed in. Speed and limits do not count.
-
-    Args:
-        settings: of generation.
-        answers: the SHA-256 of the stand-in's answers, where it is known already.
-
-    Raises:
-        UserError: the stand-in's answers cannot be read.
-    """
-    if settings.stand_in is not None and not answers:
-        path = settings.stand_in.answers
-        try:
-            answers = file_digest(path)
-        except OSError as error:
-            raise UserError(f"generate.stand_in.answers: cannot read {path}: {error.strerror}.") from error
-    return {
-        "generator": settings.generator.replace("-", "_"),
-        "model": settings.model,
-        "thinking": settings.sent_thinking,
-        "media_resolution": settings.sent_resolution,
-        "temperature": settings.temperature,
-        "max_output_tokens": settings.max_output_tokens,
-        "prompt": file_digest(PROMPT_FILE)[:12],
-        "show_listing": settings.show_listing,
-        "stand_in": answers[:12] or None,
-    }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.generate.quota.answering_model import AnsweringModel
 from data_prep.generate.quota.breaker import Permit, UsableReplies
-from data_prep.generate.settings import GenerateSettings
+from data_prep.generate.settings import RequestSettings
 from data_prep.outcomes import Failed, Ok
 from data_prep.records import Reply
 
@@ -26,7 +26,7 @@ class ReplyCheck:
     """
 
     def __init__(
-        self, settings: GenerateSettings, fingerprint: str, ledger: Path, cancelled: Callable[[], bool]
+        self, settings: RequestSettings, fingerprint: str, ledger: Path, cancelled: Callable[[], bool]
     ) -> None:
         folder = ledger / fingerprint
         # A successor is another model, so its first replies are looked at like the first model's.

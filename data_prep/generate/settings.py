@@ -18,7 +18,7 @@ import datetime
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -116,6 +116,12 @@ class StandInSettings(BaseModel):
     latency: float = Field(default=0.0, ge=0)
     """Seconds before each reply."""
 
+    opinion_error: float = Field(default=0.0, ge=0, le=1)
+    """Share of second opinions that are wrong."""
+
+    opinion_copies: float = Field(default=0.0, ge=0, le=1)
+    """Share of these errors that repeat a wrong answer of the generator; the others are other wrong words."""
+
     faults: dict[str, float] = Field(default_factory=dict)
     """Share of requests (0 to 1) that go wrong, by kind; ``python -m data_prep.stand_in --help`` lists the kinds."""
 
@@ -130,8 +136,8 @@ def default_quota_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "product-vqa" / "quota"
 
 
-class GenerateSettings(BaseModel):
-    """How questions are generated."""
+class RequestSettings(BaseModel):
+    """How a model is asked: which, through what, how fast, for how much."""
 
     model_config = _STRICT
 
@@ -142,10 +148,6 @@ class GenerateSettings(BaseModel):
     successor: str | None = None
     """Model version that may answer beside the one that answered first. A retired model's requests are routed to its
     successor: a run stops there until this names it, and then keeps both apart in records, card and report."""
-
-    show_listing: Literal["none", "keywords", "all"] = "keywords"
-    """What the prompt shows of a listing: nothing, its keywords, or also its name and product type. Words of its color,
-    material, pattern and shape are removed: what the generator was told proves nothing about the image."""
 
     endpoint: str | None = None
     """A server other than Google's, such as http://gpu-node:8000 (vLLM, Ollama) for openai_compatible."""
@@ -209,9 +211,6 @@ class GenerateSettings(BaseModel):
 
     batch: BatchSettings = BatchSettings()
 
-    require_category: bool = True
-    """Ask again where a pair is not marked easy, medium or hard."""
-
     stand_in: StandInSettings | None = None
     """Ask a stand-in that the task starts itself. Nothing is paid, and the report says so."""
 
@@ -221,7 +220,7 @@ class GenerateSettings(BaseModel):
         return folder.expanduser().absolute()  # tasks may start in another folder
 
     @model_validator(mode="after")
-    def _one_source_of_answers(self) -> GenerateSettings:
+    def _one_source_of_answers(self) -> Self:
         if self.stand_in and self.endpoint:
             raise ValueError("stand_in and endpoint exclude each other: delete one of them")
         if len({project.name for project in self.projects}) < len(self.projects):
@@ -229,7 +228,7 @@ class GenerateSettings(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _what_the_generator_can_send(self) -> GenerateSettings:
+    def _what_the_generator_can_send(self) -> Self:
         can = _CAN_SEND.get(self.library, frozenset())
         if self.tier not in can | {"standard"}:
             raise ValueError(f"tier: {self.tier} needs generator: google_genai; {self.generator} cannot ask for it")
@@ -277,3 +276,14 @@ class GenerateSettings(BaseModel):
         """The version of Google's API that the client, batches and doctor use."""
         card = models.card(self.model)
         return card.api_version if card else "v1beta"  # has every model; v1 has not
+
+
+class GenerateSettings(RequestSettings):
+    """How questions are generated."""
+
+    show_listing: Literal["none", "keywords", "all"] = "keywords"
+    """What the prompt shows of a listing: nothing, its keywords, or also its name and product type. Words of its color,
+    material, pattern and shape are removed: what the generator was told proves nothing about the image."""
+
+    require_category: bool = True
+    """Ask again where a pair is not marked easy, medium or hard."""

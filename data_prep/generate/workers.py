@@ -1,4 +1,4 @@
-"""Asks a generator for five question/answer pairs about every product. The only stage that spends money.
+"""Asks a model about every item: the five questions of a product, or second opinions. The only code that spends money.
 
 A reply is on disk, unparsed, before anything looks at it. One that breaks the rules is followed by another request, which says
 what was wrong, up to ``generate.max_asks`` replies. A stored `data_prep.records.Reply`, the value of a record::
@@ -15,19 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Generic
 
 from data_prep.generate.batch_api import BatchRunner
 from data_prep.generate.clients.errors import ItemRefused, RetryableError
 from data_prep.generate.dispatcher import Dispatcher
-from data_prep.generate.prompt import (
-    TINY_REQUEST,
-    fingerprint,
-    make_request,
-    outcome,
-    refusal,
-    rule_violations,
-    stored_reply,
-)
+from data_prep.generate.prompt import TINY_REQUEST, FiveQuestions, ItemT, Prompter, refusal, stored_reply
 from data_prep.generate.quota.breaker import FIRST_REPLIES
 from data_prep.generate.quota.budget import Budget
 from data_prep.generate.reply_check import ReplyCheck
@@ -49,13 +42,32 @@ def generate_all(
     batches_folder: Path | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Ask about every product.
+    """Ask for five questions about every product; arguments and errors as of `ask_all`."""
+    ask_all(
+        todos,
+        FiveQuestions(settings, image_root),
+        ledger=ledger,
+        quota_folder=quota_folder,
+        batches_folder=batches_folder,
+        stopping=stopping,
+    )
+
+
+def ask_all(
+    todos: Iterator[Todo[ItemT]],
+    prompter: Prompter[ItemT],
+    *,
+    ledger: Path,
+    quota_folder: Path,
+    batches_folder: Path | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
+    """Ask about every item.
 
     Args:
-        todos: products to ask about; each outcome is `Ok` with a `Reply` (one for each request), or `Failed`. Where they
+        todos: items to ask about; each outcome is `Ok` with a `Reply` (one for each request), or `Failed`. Where they
             end early, requests in flight are still answered and recorded.
-        image_root: folder of the images.
-        settings: how to ask.
+        prompter: what to ask, and how.
         ledger: money and first replies; shared by all tasks of the run.
         quota_folder: shared by all runs that use the same projects.
         batches_folder: shared by all tasks of the run; None: neither submit batches nor take replies from them.
@@ -66,12 +78,18 @@ def generate_all(
         UserError: no request can succeed now, for instance a bad key, an exhausted quota or budget, or an unknown model. All
             replies that were paid for have been recorded.
     """
+    settings = prompter.settings
     with contextlib.ExitStack() as stack:
         endpoint = settings.endpoint
         if local := settings.stand_in:
-            options = StandInOptions(latency=local.latency, faults=local.faults)
+            options = StandInOptions(
+                latency=local.latency,
+                faults=local.faults,
+                opinion_error=local.opinion_error,
+                opinion_copies=local.opinion_copies,
+            )
             endpoint = stack.enter_context(StandIn(local.answers, options)).url
-        pool = WorkerPool(settings, endpoint, image_root, ledger, quota_folder, stopping)
+        pool = WorkerPool(prompter, endpoint, ledger, quota_folder, stopping)
         stack.callback(pool.dispatcher.budget.close)
         in_batches = batches_folder is not None and batches_folder.is_dir()  # from an earlier launch: they are paid for
         if batches_folder is None or (settings.tier != "batch" and not in_batches):
@@ -80,45 +98,44 @@ def generate_all(
         if pool.replies.breaker.undecided and not in_batches:
             # A batch would buy hundreds of replies before the first one is seen.
             pool.run(itertools.islice(todos, FIRST_REPLIES))
-        runner = BatchRunner(settings, pool.dispatcher, pool.replies, batches_folder, image_root, stopping)
+        runner = BatchRunner(prompter, pool.dispatcher, pool.replies, batches_folder, stopping)
         with contextlib.suppress(Cancelled):
             pool.run(iter(runner.run(todos)))
 
 
-class WorkerPool:
+class WorkerPool(Generic[ItemT]):
     """Threads that send single requests. A fatal error of one stops all.
 
     Args:
-        settings: how to ask.
+        prompter: what to ask, and how.
         endpoint: a server other than Google's.
-        image_root: folder of the images.
-        ledger, quota_folder: see `generate_all`.
+        ledger, quota_folder: see `ask_all`.
         stopping: whether the task was asked to stop.
     """
 
     def __init__(
         self,
-        settings: GenerateSettings,
+        prompter: Prompter[ItemT],
         endpoint: str | None,
-        image_root: Path,
         ledger: Path,
         quota_folder: Path,
         stopping: Callable[[], bool],
     ) -> None:
-        self._settings, self._image_root, self._stopping = settings, image_root, stopping
+        settings = prompter.settings
+        self._prompter, self._settings, self._stopping = prompter, settings, stopping
         self._error: BaseException | None = None
         self._next = threading.Lock()  # an iterator must not be advanced by two threads
         budget = Budget(ledger, None if settings.stand_in else settings.max_dollars)
         self.dispatcher = Dispatcher(settings, endpoint, quota_folder, budget, self._cancelled)
-        self.replies = ReplyCheck(settings, fingerprint(settings), ledger, self._cancelled)
-        self._suspects: list[tuple[Todo[Product], Failed]] = []  # failed while nothing was answered
+        self.replies = ReplyCheck(settings, prompter.fingerprint(), ledger, self._cancelled)
+        self._suspects: list[tuple[Todo[ItemT], Failed]] = []  # failed while nothing was answered
         self._answered = False
 
-    def run(self, todos: Iterator[Todo[Product]]) -> None:
+    def run(self, todos: Iterator[Todo[ItemT]]) -> None:
         """Work until the products end.
 
         Raises:
-            UserError: see `generate_all`.
+            UserError: see `ask_all`.
         """
         count = self._settings.concurrency * len(self._settings.projects)
         threads = [
@@ -156,7 +173,7 @@ class WorkerPool:
     def _cancelled(self) -> bool:
         return self._error is not None or self._stopping()
 
-    def _work(self, todos: Iterator[Todo[Product]]) -> None:
+    def _work(self, todos: Iterator[Todo[ItemT]]) -> None:
         try:
             while not self._cancelled():
                 with self._next:
@@ -170,12 +187,12 @@ class WorkerPool:
             if self._error is None:
                 self._error = error
 
-    def _ask(self, todo: Todo[Product]) -> None:
+    def _ask(self, todo: Todo[ItemT]) -> None:
         """Ask about one product until a reply keeps the rules, or there are ``max_asks`` of them."""
         item, replies = todo.item, list(todo.prior_replies)
         while len(replies) < self._settings.max_asks:
             try:
-                request = make_request(item, replies, self._image_root, self._settings)
+                request = self._prompter.request(item, replies)
             except ImageProblem as problem:
                 todo.record(Failed(problem.reason, problem.detail))
                 return
@@ -199,11 +216,11 @@ class WorkerPool:
                 raise
             reply = stored_reply(item, raw, self._settings, seconds=time.monotonic() - started)
             replies.append(reply)
-            recorded = outcome(reply, self._settings)
+            recorded = self._prompter.outcome(item, reply)
             todo.record(recorded, durable=True)
             self._settle_suspects()
             self.replies.check(recorded, permit)
-            if rule_violations(reply, self._settings) is None:
+            if self._prompter.violations(item, reply) is None:
                 return
             if isinstance(recorded, Failed) and self.replies.breaker.undecided:
                 return  # it has its turn again when the first replies of other products are known

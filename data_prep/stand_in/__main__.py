@@ -29,6 +29,10 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each reply")
     parser.add_argument("--fault", action="append", default=[], metavar="KIND=SHARE", help="repeatable")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other requests that go wrong")
+    parser.add_argument("--opinion-error", type=float, default=0.0, help="share of second opinions that are wrong")
+    parser.add_argument(
+        "--opinion-copies", type=float, default=0.0, help="share of these that repeat a wrong answer of the generator"
+    )
     parser.add_argument("--batch-seconds", type=float, default=0.0, help="until a batch is answered")
     parser.add_argument("--batch-fault", action="append", default=[], metavar="KIND=SHARE", help="repeatable")
     parser.add_argument("--batches-at-once", type=int, help="batches under way at most")

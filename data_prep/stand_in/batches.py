@@ -135,7 +135,8 @@ class Batches:
     def _answer(self, job: Job, line: bytes) -> bytes:
         """A line of the results; nothing where the fault is one that no batch can show."""
         entry = orjson.loads(line)
-        image = hashlib.sha256(messages.gemini_image(entry["request"]) or b"").hexdigest()
+        shown = messages.gemini_image(entry["request"])
+        image = hashlib.sha256(shown).hexdigest() if shown else ""
         answer = self._state.answer(image, messages.gemini_asked(entry["request"]))
         self._state.note(job.created, answer.fault or "ok", job.key, image=image, answer=answer, batch=job.name)
         result: dict[str, object] = {"key": entry["key"]}

@@ -63,7 +63,7 @@ def choose(faults: Mapping[str, float], seed: int, image: str, ask: int) -> str:
     return ""
 
 
-def spoil(kind: str, pairs: Sequence[Mapping[str, str]]) -> str:
+def spoil(kind: str, pairs: Sequence[Mapping[str, object]]) -> str:
     """The text of a reply with a fault in its content."""
     if kind in ("eaten", "empty"):
         return ""

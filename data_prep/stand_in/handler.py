@@ -16,6 +16,7 @@ from data_prep.stand_in import faults as fault_kinds
 from data_prep.stand_in import messages
 from data_prep.stand_in.batches import Batches
 from data_prep.stand_in.state import State
+from data_prep.verify.second_opinion import asked_in
 
 HANG_SECONDS, DRIP_SECONDS = 600.0, 0.2
 _ANNOUNCED = 1000  # bytes that a reply says it has, and does not send
@@ -189,7 +190,9 @@ class Handler(BaseHTTPRequestHandler):
         state, arrived, key = self.state, time.time(), self._key()
         if not self._key_is_valid(arrived) or not self._has_model(model, arrived):
             return
-        if image is None:  # `doctor` tries a key, or a task asks whether anything is answered
+        if image is None and not asked_in(
+            asked.prompt
+        ):  # `doctor` tries a key, or a task asks whether anything is answered
             _, fault = state.draw("")
             state.note(arrived, fault if fault in fault_kinds.TRANSPORT else "no_image", key)
             if fault in fault_kinds.TRANSPORT:
@@ -197,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
             self._send(200, orjson.dumps(reply("[]", "STOP", model, messages.Manner())))
             return
-        digest = hashlib.sha256(image).hexdigest()
+        digest = hashlib.sha256(image).hexdigest() if image else ""
         if quota := state.admit():
             state.note(arrived, f"quota_{quota}", key, image=digest)
             self._too_many_requests(quota)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import threading
 import time
 from collections import Counter, deque
@@ -16,6 +17,10 @@ import orjson
 from data_prep.outcomes import UserError
 from data_prep.stand_in import faults as fault_kinds
 from data_prep.stand_in.messages import INPUT_TOKENS, OUTPUT_TOKENS, ROUTED_TO, Asked, Manner, Tokens, drawn_tokens
+from data_prep.stand_in.opinions import Opinions
+from data_prep.verify.second_opinion import asked_in
+
+_SHOWN = ("question", "answer", "category")  # of a fact; the rest is what a generator does not say
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class StandInOptions:
     and 150 out."""
     outage_seconds: float = 0.0
     """503 for so long after the first request."""
+    opinion_error: float = 0.0
+    """Share of second opinions that are wrong."""
+    opinion_copies: float = 0.0
+    """Share of these that repeat a wrong answer of the generator; see `data_prep.stand_in.opinions`."""
     batch_seconds: float = 0.0
     """Seconds until a batch is answered."""
     batches_at_once: int | None = None
@@ -78,6 +87,7 @@ class Answer:
     text: str | None = None  # None: no candidate
     finish_reason: str = "STOP"
     manner: Manner = field(default_factory=Manner)
+    quiz: str = ""  # a digest of the questions, where second opinions are asked for
 
 
 class State:
@@ -96,7 +106,12 @@ class State:
         self.options = options
         self.lock = threading.RLock()
         self.entries: list[dict[str, Any]] = []  # the log
-        self._answers = _read_answers(answers)
+        facts = _read_answers(answers)
+        self._opinions = Opinions(facts, options.opinion_error, options.opinion_copies, options.seed)
+        self._answers = {
+            image: [{name: pair[name] for name in _SHOWN if name in pair} for pair in pairs]
+            for image, pairs in facts.items()
+        }
         self._asked: Counter[str] = Counter()
         self._recent: deque[float] = deque()  # monotonic, of requests of the last minute
         self._today = 0
@@ -116,6 +131,8 @@ class State:
         if answer and answer.fault not in fault_kinds.TRANSPORT and outcome != "unknown_image":
             tokens = answer.manner.tokens
             entry |= {"input_tokens": tokens.input, "output_tokens": tokens.output}
+        if answer and answer.quiz:
+            entry["quiz"] = answer.quiz
         if batch:
             entry["batch"] = batch
         entry["answered"] = time.time()
@@ -134,15 +151,18 @@ class State:
         return ask, "status_503" if out else fault_kinds.choose(self.options.faults, self.options.seed, image, ask)
 
     def answer(self, image: str, asked: Asked) -> Answer:
-        """Choose the answer to the next request about an image, given by the SHA-256 of its bytes."""
-        ask, fault = self.draw(image)
+        """Choose the answer to the next request about an image, given by the SHA-256 of its bytes ("": questions without one)."""
+        questions = asked_in(asked.prompt)
+        quiz = hashlib.sha256(f"{image} {questions}".encode()).hexdigest()[:16] if questions else ""
+        ask, fault = self.draw(quiz or image)
         if fault in fault_kinds.TRANSPORT:
-            return Answer(ask, fault)
-        pairs = self._answers.get(image)
+            return Answer(ask, fault, quiz=quiz)
+        pairs = self._opinions.reply(image, questions) if quiz else self._answers.get(image)
         if pairs is None:
-            return Answer(ask, "unknown_image")
+            return Answer(ask, "unknown_image", quiz=quiz)
         text = None if fault == "safety" else fault_kinds.spoil(fault, pairs)
-        return _limited(ask, fault, text, asked, self._tokens(fault, text or "", asked, f"{image}:{ask}"))
+        tokens = self._tokens(fault, text or "", asked, f"{quiz or image}:{ask}")
+        return dataclasses.replace(_limited(ask, fault, text, asked, tokens), quiz=quiz)
 
     def _tokens(self, fault: str, text: str, asked: Asked, request: str) -> Tokens:
         """What the reply takes, before the limit of its output."""
@@ -186,8 +206,8 @@ def _limited(ask: int, fault: str, text: str | None, asked: Asked, tokens: Token
     return Answer(ask, fault, text, finish, Manner(tokens, version, stage, fault == "thought_parts"))
 
 
-def _read_answers(path: Path) -> dict[str, list[dict[str, str]]]:
-    """By SHA-256 of an image, its pairs."""
+def _read_answers(path: Path) -> dict[str, list[dict[str, object]]]:
+    """By SHA-256 of an image, its pairs, as `data_prep.stand_in.opinions` describes them."""
     try:
         with path.open("rb") as lines:
             rows = [orjson.loads(line) for line in lines]

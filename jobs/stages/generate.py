@@ -14,7 +14,7 @@ from data_prep.files import read_json
 from data_prep.generate import cost, models
 from data_prep.generate.batch_state import batches_spent, handed_in, products_under_way
 from data_prep.generate.dispatcher import read_keys
-from data_prep.generate.prompt import check_reply, identity, rule_violations, shown_listing
+from data_prep.generate.prompt import FiveQuestions, check_reply, identity, rule_violations, shown_listing
 from data_prep.generate.quota.answering_model import expected_model, is_version_of
 from data_prep.generate.quota.spending import requests_spent
 from data_prep.generate.workers import generate_all
@@ -138,6 +138,10 @@ class Generate(ShardedStage[Product]):
         if planned.dollars is None or planned.at_most is None:
             return "at a price that is not known"
         return f"for about ${planned.dollars:,.2f}, at most ${planned.at_most:,.2f}"
+
+    @property
+    def _prompter(self) -> FiveQuestions:
+        return FiveQuestions(self.config.generate, self.config.data.image_root)
 
     def process(self, todos: Iterator[Todo[Product]]) -> None:
         generate_all(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import BinaryIO, Protocol
 
 import data_prep.generate.clients
 from data_prep.generate.qa_parser import CATEGORIES, PAIRS
-from data_prep.generate.settings import GenerateSettings
+from data_prep.generate.settings import RequestSettings
 from data_prep.outcomes import UserError, unknown_name
 from data_prep.records import Usage
 
-# The structured output that is requested, as a JSON schema.
-RESPONSE_SCHEMA: dict[str, Any] = {
+# The structured output that is requested of a generator of questions, as a JSON schema.
+PAIRS_SCHEMA: Mapping[str, object] = {
     "type": "array",
     "minItems": PAIRS,
     "maxItems": PAIRS,
@@ -32,12 +33,13 @@ RESPONSE_SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request to a model: a prompt about an image."""
+    """One request to a model: a prompt, mostly about an image."""
 
     prompt: str
-    image: bytes  # the file's own bytes, never re-encoded; b"": none, as when `doctor` tries a key
+    image: bytes  # the file's own bytes, never re-encoded; b"": none
     mime_type: str
     max_output_tokens: int  # thoughts included
+    schema: Mapping[str, object] = field(default_factory=lambda: PAIRS_SCHEMA)  # of the reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class RawReply:
 class ClientProtocol(Protocol):
     """Access to one API with one key. Safe to use from several threads."""
 
-    def __init__(self, settings: GenerateSettings, key: str, endpoint: str | None) -> None: ...
+    def __init__(self, settings: RequestSettings, key: str, endpoint: str | None) -> None: ...
 
     def generate(self, request: Request) -> RawReply:
         """Send one request, without retries of its own.

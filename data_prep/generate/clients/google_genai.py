@@ -14,10 +14,10 @@ import orjson
 from pydantic import BaseModel
 
 from data_prep.generate import models
-from data_prep.generate.clients.base import RESPONSE_SCHEMA, BatchState, RawReply, Request
+from data_prep.generate.clients.base import BatchState, RawReply, Request
 from data_prep.generate.clients.errors import GeneratorError, classify, connection_error, not_a_reply
 from data_prep.generate.clients.gemini_reply import read_reply
-from data_prep.generate.settings import GenerateSettings
+from data_prep.generate.settings import RequestSettings
 
 if TYPE_CHECKING:
     from google.genai.types import ThinkingConfig  # the library takes seconds to import
@@ -30,7 +30,7 @@ _HTTP_STATUS = {3: 400, 5: 404, 7: 403, 8: 429, 13: 500, 14: 503}
 class Client:
     """The API with one key; see `data_prep.generate.clients.base.BatchClient`."""
 
-    def __init__(self, settings: GenerateSettings, key: str, endpoint: str | None) -> None:
+    def __init__(self, settings: RequestSettings, key: str, endpoint: str | None) -> None:
         from google import genai
         from google.genai import types
 
@@ -47,7 +47,6 @@ class Client:
         self._configuration = types.GenerateContentConfig(
             temperature=settings.temperature,
             response_mime_type="application/json",
-            response_json_schema=RESPONSE_SCHEMA,
             thinking_config=_thinking(settings),
             media_resolution=types.MediaResolution(f"MEDIA_RESOLUTION_{resolution.upper()}") if resolution else None,
         )
@@ -60,16 +59,19 @@ class Client:
         contents: list[Any] = [request.prompt]
         if request.image:
             contents.insert(0, self._types.Part.from_bytes(data=request.image, mime_type=request.mime_type))
-        config = self._single.model_copy(update={"max_output_tokens": request.max_output_tokens})
+        config = self._single.model_copy(update=_of_request(request))
         with _translated_errors():
             reply = self._client.models.generate_content(model=self._model, contents=contents, config=config)
         return read_reply(_as_json(reply))
 
     def encode(self, key: str, request: Request) -> bytes:
         """One request as a line of a batch's input file, in REST's spelling."""
-        image = {"mimeType": request.mime_type, "data": base64.b64encode(request.image).decode()}
-        contents = [{"role": "user", "parts": [{"inlineData": image}, {"text": request.prompt}]}]
-        config = self._configuration.model_copy(update={"max_output_tokens": request.max_output_tokens})
+        parts: list[object] = [{"text": request.prompt}]
+        if request.image:
+            image = {"mimeType": request.mime_type, "data": base64.b64encode(request.image).decode()}
+            parts.insert(0, {"inlineData": image})
+        contents = [{"role": "user", "parts": parts}]
+        config = self._configuration.model_copy(update=_of_request(request))
         body = {"key": key, "request": {"contents": contents, "generationConfig": _as_json(config)}}
         return orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE)
 
@@ -151,7 +153,12 @@ class Client:
             self._client.batches.cancel(name=batch)
 
 
-def _thinking(settings: GenerateSettings) -> ThinkingConfig | None:
+def _of_request(request: Request) -> dict[str, object]:
+    """What a request's configuration has of its own."""
+    return {"max_output_tokens": request.max_output_tokens, "response_json_schema": request.schema}
+
+
+def _thinking(settings: RequestSettings) -> ThinkingConfig | None:
     """How much to think: a level for Gemini 3, a number of tokens for older models."""
     from google.genai import types
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
-from data_prep.generate.clients.base import RESPONSE_SCHEMA, RawReply, Request
+from data_prep.generate.clients.base import RawReply, Request
 from data_prep.generate.clients.errors import classify, connection_error, not_a_reply
 from data_prep.generate.clients.gemini_reply import read_reply
-from data_prep.generate.settings import GenerateSettings
+from data_prep.generate.settings import RequestSettings
 
 
 class Client:
     """The API with one key. The library keeps its key in a global, so each client has a service client of its own."""
 
-    def __init__(self, settings: GenerateSettings, key: str, endpoint: str | None) -> None:
+    def __init__(self, settings: RequestSettings, key: str, endpoint: str | None) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # about the end of support
             import google.generativeai as genai
@@ -33,10 +34,7 @@ class Client:
         client.transport._session.max_redirects = 0
         self._model._client = client
         self._options: Any = {"retry": None, "timeout": settings.timeout}  # retries are ours
-        self._configuration: Any = {
-            "response_mime_type": "application/json",
-            "response_schema": _openapi(RESPONSE_SCHEMA),
-        }
+        self._configuration: Any = {"response_mime_type": "application/json"}
         if settings.temperature is not None:
             self._configuration["temperature"] = settings.temperature
 
@@ -49,10 +47,11 @@ class Client:
         parts: list[Any] = [request.prompt]
         if request.image:
             parts.insert(0, {"mime_type": request.mime_type, "data": request.image})
+        limits: Any = {"max_output_tokens": request.max_output_tokens, "response_schema": _openapi(request.schema)}
         try:
             reply = self._model.generate_content(
                 parts,
-                generation_config={**self._configuration, "max_output_tokens": request.max_output_tokens},
+                generation_config={**self._configuration, **limits},
                 request_options=self._options,
             )
         except exceptions.GoogleAPICallError as error:
@@ -71,12 +70,12 @@ class Client:
         return read_reply(_as_json(reply._result._pb))
 
 
-def _openapi(schema: dict[str, object]) -> dict[str, object]:
+def _openapi(schema: Mapping[str, object]) -> dict[str, object]:
     """A JSON schema in the library's spelling of OpenAPI: types in capitals, names with underscores."""
     spelled = {"minItems": "min_items", "maxItems": "max_items"}
     found: dict[str, object] = {}
     for name, value in schema.items():
-        found[spelled.get(name, name)] = _openapi(value) if isinstance(value, dict) else value
+        found[spelled.get(name, name)] = _openapi(value) if isinstance(value, Mapping) else value
     if isinstance(kind := found.get("type"), str):
         found["type"] = kind.upper()
     return found

@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx
 
-from data_prep.generate.clients.base import RESPONSE_SCHEMA, RawReply, Request
+from data_prep.generate.clients.base import RawReply, Request
 from data_prep.generate.clients.errors import ItemRefused, classify, connection_error, not_a_reply
-from data_prep.generate.settings import GenerateSettings
+from data_prep.generate.settings import RequestSettings
 from data_prep.outcomes import UserError
 from data_prep.records import Usage
 
@@ -25,7 +25,7 @@ _FINISH_REASONS = {"stop": "STOP", "length": "MAX_TOKENS"}
 class Client:
     """The API at one endpoint, with one key or none."""
 
-    def __init__(self, settings: GenerateSettings, key: str, endpoint: str | None) -> None:
+    def __init__(self, settings: RequestSettings, key: str, endpoint: str | None) -> None:
         if endpoint is None:
             raise UserError(
                 "generate.endpoint: openai_compatible needs the address of the server, such as http://node7:8000"
@@ -45,7 +45,7 @@ class Client:
             "model": self._settings.model,
             "messages": [{"role": "user", "content": content}],
             "max_tokens": request.max_output_tokens,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "questions", "schema": RESPONSE_SCHEMA}},
+            "response_format": {"type": "json_schema", "json_schema": {"name": "reply", "schema": request.schema}},
         }
         if self._settings.temperature is not None:
             body["temperature"] = self._settings.temperature
