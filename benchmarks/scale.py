@@ -25,7 +25,7 @@ LISTINGS_A_SECOND = 24_000  # python -m benchmarks.ingest, one core
 IMAGES_A_SECOND = 1_800  # python -m benchmarks.validation, one core; images of ABO's small size
 CURATE_SECONDS, CURATE_BYTES = 0.4e-3, 12_300  # per product, measured with 100,000 of them
 # Bytes on disk per product: python -m tests.chaos.load writes such runs.
-RECORD_BYTES = {"1_prepare": 250, "2_validate": 390, "3_generate": 900, "4_curate": 1_700, "6_evaluate": 670}
+RECORD_BYTES = {"1_prepare": 250, "2_validate": 390, "3_generate": 900, "4_curate": 1_700, "7_evaluate": 670}
 LOOP_BYTES = 200  # a task's memory per item of its shard: docs/reliability.md, Load
 # GFLOP of BLIP. Image: 577 tokens through ViT-B, and the keys and values of 12 layers. Question: 12 question and 3 answer tokens
 # through two BERTs. The backward pass covers the text layers only, since the vision tower is frozen: twice their forward pass.

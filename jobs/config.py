@@ -26,8 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from data_prep.generate.settings import GenerateSettings
 from data_prep.outcomes import UserError, unknown_name
 from data_prep.settings import CurateSettings, DataSettings, PrepareSettings, ValidateSettings
+from data_prep.verify.settings import VerifySettings, inherited
 from vqa.report.settings import ReportSettings
-from vqa.settings import EvaluateSettings, ModelSettings, TrainSettings
+from vqa.settings import AGREED, EvaluateSettings, ModelSettings, TrainSettings
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "abo.yaml"
@@ -43,10 +44,30 @@ class Config(BaseModel):
     validate_: ValidateSettings = Field(default=ValidateSettings(), alias="validate")  # the name is pydantic's own
     generate: GenerateSettings = GenerateSettings()
     curate: CurateSettings = CurateSettings()
+    verify: VerifySettings = VerifySettings()
     models: dict[str, ModelSettings]  # to train and compare, by the name that folders and tables use
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _verify_asks_as_generate_does(cls, tree: Any) -> Any:
+        if isinstance(tree, dict):
+            sections = tree.get("verify") or {}, tree.get("generate") or {}
+            if all(isinstance(section, dict) for section in sections):
+                tree = {**tree, "verify": inherited(*sections)}
+        return tree
+
+    @model_validator(mode="after")
+    def _agreed_answers_are_known(self) -> Config:
+        keeps = [f"models.{name}.keep" for name, model in self.models.items() if model.keep == AGREED]
+        keeps += ["train.keep"] if self.train.keep == AGREED else []
+        if keeps and not (self.verify.enabled and self.verify.split == "all"):
+            raise ValueError(
+                f"{keeps[0]}: to know which training answers are agreed, set verify.enabled: true and verify.split: all"
+            )
+        return self
 
     @model_validator(mode="after")
     def _model_names_are_folder_names(self) -> Config:

@@ -19,9 +19,10 @@ from jobs.stages.report import Report
 from jobs.stages.status import DONE, OUTDATED, WAITING, StepStatus
 from jobs.stages.train import Train
 from jobs.stages.validate import Validate
+from jobs.stages.verify import Verify
 
 STAGE_CLASSES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (Prepare, Validate, Generate, Curate, Train, Evaluate, Report)
+    stage.name: stage for stage in (Prepare, Validate, Generate, Curate, Verify, Train, Evaluate, Report)
 }
 # With data.dataset_csv, curate makes what these would have given.
 REPLACED_BY_CSV = ("prepare", "validate", "generate")
@@ -44,11 +45,14 @@ def parse_stages(text: str | None) -> list[str]:
 
 def steps_of(config: Config, stages: Sequence[str] = STAGES) -> list[Step]:
     """Every step of a run in order; training and evaluation are one a model."""
-    replaced = REPLACED_BY_CSV if config.data.dataset_csv else ()
+    left_out = {
+        *(REPLACED_BY_CSV if config.data.dataset_csv else ()),
+        *(() if config.verify.enabled else (Verify.name,)),
+    }
     return [
         Step(stage, target)
         for stage in STAGES
-        if stage in stages and stage not in replaced
+        if stage in stages and stage not in left_out
         for target in (config.models if STAGE_CLASSES[stage].per_model else ("",))
     ]
 
@@ -60,7 +64,9 @@ def steps_before(step: Step, config: Config) -> list[Step]:
         "validate": [Step("prepare")],
         "generate": [Step("validate")],
         "curate": steps_of(config, ("validate", "generate")),
-        "train": [Step("curate")],
+        "verify": [Step("curate")],
+        # After verify even where it trains on all rows: a run that ends early then ends without a training, not without opinions.
+        "train": steps_of(config, ("curate", "verify")),
         "evaluate": [Step("curate"), Step("train", step.target)],
         "report": steps_of(config, STAGES[:-1]),
     }

@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
+AGREED = "agreed"
+
+
 def is_hub_name(weights: str) -> bool:
     """Whether weights are named as on the hub (``model`` or ``owner/model``) and not by a path."""
     return not weights.startswith((".", "/", "~")) and weights.count("/") <= 1
@@ -60,6 +63,9 @@ class ModelSettings(BaseModel):
     gradient_accumulation: int = Field(default=4, ge=1)
     """Batches per optimizer step."""
 
+    keep: Literal["all", "agreed"] | None = None
+    """As ``train.keep``, for this model; null: what that says. Two models that differ in it alone are the ablation."""
+
     question_prefix: Literal["cls", "enc"] = "cls"
     """BLIP only: the question's first token. The original BLIP uses [ENC], transformers [CLS]."""
 
@@ -68,6 +74,10 @@ class TrainSettings(BaseModel):
     """How adapters are trained; the defaults are the published report's."""
 
     model_config = _STRICT
+
+    keep: Literal["all", "agreed"] = "all"
+    """Training rows: all, or only those whose answer the second opinion agrees with (needs ``verify`` with ``split: all``).
+    Removing rows costs training data, so it is not done unasked; jobs/configs/ablation.yaml compares both."""
 
     epochs: float = Field(default=3.0, gt=0)
     learning_rate: float = Field(default=5e-5, gt=0)

@@ -35,6 +35,18 @@ _Z = 1.96  # 95 %
 
 
 @dataclass(frozen=True, slots=True)
+class RequestShape:
+    """What one request is expected to take."""
+
+    prompt_tokens: int = PROMPT_TOKENS
+    output_tokens: int = OUTPUT_TOKENS
+    image: bool = True
+
+
+FIVE_QUESTIONS = RequestShape()
+
+
+@dataclass(frozen=True, slots=True)
 class ProductUsage:
     """What one product took, all of its requests together."""
 
@@ -166,13 +178,19 @@ def max_request_tokens(settings: RequestSettings) -> int:
     return image_tokens(settings) + 2 * PROMPT_TOKENS + settings.max_output_tokens
 
 
-def estimate(products: int, settings: RequestSettings, probe: Sequence[ProductUsage] = ()) -> Estimate:
+def estimate(
+    products: int,
+    settings: RequestSettings,
+    probe: Sequence[ProductUsage] = (),
+    shape: RequestShape = FIVE_QUESTIONS,
+) -> Estimate:
     """What ``products`` take: requests, tokens, dollars, and hours under the quota of all projects.
 
     Args:
-        products: how many.
+        products: how many; or what else one request is about.
         settings: how they are asked about.
         probe: what some of them took; without it, arithmetic.
+        shape: what one request is expected to take.
     """
     if probe:
         each = [
@@ -181,8 +199,8 @@ def estimate(products: int, settings: RequestSettings, probe: Sequence[ProductUs
         ]
     else:
         share = 1 + (REPEATED if settings.max_asks > 1 else 0)
-        output = min(OUTPUT_TOKENS + assumed_thoughts(settings), settings.max_output_tokens)
-        each = [share, share * (image_tokens(settings) + PROMPT_TOKENS), share * output]
+        output = min(shape.output_tokens + assumed_thoughts(settings), settings.max_output_tokens)
+        each = [share, share * (image_tokens(settings) * shape.image + shape.prompt_tokens), share * output]
     requests, tokens_in, tokens_out = (round(products * one) for one in each)
     if settings.tier == "batch":
         # The API promises an answer within 24 hours; the next round of batches waits for the one before.

@@ -49,9 +49,7 @@ def quizzes(rows: Iterable[Example]) -> Iterator[Quiz]:
     """One quiz a product, in the order of their ids."""
     for item, asked in sorted(_by_product(rows).items()):
         first = asked[0]
-        yield Quiz(
-            item, first.image_id, first.image_path, first.image_sha256, _questions(asked), (len(asked),)
-        )
+        yield Quiz(item, first.image_id, first.image_path, first.image_sha256, _questions(asked), (len(asked),))
 
 
 def blind_quizzes(rows: Iterable[Example], products: int) -> Iterator[Quiz]:

@@ -35,8 +35,8 @@ class VerifySettings(RequestSettings):
     split: Literal["test", "all"] = "test"
     """The test questions are a fifth of all, and what scores rest on. ``all`` is needed for ``train.keep: agreed``."""
 
-    blind_products: int = Field(default=20, ge=1, le=50)
-    """About how many products' questions are asked without images in one request."""
+    blind_products: int = Field(default=10, ge=1, le=15)
+    """About how many products' questions are asked without images in one request, twice as many at most."""
 
 
 def inherited(verify: Mapping[str, object], generate: Mapping[str, object]) -> Mapping[str, object]:

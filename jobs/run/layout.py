@@ -9,9 +9,10 @@
                                   images.jsonl, done.json}
       3_generate/                 the same, with dataset_7.csv instead of images.jsonl
       4_curate/                   {train,val,test}.jsonl, rejected.jsonl, stats.json, README.md, done.json
-      5_train/<model>/            checkpoint-*/, adapter/, log.jsonl, done.json
-      6_evaluate/<model>-<base|lora>/   as 2_validate; predictions.csv; <model>-control-<swap|grey>/ too; <model>-collapse.json
-      7_report/                   index.html, report.json, thumbnails.json, done.json
+      5_verify/{seen,blind}/      as 2_validate: second opinions, where verify.enabled asks for them
+      6_train/<model>/            checkpoint-*/, adapter/, log.jsonl, done.json
+      7_evaluate/<model>-<base|lora>/   as 2_validate; predictions.csv; <model>-control-<swap|grey>/ too; <model>-collapse.json
+      8_report/                   index.html, report.json, thumbnails.json, done.json
       ledger/                     what was paid, and batches handed in: kept when a stage's folder is deleted
       audit/                      <sample>.html to judge, <sample>.json what was drawn, people.json what people said
       logs/<stage>/               one file per task and attempt
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from data_prep.outcomes import UserError
 
-STAGES = ("prepare", "validate", "generate", "curate", "train", "evaluate", "report")
+STAGES = ("prepare", "validate", "generate", "curate", "verify", "train", "evaluate", "report")
 BASE = "base"
 LORA = "lora"
 VARIANTS = (BASE, LORA)
@@ -54,7 +55,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class ShardStore:
-    """A folder of sharded records: ``2_validate`` or ``6_evaluate/blip-lora``."""
+    """A folder of sharded records: ``2_validate`` or ``7_evaluate/blip-lora``."""
 
     folder: Path
 
@@ -115,7 +116,7 @@ class RunDir:
         return self.path / f"{STAGES.index(stage) + 1}_{stage}"
 
     def step_folder(self, step: Step) -> Path:
-        """``5_train/blip`` for train:blip."""
+        """``6_train/blip`` for train:blip."""
         return self.stage_folder(step.stage) / step.target if step.target else self.stage_folder(step.stage)
 
     def done_file(self, step: Step) -> Path:
@@ -167,6 +168,11 @@ class RunDir:
         return self.ledger / "batches"
 
     @property
+    def verify_batches(self) -> Path:
+        """The same of the verify tasks, whose requests are about the same products."""
+        return self.ledger / "verify-batches"
+
+    @property
     def stand_in_quota(self) -> Path:
         """The quota of a stand-in, which no other run asks."""
         return self.ledger / "quota"
@@ -189,6 +195,10 @@ class RunDir:
     def split(self, name: str) -> Path:
         """train, val or test."""
         return self.dataset / f"{name}.jsonl"
+
+    def opinions(self, kind: str) -> ShardStore:
+        """Second opinions: ``seen`` with the image, ``blind`` without it."""
+        return ShardStore(self.stage_folder("verify") / kind)
 
     def adapter(self, model: str) -> Path:
         """The trained adapter in peft's format."""

@@ -148,8 +148,8 @@ class ShardedStage(Stage, ShardSource[ItemT]):
 
     def pending(self) -> list[int | None]:
         found = self.unfinished()
-        if found and self.paid and not self.may_redo():
-            refuse_redo(self, find_outdated(self))
+        if found and not self.may_redo():
+            self._refuse_redo()
         return [*found]
 
     def unfinished(self) -> list[int]:
@@ -168,8 +168,13 @@ class ShardedStage(Stage, ShardSource[ItemT]):
         return [store for source in self.sources() for store in source.stores().values()]
 
     def check_settings(self, *, redo: bool) -> None:
-        if self.paid and not redo and self.input_is_there() and not is_complete(self):
-            refuse_redo(self, find_outdated(self))
+        if not redo and self.input_is_there():
+            self._refuse_redo()
+
+    def _refuse_redo(self) -> None:
+        for source in self.sources():
+            if source.paid and not is_complete(source):
+                refuse_redo(source, find_outdated(source))
 
     def run(self, task: int | None, stop: Callable[[], bool]) -> TaskResult:
         self.stopping = stop

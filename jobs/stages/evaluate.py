@@ -1,4 +1,4 @@
-"""Stage 6: base and fine-tuned answers, question by question, one pass over the images for both.
+"""Stage 7: base and fine-tuned answers, question by question, one pass over the images for both.
 
 Then the fine-tuned model answers a sample of the questions about wrong images: the control, see `vqa.evaluation.control`.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Evaluate(ShardedStage[Example]):
-    """Writes 6_evaluate/<model>-<base|lora>: a `Prediction` a question, and predictions.csv at the end. Both are resumed
+    """Writes 7_evaluate/<model>-<base|lora>: a `Prediction` a question, and predictions.csv at the end. Both are resumed
     on their own."""
 
     name = "evaluate"
@@ -167,7 +167,7 @@ class Evaluate(ShardedStage[Example]):
 
 
 class Control(ShardSource[Example]):
-    """Writes 6_evaluate/<model>-control-<swap|grey>: the fine-tuned model's answers about wrong images."""
+    """Writes 7_evaluate/<model>-control-<swap|grey>: the fine-tuned model's answers about wrong images."""
 
     value_type = Prediction
     other_content = Evaluate.other_content

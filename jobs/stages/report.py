@@ -1,4 +1,4 @@
-"""Stage 7: one page about the run, from whatever the run has."""
+"""Stage 8: one page about the run, from whatever the run has."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from jobs.stages.evaluate import Evaluate, answers_of
 from jobs.stages.generate import Generate
 from jobs.stages.status import StepStatus
 from jobs.stages.validate import Validate
+from jobs.stages.verify import Verify, opinions
 
 
 class Report(SingleStage):
-    """Writes 7_report/index.html and report.json. A missing piece leaves a labeled gap."""
+    """Writes 8_report/index.html and report.json. A missing piece leaves a labeled gap."""
 
     name = "report"
     statuses: Callable[[], Sequence[StepStatus]] = staticmethod(
@@ -38,6 +39,11 @@ class Report(SingleStage):
         consistency = self.run_dir.self_consistency
         found = {"self_consistency": file_digest(consistency) if consistency.is_file() else ""}
         people = self.run_dir.people
+        if self.config.verify.enabled:
+            found |= {
+                f"verify-{n}": records_digest(one, "")
+                for n, one in enumerate(Verify(self.run_dir, self.config).sources())
+            }
         found["people"] = file_digest(people) if people.is_file() else ""
         found["curate"] = outputs_digest(self.run_dir, Step("curate"))
         for model in self.config.models:
@@ -56,7 +62,7 @@ class Report(SingleStage):
 
     def write(self, out: Path) -> int:
         """Write the page and report.json into a folder; the number of answers in them."""
-        from jobs.stages.opinions import opinions, people_say
+        from jobs.stages.audit import people_say
         from vqa.evaluation.bertscore import BertSettings
         from vqa.report.build import build
         from vqa.report.inputs import ReportInputs, StageSummary
@@ -89,7 +95,7 @@ class Report(SingleStage):
             sample_sheet=self.run_dir.dataset / "samples.jpg",
             train=list(self._examples("train")),
             test=test,
-            opinions=opinions(self.run_dir, test),
+            opinions=opinions(self.run_dir, self.config, test),
             audit=audit,
             predictions=predictions,
             controls=controls,

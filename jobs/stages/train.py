@@ -1,4 +1,4 @@
-"""Stage 5: LoRA on one model, from the curated splits."""
+"""Stage 6: LoRA on one model, from the curated splits."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import last_json_line, read_json, write_atomic, write_json
+from data_prep.files import last_json_line, read_json, write_atomic, write_json, write_jsonl
 from data_prep.outcomes import UserError
-from data_prep.records import Example
+from data_prep.records import TEACHER_FILE, Example
 from jobs.run.contents import download, hub_commit, weights_identity
 from jobs.run.layout import Step
 from jobs.shards.digest import differences
-from jobs.stages.base import Outcome, SingleStage, StageMarker, TaskResult
+from jobs.stages.base import Outcome, SingleStage, StageMarker, TaskResult, records_digest
 from jobs.stages.status import DONE, OUTDATED, PARTIAL, StepStatus
-from vqa.settings import is_hub_name
+from jobs.stages.verify import Verify, opinions
+from vqa.settings import AGREED, is_hub_name
 
 # Settings that decide how fast the adapter comes out, or how much is printed, but not which adapter.
 SPEED_ONLY = {"workers", "logging_steps", "keep_checkpoints"}
 
 
 class Train(SingleStage):
-    """Writes 5_train/<model>/adapter; resumes from its own checkpoints."""
+    """Writes 6_train/<model>/adapter; resumes from its own checkpoints."""
 
     name = "train"
     per_model = True
@@ -42,7 +43,39 @@ class Train(SingleStage):
     def inputs(self) -> dict[str, str]:
         curate = StageMarker.read(self.run_dir, Step("curate"))
         outputs = curate.outputs if curate else {}
-        return {name: outputs.get(name, "") for name in ("train.jsonl", "val.jsonl")}
+        found = {name: outputs.get(name, "") for name in ("train.jsonl", "val.jsonl")}
+        if self.keeps_agreed:
+            found["verify"] = records_digest(Verify(self.run_dir, self.config), "")
+        return found
+
+    @property
+    def keeps_agreed(self) -> bool:
+        """Whether only rows are trained on whose answer the second opinion agrees with."""
+        return (self.config.models[self.target].keep or self.config.train.keep) == AGREED
+
+    @property
+    def data(self) -> Path:
+        """The folder of the splits that are trained on."""
+        return self.run_dir.step_folder(self.step) / "agreed" if self.keeps_agreed else self.run_dir.dataset
+
+    def choose_rows(self) -> None:
+        """Write the splits that are trained on, where they are not the curated ones: the agreed training rows, and the others whole.
+
+        Raises:
+            UserError: no row is agreed on.
+        """
+        if not self.keeps_agreed:
+            return
+        rows = list(self.read(self.run_dir.split("train"), Example))
+        known = opinions(self.run_dir, self.config, rows)
+        kept = [row for row in rows if known[row.id].seen == AGREED]
+        if not kept:
+            raise UserError(f"{self.step}: keep is agreed, and no training answer is: run --stages verify first.")
+        write_jsonl(self.data / "train.jsonl", kept)
+        for name in ("val.jsonl", "test.jsonl", TEACHER_FILE):
+            if (self.run_dir.dataset / name).is_file():
+                write_atomic(self.data / name, (self.run_dir.dataset / name).read_bytes())
+        print(f"{self.step}: {len(kept):,} of {len(rows):,} training questions are agreed, and kept", flush=True)
 
     def run(self, task: int | None, stop: Callable[[], bool]) -> TaskResult:
         weights = self.config.models[self.target].weights
@@ -77,7 +110,9 @@ class Train(SingleStage):
         if not first:
             while read_json(file) != now:  # the first process tidies up, then writes
                 time.sleep(0.5)
-        elif known != now:
+            return
+        self.choose_rows()
+        if known != now:
             write_json(file, now)
 
     @property
@@ -86,7 +121,7 @@ class Train(SingleStage):
         return self.run_dir.adapter(self.target) / "adapter_model.safetensors"
 
     def keep_beside(self, folder: Path) -> None:
-        """Move an earlier training out of the way: ``5_train/blip-1``, which is no name of a model."""
+        """Move an earlier training out of the way: ``6_train/blip-1``, which is no name of a model."""
         numbers = (number for number in itertools.count(1) if not folder.with_name(f"{folder.name}-{number}").exists())
         kept = folder.with_name(f"{folder.name}-{next(numbers)}")
         folder.rename(kept)
@@ -103,7 +138,7 @@ class Train(SingleStage):
             self.target,
             self.config.models[self.target],
             self.config.train,
-            data=self.run_dir.dataset,
+            data=self.data,
             image_root=self.config.data.image_root,
             out=folder,
             stop=self.stopping,

@@ -24,7 +24,7 @@ from jobs.config import Config
 from jobs.options import AuditRequest
 from jobs.run.layout import RunDir
 from jobs.run.run import load_run
-from jobs.stages.opinions import audit_result_of, draw_sample, opinions_shown
+from jobs.stages.audit import audit_result_of, draw_sample, opinions_shown
 from jobs.verbs.launch import sole_writer
 from vqa.audit.verdicts import VERDICTS, read_verdicts
 
@@ -56,13 +56,15 @@ def write(run: RunDir, config: Config, questions: int, seed: int, console: Conso
     from vqa.audit.page import sample_digest, write_page
 
     test = _test(run, config)
-    sample = draw_sample(run, test, questions, seed)
+    sample = draw_sample(run, config, test, questions, seed)
     known = {e.id: e for e in test}
     drawn = [known[question] for question in sample.ids]
     digest = sample_digest(drawn, seed)
     page = run.audit_page(digest)
     write_json(run.audit_sample(digest), sample)
-    lacking = write_page(page, digest, drawn, opinions_shown(run, drawn), config.data.image_root, config.report.title)
+    lacking = write_page(
+        page, digest, drawn, opinions_shown(run, config, drawn), config.data.image_root, config.report.title
+    )
     console.print(f"{len(drawn):,} of {len(test):,} test questions, in {len(sample.strata)} strata.")
     if lacking:
         console.print(

@@ -82,7 +82,7 @@ def resolve(
     path = path or DEFAULT_CONFIG
     changes = list(overrides)
     if shards is not None:
-        changes += [f"{stage}.shards={shards}" for stage in ("validate", "generate", "evaluate")]
+        changes += [f"{stage}.shards={shards}" for stage in ("validate", "generate", "verify", "evaluate")]
     return load_config(path, changes), run_dir or Path("runs") / path.stem
 
 

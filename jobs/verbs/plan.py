@@ -6,7 +6,7 @@ By arithmetic nothing is sent. ``--probe 20`` asks about twenty products first, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -26,6 +26,7 @@ from jobs.options import PlanRequest
 from jobs.run.layout import RunDir
 from jobs.run.run import open_run
 from jobs.stages.probe import Probe
+from jobs.stages.verify import blind_shape, seen_shape
 from jobs.verbs.launch import resolve, sole_writer
 from jobs.verbs.status import duration
 from vqa.settings import ModelSettings
@@ -68,6 +69,7 @@ def show_plan(request: PlanRequest, console: Console) -> None:
         products = count_products(config)
         console.print(f"{products:,} products qualify (images are checked later; each broken one saves a request).")
         _show_generate(config, products, stage.usage() if request.probe else [], console)
+        _show_verify(config, products, console)
     _show_training(config, console)
     if not request.probe:
         console.print("Nothing was sent, nothing was written.")
@@ -125,23 +127,50 @@ def _show_generate(config: Config, products: int, probe: Sequence[cost.ProductUs
         console.print("generate: a stand-in answers; nothing is paid.")
         return
     estimate = cost.estimate(products, settings, probe)
-    table = Table(title=f"generate: {settings.model} through {settings.generator}", title_justify="left")
-    for name in ("requests", "tokens in", "tokens out", "dollars", "at most", "time", "bound by"):
-        table.add_column(name, justify="right")
-    table.add_row(
-        f"{estimate.requests:,}",
-        f"{estimate.input_tokens:,}",
-        f"{estimate.output_tokens:,}",
-        _money(estimate.dollars, estimate.margin),
-        _money(estimate.at_most),
-        duration(3600 * estimate.hours),
-        estimate.limited_by,
-    )
-    console.print(table)
+    console.print(_priced(f"generate: {settings.model} through {settings.generator}", {"": estimate}))
     if probe:
         console.print(_measured(probe))
     for line in _assumptions(settings, estimate):
         console.print(line, markup=False)
+
+
+def _show_verify(config: Config, products: int, console: Console) -> None:
+    """Second opinions; a product that drops out before saves its requests."""
+    settings = config.verify
+    if not settings.enabled:
+        console.print("verify: off; no second opinions are asked (verify.enabled).")
+        return
+    if settings.stand_in is not None:
+        console.print("verify: a stand-in answers; nothing is paid.")
+        return
+    asked = round(products * (config.curate.test_share if settings.split == "test" else 1))
+    blind = cost.estimate(-(-asked // settings.blind_products), settings, shape=blind_shape(settings.blind_products))
+    seen = cost.estimate(asked, settings, shape=seen_shape())
+    title = f"verify: {settings.model} about the {settings.split} questions of {asked:,} products"
+    console.print(_priced(title, {"with image": seen, "without": blind}))
+    if settings.max_dollars is not None:
+        console.print("max_dollars is one cap for the run: what generate spends counts against it.")
+
+
+def _priced(title: str, estimates: Mapping[str, cost.Estimate]) -> Table:
+    """A line of requests, tokens, dollars and hours for each kind of request."""
+    table = Table(title=title, title_justify="left")
+    if len(estimates) > 1:
+        table.add_column("opinions")
+    for name in ("requests", "tokens in", "tokens out", "dollars", "at most", "time", "bound by"):
+        table.add_column(name, justify="right")
+    for kind, estimate in estimates.items():
+        table.add_row(
+            *([kind] if len(estimates) > 1 else []),
+            f"{estimate.requests:,}",
+            f"{estimate.input_tokens:,}",
+            f"{estimate.output_tokens:,}",
+            _money(estimate.dollars, estimate.margin),
+            _money(estimate.at_most),
+            duration(3600 * estimate.hours),
+            estimate.limited_by,
+        )
+    return table
 
 
 def _measured(probe: Sequence[cost.ProductUsage]) -> str:

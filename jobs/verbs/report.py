@@ -16,7 +16,7 @@ from jobs.verbs.launch import sole_writer
 
 
 def write_report(run_dir: Path, to: Path | None, console: Console) -> None:
-    """Write 7_report, whether it is there already or not; with ``to`` another folder, and nothing in the run.
+    """Write 8_report, whether it is there already or not; with ``to`` another folder, and nothing in the run.
 
     Raises:
         UserError: the folder is not a run, or cannot be written.

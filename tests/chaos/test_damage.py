@@ -187,12 +187,12 @@ def test_a_flipped_bit_in_an_adapter_is_named_before_the_adapter_is_used(tmp_pat
     config = write_config(tmp_path / "c.yaml", catalogue)
     stages = "prepare,validate,generate,curate,train"
     assert launch(*launch_args(config, tmp_path / "run", "--stages", stages)).returncode == 0
-    (path,) = (tmp_path / "run").glob("5_train/*/adapter/adapter_model.safetensors")
+    (path,) = (tmp_path / "run").glob("6_train/*/adapter/adapter_model.safetensors")
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(data)
     done = launch(*launch_args(config, tmp_path / "run"))
     assert done.returncode != 0
     assert "adapter_model.safetensors is missing or damaged" in output(done)
-    assert not (tmp_path / "run" / "6_evaluate").exists()
+    assert not (tmp_path / "run" / "7_evaluate").exists()
     assert files(tmp_path / "run")  # the other files are unchanged

@@ -167,7 +167,7 @@ def test_an_interrupted_training_goes_on_only_from_the_splits_that_it_began_with
 ) -> None:
     config, run_dir = finished[1], tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
-    folder = run_dir / "5_train/blip"
+    folder = run_dir / "6_train/blip"
     (folder / "done.json").unlink()
     shutil.rmtree(folder / "adapter")
     again = launch_args(config, run_dir, "--stages", "curate,train", "--set", "curate.seed=5")
@@ -176,7 +176,7 @@ def test_an_interrupted_training_goes_on_only_from_the_splits_that_it_began_with
     assert "--redo" in output(refused)
     done = launch(*again, "--redo")
     assert done.returncode == 0, output(done)
-    assert list((run_dir / "5_train/blip-1").glob("checkpoint-*")), "the earlier training is kept"
+    assert list((run_dir / "6_train/blip-1").glob("checkpoint-*")), "the earlier training is kept"
 
 
 def kill_at_random(

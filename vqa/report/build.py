@@ -73,7 +73,7 @@ class Drawn:
 def build(inputs: ReportInputs, out: Path) -> ReportFigures:
     """Write ``out/index.html``, ``out/report.json`` and ``out/thumbnails.json``; returns what report.json holds.
 
-    >>> build(ReportInputs(predictions={"blip": {"base": [...], "lora": [...]}}, test=[...]), Path("7_report"))
+    >>> build(ReportInputs(predictions={"blip": {"base": [...], "lora": [...]}}, test=[...]), Path("8_report"))
     ReportFigures(...)
 
     Whatever is missing in the inputs becomes a labeled gap of the page.

@@ -325,7 +325,7 @@ def test_a_run_with_vilt_goes_from_listings_to_report(catalogue: Path, tmp_path:
     assert done.returncode == 0, output(done)
     run = RunDir(tmp_path / "run")
     asked = {example.id for example in read_jsonl(run.split("test"), Example)}
-    report = orjson.loads((tmp_path / "run" / "7_report" / "report.json").read_bytes())["models"]["patches"]
+    report = orjson.loads((tmp_path / "run" / "8_report" / "report.json").read_bytes())["models"]["patches"]
     assert report["questions"] == len(asked) and set(report["variants"]) == {"base", "lora"}
     assert (run.adapter("patches") / ANSWERS_FILE).is_file()
 

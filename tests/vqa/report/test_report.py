@@ -55,8 +55,8 @@ def full(root: Path) -> ReportInputs:
 
 
 def test_report_json_holds_the_headline_and_its_uncertainty(tmp_path: Path) -> None:
-    build(full(tmp_path / "images"), tmp_path / "7_report")
-    found = json.loads((tmp_path / "7_report/report.json").read_text())["models"]["blip"]
+    build(full(tmp_path / "images"), tmp_path / "8_report")
+    found = json.loads((tmp_path / "8_report/report.json").read_text())["models"]["blip"]
     assert found["paired"]["difference"]["low"] > 0.3
     assert found["paired"]["mcnemar"]["p"] < 1e-4
     assert found["variants"]["lora"]["metrics"]["exact_match"]["mean"] > 0.7
@@ -74,8 +74,8 @@ def test_one_product_is_no_evidence(tmp_path: Path) -> None:
 
 
 def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
-    build(full(tmp_path / "images"), tmp_path / "7_report")
-    for tag, attributes in Elements((tmp_path / "7_report/index.html").read_text()).tags:
+    build(full(tmp_path / "images"), tmp_path / "8_report")
+    for tag, attributes in Elements((tmp_path / "8_report/index.html").read_text()).tags:
         for name in ("src", "srcset", "data", "poster"):
             assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
         assert tag != "link" or attributes["href"] == "data:,"

@@ -1,60 +1,40 @@
-"""What is known of the answers of a run from others than their generator: joined by question, for whoever reads them.
-
-The records stay where they are (the listing in 1_prepare); nothing is written into the dataset.
-"""
+"""The audit of a run: which questions people are asked about, what they are shown of others, what their verdicts say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.curate.blind_floor import blind_answers
 from data_prep.files import read_json, read_jsonl
 from data_prep.outcomes import UserError
-from data_prep.records import Example, Opinions, Product, from_dict
-from data_prep.verify.witness import ask
+from data_prep.records import Example, from_dict
 from jobs.config import Config
 from jobs.run.layout import VARIANTS, RunDir
 from jobs.stages.evaluate import Evaluate
+from jobs.stages.verify import UNKNOWN, opinions
 from vqa.audit.page import Opinion, sample_digest
 from vqa.audit.results import AuditResult, audit_result
 from vqa.audit.sampling import Sample, Stratum, draw, stratum
 from vqa.audit.verdicts import People, people_from
 
-UNKNOWN = Opinions()
 FIELDS = ("seen", "blind", "witness")
 
 
-def opinions(run: RunDir, rows: Iterable[Example]) -> dict[str, Opinions]:
-    """Everybody's opinion of every row, by question id."""
-    rows = list(rows)
-    wanted = {row.item_id for row in rows}
-    listed = read_jsonl(run.products, Product) if run.products.is_file() else iter(())
-    products = {product.item_id: product for product in listed if product.item_id in wanted}
-    found = {}
-    for row in rows:
-        if product := products.get(row.item_id):
-            said = ask(row.question, row.answer, product)
-            found[row.id] = Opinions(witness=said.verdict, listing=said.says if said.verdict != "silent" else "")
-        else:
-            found[row.id] = UNKNOWN
-    return found
-
-
-def draw_sample(run: RunDir, test: Sequence[Example], count: int, seed: int) -> Sample:
+def draw_sample(run: RunDir, config: Config, test: Sequence[Example], count: int, seed: int) -> Sample:
     """A stratified sample of test questions for people to judge."""
-    known = opinions(run, test)
+    known = opinions(run, config, test)
     checked = any(one.seen != UNKNOWN.seen for one in known.values())
     strata = [(e.id, stratum(e.question_type, known[e.id].seen if checked else "")) for e in test]
     return draw(strata, count, seed)
 
 
-def opinions_shown(run: RunDir, drawn: Sequence[Example]) -> dict[str, list[Opinion]]:
+def opinions_shown(run: RunDir, config: Config, drawn: Sequence[Example]) -> dict[str, list[Opinion]]:
     """What the audit page shows of others, after a verdict."""
     train = run.split("train")
     guesses = blind_answers(list(read_jsonl(train, Example)) if train.is_file() else [], drawn)
-    known = opinions(run, drawn)
+    known = opinions(run, config, drawn)
     shown = {}
     for e, guess in zip(drawn, guesses, strict=True):
         one = known[e.id]
@@ -84,7 +64,7 @@ def audit_result_of(run: RunDir, config: Config, people: People) -> AuditResult:
             f"The test split has changed since sample {people.sample} was drawn, so its verdicts say nothing about it. Restore the "
             f"split, or draw again: launch.py audit {run.path}"
         )
-    said = opinions(run, test)
+    said = opinions(run, config, test)
     groups = {"question type": {e.id: e.question_type for e in test}}
     for field in FIELDS:
         values = {question: str(getattr(one, field)) for question, one in said.items()}
