@@ -165,7 +165,7 @@ def max_request_cost(settings: RequestSettings, *, tier: str = "standard", outpu
     ]
     if not prices and settings.max_dollars is not None:
         raise UserError(
-            f"generate.max_dollars: the price of {settings.model} is not known, so no cap can be kept. Set generate.prices, such as "
+            f"{settings.section}.max_dollars: the price of {settings.model} is not known, so no cap can be kept. Set {settings.section}.prices, such as "
             f"{{input: 0.30, output: 2.50}} in dollars per million tokens ({{input: 0, output: 0}} for a server of your own), or "
             f"remove max_dollars."
         )

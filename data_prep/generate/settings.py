@@ -18,7 +18,7 @@ import datetime
 import os
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -140,6 +140,7 @@ class RequestSettings(BaseModel):
     """How a model is asked: which, through what, how fast, for how much."""
 
     model_config = _STRICT
+    section: ClassVar[str] = "generate"  # of the configuration, which is also the stage's name
 
     generator: str = "google_genai"
     """A file of data_prep/generate/clients/: google_genai, google_generativeai, openai_compatible."""

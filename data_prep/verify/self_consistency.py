@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from data_prep.curate.question_text import similarity
 from data_prep.records import QAPair
+from data_prep.verify.equivalents import same_answer
 
 _SHOWN = 20  # disagreements that are kept for a person to look at
 
@@ -48,7 +49,7 @@ def self_consistency(
                 continue
             nearest = left.pop(scores.index(max(scores)))  # each question of the first time is matched once
             repeated += 1
-            if pair.answer == nearest.answer:
+            if same_answer(pair.answer, nearest.answer):
                 same += 1
             elif len(different) < _SHOWN:
                 different.append([item, nearest.question, nearest.answer, pair.answer])

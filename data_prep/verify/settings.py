@@ -11,7 +11,7 @@ Keys that are not given here are those of ``generate``: projects, quota, cap, ti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,8 @@ _OWN = frozenset(
 
 class VerifySettings(RequestSettings):
     """Who is asked for a second opinion, and about what."""
+
+    section: ClassVar[str] = "verify"
 
     enabled: bool = False
     """Whether anybody is asked: it costs money. See docs/truth.md."""

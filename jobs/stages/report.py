@@ -142,7 +142,9 @@ class Report(SingleStage):
         """What curation counted, and the generator's self-consistency where it was measured."""
         stats: dict[str, Any] = read_json(self.run_dir.dataset / "stats.json") or {}
         if (consistency := read_json(self.run_dir.self_consistency)) is not None:
-            stats["asked_twice"] = {name: value for name, value in consistency.items() if name != "different_answers"}
+            stats["self_consistency"] = {
+                name: value for name, value in consistency.items() if name != "different_answers"
+            }
         return stats
 
     def _examples(self, split: str) -> Iterator[Example]:

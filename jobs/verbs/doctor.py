@@ -22,7 +22,7 @@ from rich.markup import escape
 from data_prep.abo import listings
 from data_prep.generate import cost, models
 from data_prep.generate.account import check_key
-from data_prep.generate.settings import GenerateSettings, QuotaSettings
+from data_prep.generate.settings import QuotaSettings, RequestSettings
 from data_prep.outcomes import UserError
 from jobs.backends import slurm
 from jobs.config import Config
@@ -81,6 +81,8 @@ def _diagnose(run: RunDir, config: Config, steps: Sequence[Step], profile: Profi
         checks.append(data_check(config))
     if "generate" in stages and config.generate.stand_in is None:
         checks += model_checks(config.generate) + key_checks(config.generate)
+    if "verify" in stages and config.verify.stand_in is None:
+        checks += model_checks(config.verify) + key_checks(config.verify)
     if stages & {"train", "evaluate"}:
         checks += [weights_check(name, str(model.weights)) for name, model in config.models.items()]
     if profile is not None:
@@ -107,7 +109,7 @@ def show(checks: Sequence[Check], console: Console) -> int:
     return 1 if bad else 0
 
 
-def quota_folders(settings: GenerateSettings) -> list[SharedFolder]:
+def quota_folders(settings: RequestSettings) -> list[SharedFolder]:
     """The folder in which runs share the quota of their projects, where they have one."""
     if settings.stand_in is not None or settings.quota == QuotaSettings():
         return []
@@ -158,7 +160,7 @@ def data_check(config: Config) -> Check:
     return Check("data", True, str(config.data.root))
 
 
-def model_checks(settings: GenerateSettings) -> list[Check]:
+def model_checks(settings: RequestSettings) -> list[Check]:
     """What the model's card warns of, whether a cap can be kept, and the terms."""
     title = f"model {settings.model}"
     day, card = models.today(), models.card(settings.model)
@@ -177,12 +179,12 @@ def model_checks(settings: GenerateSettings) -> list[Check]:
     return checks + [Check("terms", True, line) for line in models.terms_lines(settings.model)]
 
 
-def key_checks(settings: GenerateSettings) -> list[Check]:
+def key_checks(settings: RequestSettings) -> list[Check]:
     """Whether each key is set and can generate: its models are listed, and a tiny request is sent (paid, below $0.001)."""
     return [_key_check(name, settings) for project in settings.projects for name in project.keys]
 
 
-def _key_check(name: str, settings: GenerateSettings) -> Check:
+def _key_check(name: str, settings: RequestSettings) -> Check:
     title = f"API key {name}"
     key = os.environ.get(name, "").strip()
     if not key and settings.library != "openai_compatible":  # a server of one's own asks for none

@@ -50,8 +50,9 @@ def launch(request: LaunchRequest, console: Console) -> int:
             make_stage(step, run, config).check_settings(redo=request.redo)
         run, notes = open_run(run_dir, config, sys.argv, redo=request.redo)
         console.print(f"Run directory: {escape(str(run.path))}", style="bold")
-        if config.generate.stand_in is None and any(step.stage == "generate" for step in steps):
-            notes += models.notices(config.generate.model, models.today())
+        for asking in (config.generate, config.verify):
+            if asking.stand_in is None and any(step.stage == asking.section for step in steps):
+                notes += models.notices(asking.model, models.today())
         for note in notes:
             console.print(f"note: {escape(note)}", style="yellow")
         if request.cluster is Cluster.slurm:

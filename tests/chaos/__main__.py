@@ -44,8 +44,8 @@ class Tally:
     paid_twice: int = 0  # replies that a kill lost in flight
 
     def paid_twice_at_most(self) -> int:
-        """Upper bound: the requests that can be in flight at each kill in generate."""
-        return self.kills.by_stage["generate"] * SHARDS * CONCURRENCY
+        """Upper bound: the requests that can be in flight at each kill in a stage that pays for them."""
+        return (self.kills.by_stage["generate"] + self.kills.by_stage["verify"]) * SHARDS * CONCURRENCY
 
 
 def try_kills(folder: Path, kills: int, seed: int, stages: Sequence[str] = STAGES, products: int = 40) -> Tally:
@@ -68,6 +68,7 @@ def try_kills(folder: Path, kills: int, seed: int, stages: Sequence[str] = STAGE
             folder / "chaos.yaml",
             catalogue,
             generate={"endpoint": server.url, "concurrency": CONCURRENCY, "shards": SHARDS},
+            verify={"enabled": True},
         )
 
         def command(run: Path) -> list[str]:
@@ -85,7 +86,7 @@ def try_kills(folder: Path, kills: int, seed: int, stages: Sequence[str] = STAGE
             tally.records += count
             tally.lost += lost(reference, run)
             tally.repeated += repeated(run)
-            answered = Counter(e["image"] for e in server.entries[asked:] if e["outcome"] == "ok")
+            answered = Counter(e.get("quiz") or e["image"] for e in server.entries[asked:] if e["outcome"] == "ok")
             tally.paid_twice += sum(n - 1 for n in answered.values())
     return tally
 

@@ -21,6 +21,8 @@ def stores(run: RunDir) -> Iterator[tuple[str, ShardStore]]:
     """The sharded stages of a run, by name; evaluate has one per model and variant."""
     yield "validate", run.store("validate")
     yield "generate", run.store("generate")
+    for kind in ("seen", "blind"):
+        yield f"verify {kind}", run.opinions(kind)
     folder = run.stage_folder("evaluate")
     for child in sorted(folder.iterdir()) if folder.is_dir() else ():
         yield f"evaluate {child.name}", ShardStore(child)

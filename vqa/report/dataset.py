@@ -99,7 +99,7 @@ def bar_charts(stats: Mapping[str, Any]) -> list[BarChart]:
 def facts(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Single figures, with what they mean."""
     answers, yes_no = _mapping(stats.get("answers")), _mapping(stats.get("yes_no"))
-    floor, asked = _mapping(stats.get("blind_floor")), _mapping(stats.get("asked_twice"))
+    floor = _mapping(stats.get("blind_floor"))
     found = (
         ("different answers", answers.get("distinct")),
         ("answers that occur once", answers.get("seen_once")),
@@ -107,7 +107,6 @@ def facts(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("yes/no questions", _share(yes_no.get("share"))),
         ("of which answered by yes", _share(yes_no.get("yes_of_yes_no"))),
         ("blind floor, all test questions", _share(floor.get("exact_match"))),
-        ("asked twice, the generator gives the same answer to", _share(asked.get("same_answer_share"))),
     )
     return [(label, f"{v:,}" if isinstance(v, int) else str(v)) for label, v in found if v not in (None, "")]
 

@@ -146,7 +146,7 @@ def figures(inputs: ReportInputs) -> ReportFigures:
 
 
 def _truth(inputs: ReportInputs) -> TruthFigures | None:
-    found = truth_figures(inputs.test, inputs.train, inputs.opinions, inputs.audit)
+    found = truth_figures(inputs)
     if found is None:
         return None
     for name, variants in inputs.predictions.items():

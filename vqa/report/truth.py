@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from vqa.audit.results import AuditResult
 from vqa.evaluation.bertscore import BertSettings
 from vqa.evaluation.metrics import score
 from vqa.evaluation.statistics import Interval, interval, label_codes
+from vqa.report.inputs import ReportInputs
 
 Answer = tuple[Example, str]  # a question with a model's answer
 
@@ -51,20 +53,23 @@ class TruthFigures:
     opinions: dict[str, dict[str, int]]  # "seen" → "agreed" → test questions
     guessable: list[Guessable]  # by question type, the largest first
     parts: dict[str, list[Part]] = field(default_factory=dict)  # model → all first
+    self_consistency: Mapping[str, Any] | None = None  # `data_prep.verify.self_consistency`; None: not asked twice
     audit: AuditResult | None = None
 
 
-def truth_figures(
-    test: Sequence[Example], train: Sequence[Example], opinions: Mapping[str, Opinions], audit: AuditResult | None
-) -> TruthFigures | None:
-    """Everything but the models' scores; None where nobody has an opinion."""
+def truth_figures(inputs: ReportInputs) -> TruthFigures | None:
+    """Everything; None where nobody has an opinion and the generator was not asked twice."""
+    test, opinions = inputs.test, inputs.opinions
     counts = {
         name: dict(Counter(str(getattr(opinions[e.id], name)) for e in test if e.id in opinions)) for name in LABELS
     }
     heard = {name: found for name, found in counts.items() if found.keys() - {"unchecked", "silent"}}
-    if not heard and audit is None:
+    twice = inputs.stats.get("self_consistency")
+    if not heard and inputs.audit is None and not twice:
         return None
-    return TruthFigures(heard, guessable([*train, *test], test, opinions), audit=audit)
+    return TruthFigures(
+        heard, guessable([*inputs.train, *test], test, opinions), self_consistency=twice, audit=inputs.audit
+    )
 
 
 def guessable(known: Sequence[Example], test: Sequence[Example], opinions: Mapping[str, Opinions]) -> list[Guessable]:
