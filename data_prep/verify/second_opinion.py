@@ -93,15 +93,17 @@ class SecondOpinion(Prompter[Quiz]):
         settings: how to ask.
         image_root: folder of the images.
         with_image: whether they are about images or to be guessed.
+        answers: the SHA-256 of the stand-in's answers, where it is known already.
     """
 
-    def __init__(self, settings: VerifySettings, image_root: Path, *, with_image: bool) -> None:
+    def __init__(self, settings: VerifySettings, image_root: Path, *, with_image: bool, answers: str = "") -> None:
         self.settings: VerifySettings = settings
+        self._answers = answers
         self._image_root, self._with_image = image_root, with_image
         self._prompt = PROMPTS / ("with_image.md" if with_image else "blind.md")
 
     def identity(self) -> Mapping[str, object]:
-        return {**model_identity(self.settings), "prompt": file_digest(self._prompt)[:12]}
+        return {**model_identity(self.settings, self._answers), "prompt": file_digest(self._prompt)[:12]}
 
     def request(self, item: Quiz, replies: Sequence[Reply]) -> Request:
         image = b""

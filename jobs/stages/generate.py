@@ -28,8 +28,9 @@ from jobs.shards.marker import Finished, ShardMarker, Spending
 from jobs.shards.progress import Limits, Progress, made_of, stored_records
 from jobs.shards.store import read_records
 from jobs.stages.base import ShardedStage, TaskResult, outputs_digest
-from jobs.stages.status import DONE, PARTIAL, StepStatus, is_complete, spent_on
+from jobs.stages.status import DONE, PARTIAL, StepStatus, is_complete, spending_of, spent_on
 from jobs.stages.validate import Validate, images_digest, validated_images
+from jobs.stages.verify import Verify
 
 _CENT = 0.01
 
@@ -202,9 +203,11 @@ class Generate(ShardedStage[Product]):
             status.notes.append(f"{self.config.generate.model} was asked, and {answered} answered.")
         self._forecast(status)
         spent = requests_spent(self.run_dir.ledger) + batches_spent(self.run_dir.batches)
-        if spent.paid > status.dollars + _CENT:
+        spent += batches_spent(self.run_dir.verify_batches)
+        kept = status.dollars + sum(spending_of(one).dollars for one in Verify(self.run_dir, self.config).sources())
+        if spent.paid > kept + _CENT:
             status.notes.append(
-                f"generate: ${spent.paid:,.2f} were paid in all. Replies among its records cost ${status.dollars:,.2f}; the rest "
+                f"generate: ${spent.paid:,.2f} were paid in all. Replies among the records cost ${kept:,.2f}; the rest "
                 f"went to replies that were deleted, lost or asked for on the side."
             )
         if self.config.generate.tier == "batch" and status.state != DONE:

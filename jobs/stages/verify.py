@@ -21,6 +21,7 @@ from data_prep.verify.equivalents import same_answer
 from data_prep.verify.second_opinion import Quiz, SecondOpinion, answers, blind_quizzes, quizzes
 from data_prep.verify.witness import ask
 from jobs.config import Config
+from jobs.run.contents import file_identity
 from jobs.run.layout import RunDir, ShardStore, Step
 from jobs.shards.digest import digest, text_digest
 from jobs.shards.journal import ReadReport
@@ -65,7 +66,9 @@ class Verify(ShardedStage[Quiz]):
 
     def prompter_of(self, *, with_image: bool) -> SecondOpinion:
         """What is asked with or without the image."""
-        return SecondOpinion(self.config.verify, self.config.data.image_root, with_image=with_image)
+        settings, stand_in = self.config.verify, self.config.verify.stand_in
+        answers = file_identity(self.run_dir, stand_in.answers) if stand_in else ""  # known when the file is gone
+        return SecondOpinion(settings, self.config.data.image_root, with_image=with_image, answers=answers)
 
     def settings(self, variant: str) -> Mapping[str, object]:
         return self.prompter.identity()

@@ -79,16 +79,16 @@ def test_the_report_of_a_moved_run_shows_its_images_and_says_where_it_cannot_wri
     assert "--to" in output(refused)
     written = held_back("report", moved, "--to", tmp_path / "page")
     assert written.returncode == 0, output(written)
-    before, after = (moved / "7_report/index.html").read_text(), (tmp_path / "page/index.html").read_text()
+    before, after = (moved / "8_report/index.html").read_text(), (tmp_path / "page/index.html").read_text()
     assert before.count("data:image/jpeg") == after.count("data:image/jpeg") > 5
     figures = [
-        orjson.loads((folder / "report.json").read_bytes()) for folder in (moved / "7_report", tmp_path / "page")
+        orjson.loads((folder / "report.json").read_bytes()) for folder in (moved / "8_report", tmp_path / "page")
     ]
     assert figures[0]["models"] == figures[1]["models"]
 
 
 def test_predict_finds_the_base_inside_a_moved_run(moved: Path) -> None:
-    adapter = moved / "5_train/blip/adapter"
+    adapter = moved / "6_train/blip/adapter"
     asked = ["predict", "--image", moved.parent / "asked.jpg", "--question", "What color is it?", "--adapter", adapter]
     done = launch(*asked)
     assert done.returncode == 0, output(done)
@@ -97,7 +97,7 @@ def test_predict_finds_the_base_inside_a_moved_run(moved: Path) -> None:
 
 
 def test_predict_names_a_base_that_is_gone_and_takes_another(moved: Path, tmp_path: Path) -> None:
-    adapter = Path(shutil.copytree(moved / "5_train/blip/adapter", tmp_path / "a/b/c/adapter"))
+    adapter = Path(shutil.copytree(moved / "6_train/blip/adapter", tmp_path / "a/b/c/adapter"))
     asked = ["predict", "--image", moved.parent / "asked.jpg", "--question", "What color is it?", "--adapter", adapter]
     refused = launch(*asked)
     assert refused.returncode == 2, output(refused)
@@ -111,9 +111,9 @@ def test_a_moved_run_finds_nothing_changed_and_its_paths_lead_into_it(moved: Pat
     assert config.models["blip"].weights == str(moved / "base")
     old = orjson.loads(run.run_file.read_bytes())
     assert old["config"]["models"]["blip"]["weights"] == f"{FOLDER}/base"
-    told = orjson.loads((moved / "5_train/blip/adapter/adapter_config.json").read_bytes())
+    told = orjson.loads((moved / "6_train/blip/adapter/adapter_config.json").read_bytes())
     assert told["base_model_name_or_path"] == "../../../base"
-    assert "base_model: ../../../base" in (moved / "5_train/blip/adapter/README.md").read_text()
+    assert "base_model: ../../../base" in (moved / "6_train/blip/adapter/README.md").read_text()
     finished = [*moved.glob("[1-6]_*/**/done.json"), *moved.glob("[1-6]_*/**/settings.json")]
     assert finished and not [path for path in finished if b"/run/" in path.read_bytes()]
 
