@@ -20,13 +20,15 @@ import yaml
 
 from data_prep.demo.catalogue import render
 from data_prep.files import read_jsonl
+from data_prep.generate import cost
 from data_prep.records import Example, Opinions
 from data_prep.stand_in import StandIn, StandInOptions
+from data_prep.verify.second_opinion import blind_quizzes, quizzes
 from jobs.config import load_config
 from jobs.run.layout import RunDir, Step
 from jobs.shards.journal import ReadReport
 from jobs.shards.store import read_records
-from jobs.stages.verify import BLIND, SEEN, Verify, opinions
+from jobs.stages.verify import BLIND, SEEN, Verify, blind_shape, opinions, seen_shape
 from tests.conftest import environment, launch, launch_args, launch_command, output, write_config
 from vqa.evaluation.metrics import exact_match
 
@@ -204,6 +206,31 @@ def test_to_keep_agreed_rows_alone_needs_opinions_of_them(tmp_path: Path, catalo
     with pytest.raises(ValueError, match=r"set verify\.enabled: true and verify\.split: all"):
         load_config(path, ["train.keep=agreed", "verify.enabled=true"])
     assert load_config(path, ["train.keep=agreed", "verify.enabled=true", "verify.split=all"]).train.keep == "agreed"
+
+
+def test_the_plan_prices_both_kinds_of_request_as_long_as_the_prompts_are(
+    tmp_path: Path, catalogue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "not-a-key")
+    config = write_config(tmp_path / "c.yaml", catalogue, generate={"endpoint": "http://127.0.0.1:1"})
+    off = output(launch("plan", "--config", config))
+    assert "verify: off" in off
+    on = output(launch("plan", "--config", config, "--set", "verify.enabled=true", "--set", "verify.split=all"))
+    assert "verify: gemini-3.6-flash" in on and "with image" in on and "without" in on
+    questions = [f"What color is the handle of the large mug {n}?" for n in range(200)]
+    rows = [
+        Example(f"{n}", f"B{n // 5:03}", f"i{n // 5}", "", text, "red", "", "color", "MUG")
+        for n, text in enumerate(questions)
+    ]
+    stage = Verify(RunDir(tmp_path / "run"), load_config(config, ["verify.enabled=true"]))
+    first = next(quizzes(rows))
+    tokens = len(stage.prompter.prompt(first)) / 4  # about four characters a token
+    assert 0.7 < tokens / seen_shape().prompt_tokens < 1.3
+    blind = stage.prompter_of(with_image=False)
+    quiz = next(quiz for quiz in blind_quizzes(rows, 10) if len(quiz.products) > 5)
+    assert 0.7 < len(blind.prompt(quiz)) / 4 / blind_shape(len(quiz.products)).prompt_tokens < 1.3
+    # The cap reserves for each request what the longest may take.
+    assert blind_shape(2 * 15).prompt_tokens < cost.MOST_PROMPT_TOKENS
 
 
 # --- kills

@@ -121,9 +121,9 @@ def planted(tmp_path: Path) -> tuple[Path, list[Example]]:
     return tmp_path / "facts.jsonl", dataset
 
 
-def ask(url: str, asked: list[Quiz], tmp_path: Path, *, with_image: bool) -> dict[str, str]:
+def ask(url: str, asked: list[Quiz], tmp_path: Path, *, with_image: bool, **how: Any) -> dict[str, str]:
     """Question id → the opinion that was given."""
-    settings = VerifySettings(endpoint=url, max_retries=2)
+    settings = VerifySettings.model_validate({"endpoint": url, "max_retries": 2, **how})
     recorded: dict[str, Ok | Failed] = {}
     lock = threading.Lock()
 
@@ -133,7 +133,9 @@ def ask(url: str, asked: list[Quiz], tmp_path: Path, *, with_image: bool) -> dic
 
     todos = (Todo(quiz, lambda outcome, quiz=quiz, **kw: note(quiz, outcome, **kw)) for quiz in asked)
     prompter = SecondOpinion(settings, tmp_path, with_image=with_image)
-    ask_all(todos, prompter, ledger=tmp_path / f"ledger-{with_image}", quota_folder=tmp_path / "quota")
+    folders = {name: tmp_path / f"{name}-{with_image}" for name in ("ledger", "quota", "batches")}
+    batches = folders["batches"] if settings.tier == "batch" else None
+    ask_all(todos, prompter, ledger=folders["ledger"], quota_folder=folders["quota"], batches_folder=batches)
     assert len(recorded) == len(asked) and all(isinstance(one, Ok) for one in recorded.values()), recorded
     return {q: word for quiz in asked for q, word in answers(quiz, recorded[quiz.item_id].value).items()}
 
@@ -159,3 +161,28 @@ def test_the_stand_in_answers_both_kinds_with_the_errors_it_was_given(
         assert kinds["copied"] / total == pytest.approx(0.1, abs=0.03)
         assert kinds["invented"] / total == pytest.approx(0.1, abs=0.03)
         assert kinds["guessed"] / total == pytest.approx(0.2 * 0.8 + 0.8 * 0.2, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"generator": "google_genai"},
+        {"generator": "google_generativeai"},
+        {"generator": "openai_compatible"},
+        {"tier": "batch", "batch": {"at_least": 2, "poll_seconds": 0.05}},
+    ],
+    ids=lambda how: str(how.get("generator", "batch")),
+)
+def test_any_client_and_the_batch_api_give_both_kinds_of_opinion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "test-key")
+    facts, dataset = planted(tmp_path)
+    dataset = dataset[:60]
+    with StandIn(facts, StandInOptions()) as server:
+        seen = ask(server.url, list(quizzes(dataset)), tmp_path, with_image=True, **how)
+        blind = ask(server.url, list(blind_quizzes(dataset, 4)), tmp_path, with_image=False, **how)
+    assert seen == {
+        row.id: row.answer.replace("given", "truth") if n % 4 == 0 else row.answer for n, row in enumerate(dataset)
+    }
+    assert sum(blind[row.id] == row.answer for row in dataset) == 12

@@ -46,7 +46,7 @@ def test_scores_are_given_on_all_and_on_agreed_questions_with_how_many_of_each()
     assert parts(said, {}, None) == []
 
 
-def test_a_type_is_as_guessable_as_it_is_answered_blind_and_chance_is_one_in_its_answers() -> None:
+def test_a_type_is_as_guessable_as_it_is_answered_blind_against_its_chance() -> None:
     rows = [Example(f"{i}", f"p{i}", "i", "", "Is it?", ("yes", "no")[i % 2], "", "yes/no", "") for i in range(40)]
     said = {e.id: Opinions(blind="right" if i < 30 else "wrong") for i, e in enumerate(rows)}
     (found,) = guessable(rows, rows, said)
