@@ -65,7 +65,9 @@ def find_logs(run: RunDir, config: Config, steps: Sequence[Step], *, failed: boo
 
 def _unfinished(run: RunDir, config: Config, step: Step, every: set[str]) -> set[str]:
     stage = make_stage(step, run, config)
+    if stage.status().state == DONE:  # whether its input is there, or was left behind by a run that was moved
+        return set()
     try:
         return {task_name(task) for task in stage.pending()}
-    except (UserError, FileNotFoundError):  # its input is gone, as of a run that was moved, or was changed
-        return set() if stage.status().state == DONE else every
+    except (UserError, FileNotFoundError):  # its input is gone or was changed: nothing of it counts as complete
+        return every
