@@ -355,6 +355,19 @@ def _pause(failures: int) -> float:
     return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - 1, 10)) * random.uniform(0.5, 1.0)
 
 
+def require_askable(settings: RequestSettings, environ: Mapping[str, str]) -> None:
+    """Check, before anything is sent, that requests can succeed: the model lives, keys are set, and a cap has its price.
+
+    Raises:
+        UserError: they cannot.
+    """
+    card, day = models.card(settings.model), models.today()
+    if card and card.is_shut_down(day) and card.after == "error":
+        raise UserError(f"{' '.join(models.notices(settings.model, day))} Set {settings.section}.model.")
+    read_keys(settings, environ)
+    max_request_cost(settings)
+
+
 def read_keys(settings: RequestSettings, environment: Mapping[str, str]) -> dict[str, list[str]]:
     """The keys of every project.
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from data_prep import dataset_csv
 from data_prep.files import read_json
-from data_prep.generate import cost, models
+from data_prep.generate import cost
 from data_prep.generate.batch_state import batches_spent, handed_in, products_under_way
-from data_prep.generate.dispatcher import read_keys
+from data_prep.generate.dispatcher import require_askable
 from data_prep.generate.prompt import FiveQuestions, check_reply, identity, rule_violations, shown_listing
 from data_prep.generate.quota.answering_model import expected_model, is_version_of
 from data_prep.generate.quota.spending import requests_spent
@@ -77,11 +77,7 @@ class Generate(ShardedStage[Product]):
         settings = self.config.generate
         if settings.stand_in is not None or (self.input_is_there() and not self.unfinished()):
             return
-        card, day = models.card(settings.model), models.today()
-        if card and card.is_shut_down(day) and card.after == "error":
-            raise UserError(f"{' '.join(models.notices(settings.model, day))} Set generate.model.")
-        read_keys(settings, os.environ)
-        cost.max_request_cost(settings)  # a cap needs a price
+        require_askable(settings, os.environ)
 
     def _check_ledger(self) -> None:
         """Check that no reply which was paid for would be forgotten.

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from data_prep.files import read_jsonl
 from data_prep.generate import cost
 from data_prep.generate.batch_state import products_under_way
-from data_prep.generate.dispatcher import read_keys
+from data_prep.generate.dispatcher import require_askable
 from data_prep.generate.workers import ask_all
 from data_prep.outcomes import Todo
 from data_prep.records import Example, Opinions, Product, Reply, from_dict
@@ -76,8 +76,7 @@ class Verify(ShardedStage[Quiz]):
     def check_settings(self, *, redo: bool) -> None:
         super().check_settings(redo=redo)
         if self.config.verify.stand_in is None and not (self.input_is_there() and not self.unfinished()):
-            read_keys(self.config.verify, os.environ)
-            cost.max_request_cost(self.config.verify)  # a cap needs a price
+            require_askable(self.config.verify, os.environ)
 
     @property
     def limits(self) -> Limits:  # type: ignore[override]  # of the configuration, where other stages have constants

@@ -57,4 +57,4 @@ def test_a_sample_is_asked_about_again_under_the_same_cap_and_shown_in_the_repor
     status = json.loads(launch("status", run, "--json").stdout)
     assert next(step for step in status["steps"] if step["step"] == "generate")["state"] == "done"
     assert launch("report", run).returncode == 0
-    assert "asked twice" in (run / "8_report/index.html").read_text()
+    assert "were asked about twice" in (run / "8_report/index.html").read_text()
