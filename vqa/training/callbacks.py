@@ -19,7 +19,7 @@ from data_prep.records import Example, from_dict
 from vqa import distributed
 from vqa.dataset import by_image
 from vqa.evaluation.collapse import alarm, spreads
-from vqa.inference.samples import AnsweredSample, evaluate_on_samples
+from vqa.inference.samples import AnsweredSample, evaluate_on_samples, loss_on_samples
 from vqa.inference.synthetic import synthetic_example
 from vqa.models.base import Model
 from vqa.settings import EvaluateSettings
@@ -48,8 +48,8 @@ class ValidationCallback(TrainerCallback):
 
     It also answers a rendered example, whose answer anybody can judge (`vqa.inference.synthetic`).
 
-    ``validation.jsonl`` has a line per validation, with the alarm of `vqa.evaluation.collapse`; ``best.json`` names the best
-    adapter's folder and its exact match, which is computed after normalization. Each rank answers a part of the sample.
+    ``validation.jsonl`` has a line per validation, with the loss and the alarm of `vqa.evaluation.collapse`; ``best.json`` names
+    the best adapter's folder and its exact match, which is computed after normalization. Each rank answers a part of the sample.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class ValidationCallback(TrainerCallback):
         """
         assert self.trainer is not None
         self.trainer.require_finite()
-        step, (answers, synthetic) = state.global_step, self._answers()
-        exact_match = sum(answer.right for answer in answers) / len(answers)
+        step, (answers, synthetic, losses) = state.global_step, self._answers()
+        exact_match, loss = sum(answer.right for answer in answers) / len(answers), sum(losses) / len(losses)
         best, new = distributed.rank0_decides(self.best), Best(step, exact_match, len(answers), f"best-{step}")
         # A best of this step or a later one dates from before a kill: training has gone back to a checkpoint since.
         better = best is None or exact_match > best.exact_match or step <= best.step
@@ -94,11 +94,13 @@ class ValidationCallback(TrainerCallback):
                 "synthetic": shown.text,
                 "epoch": state.epoch,
                 "exact_match": exact_match,
+                "loss": loss if math.isfinite(loss) else None,
                 "questions": len(answers),
             }
             collapsed = self._collapsed(answers)
             append(self.out / VALIDATIONS, line | {"at": time.time(), "collapsed": collapsed, "answers": answers})
-            print(f"step {step}: exact match {exact_match:.3f} on {len(answers)} validation questions", flush=True)
+            said = f"exact match {exact_match:.3f}, loss {loss:.3f} on {len(answers)} validation questions"
+            print(f"step {step}: {said}", flush=True)
             if collapsed:
                 print(f"step {step}: the answers have collapsed on {collapsed}", flush=True)
             print(f"step {step}: {shown.question} (rendered, {shown.truth}) → {shown.text}", flush=True)
@@ -116,23 +118,26 @@ class ValidationCallback(TrainerCallback):
         data = read_json(self.out / BEST)
         return from_dict(Best, data) if data is not None else None
 
-    def _answers(self) -> tuple[list[AnsweredSample], list[AnsweredSample]]:
-        """The answers to the sample, of which this rank computes its part, and to the rendered example."""
+    def _answers(self) -> tuple[list[AnsweredSample], list[AnsweredSample], list[float]]:
+        """The answers to the sample, of which this rank computes its part, to the rendered example, and the sample's losses."""
         assert self.trainer is not None
         images = list(by_image(self.sample).values())
         mine = [example for group in images[distributed.rank() :: distributed.count()] for example in group]
         answers: list[AnsweredSample] = []
         synthetic: list[AnsweredSample] = []
+        losses: list[float] = []
         with (
             distributed.raise_together(self.trainer.args.device, "answering the validation questions"),
             distributed.whole_weights(self.model.net),
         ):
             answers = evaluate_on_samples(self.model, mine, self.image_root, self.answering)
+            losses = loss_on_samples(self.model, mine, self.image_root, self.answering)
             if distributed.rank() == 0:
                 folder = self.out / SYNTHETIC
                 synthetic = evaluate_on_samples(self.model, [synthetic_example(folder)], folder, self.answering)
         place = {example.id: number for number, example in enumerate(self.sample)}
-        return sorted(distributed.all_gather(answers), key=lambda answer: place[answer.id]), synthetic
+        ordered = sorted(distributed.all_gather(answers), key=lambda answer: place[answer.id])
+        return ordered, synthetic, distributed.all_gather(losses)
 
     def _collapsed(self, answers: Sequence[AnsweredSample]) -> str:
         """The question types whose answers are all alike or no words, and how; "" where there are none."""

@@ -30,11 +30,11 @@ class Answering(ValidationCallback):
 
     said = ""
 
-    def _answers(self) -> tuple[list[AnsweredSample], list[AnsweredSample]]:
+    def _answers(self) -> tuple[list[AnsweredSample], list[AnsweredSample], list[float]]:
         answers = [
             AnsweredSample(e.id, e.question, e.answer, self.said or e.answer, 1.0, not self.said) for e in self.sample
         ]
-        return answers, [AnsweredSample("synthetic", "What color is the circle?", "red", "red", 1.0, True)]
+        return answers, [AnsweredSample("synthetic", "What color is the circle?", "red", "red", 1.0, True)], [1.5, 0.5]
 
 
 @pytest.mark.parametrize(("said", "alarm"), [("three", 'count (30 of 30 answers are "three")'), ("", "")])
@@ -50,4 +50,5 @@ def test_a_collapse_is_printed_and_logged_with_the_validation(
     callback.validate(SimpleNamespace(global_step=5, epoch=1.0), SimpleNamespace())  # type: ignore[arg-type]
     line = orjson.loads((tmp_path / "validation.jsonl").read_bytes())
     assert line["collapsed"] == alarm
+    assert line["loss"] == 1.0
     assert (f"step 5: the answers have collapsed on {alarm}" in capsys.readouterr().out) == bool(alarm)

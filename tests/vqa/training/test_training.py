@@ -26,7 +26,7 @@ from vqa import distributed
 from vqa.dataset import ImageOrder, VQADataset
 from vqa.inference import saved_model
 from vqa.inference.answerer import precision_of
-from vqa.inference.samples import evaluate_on_samples
+from vqa.inference.samples import evaluate_on_samples, loss_on_samples
 from vqa.models.base import model_class
 from vqa.models.blip import ImageOnceBlip
 from vqa.models.lora import load_adapter
@@ -172,6 +172,20 @@ def test_validation_logs_questions_answers_and_truths_of_one_fixed_sample(materi
         assert all((row["question"], row["truth"]) == truths[row["id"]] for row in rows)
         assert all(row["right"] == (row["text"] == row["truth"]) for row in rows)
     assert len({tuple(row["id"] for row in line["answers"]) for line in lines}) == 1
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_the_validation_loss_is_that_of_training_without_dropout(
+    material: Material,
+) -> None:
+    loaded = model_class("blip").load(material.model())
+    examples = material.examples[:4]
+    batch = VQADataset(examples, material.images, loaded.processor).__getitems__(range(4))
+    with torch.inference_mode():
+        expected = float(loaded.net.eval()(**batch)["loss"])
+    loaded.net.train()
+    assert loss_on_samples(loaded, examples, material.images, EvaluateSettings()) == pytest.approx([expected] * 4)
+    assert loaded.net.training
 
 
 def test_each_training_of_a_process_has_its_own_tensorboard_log(
