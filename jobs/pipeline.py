@@ -10,6 +10,7 @@ from data_prep.files import read_json
 from data_prep.outcomes import UserError, unknown_name
 from jobs.config import Config
 from jobs.run.layout import STAGES, RunDir, Step
+from jobs.run.usage import used_by
 from jobs.stages.base import Stage
 from jobs.stages.curate import Curate
 from jobs.stages.evaluate import Evaluate
@@ -115,6 +116,7 @@ def run_status(run: RunDir, config: Config) -> list[StepStatus]:
 
 def _status(stage: Stage) -> StepStatus:
     status = stage.status()
+    status.used = used_by(stage.run_dir, stage.step)
     if lost := str(stage.lost()):
         status.notes.append(f"{stage.step}: {lost}.")
     return status

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from rich.progress import (
 )
 
 from data_prep.files import read_json
-from jobs.backends.pool import FinishedTask, Task, run_tasks
+from jobs.backends.pool import FinishedTask, Task, run_tasks, visible_gpus
 from jobs.backends.stop import StopFlag
 from jobs.config import Config
 from jobs.pipeline import headlines, make_stage, task_command
@@ -199,14 +198,3 @@ def _full_disk(folder: Path) -> str:
     """What a task could not write into its log when the disk that holds the log is full."""
     free = shutil.disk_usage(folder).free
     return f"; No space left on device: {free // 1024:,} KB are free at {folder}" if free < 1 << 20 else ""
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs of this machine as CUDA_VISIBLE_DEVICES names them, found without loading torch; empty where there is none."""
-    stated = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if stated is not None:
-        return [name for name in stated.split(",") if name.strip()]
-    if not shutil.which("nvidia-smi"):
-        return []
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
-    return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]

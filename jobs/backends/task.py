@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 from data_prep.outcomes import Interrupted, UserError
+from jobs.backends.meter import Meter
 from jobs.backends.stop import StopFlag
 from jobs.pipeline import make_stage
 from jobs.run.layout import Step
@@ -30,7 +31,10 @@ def run_task(run_dir: Path, step: Step, shard: int | None, stop: StopFlag) -> in
     Raises:
         UserError: something that the user can fix.
     """
-    result = make_stage(step, *load_run(run_dir)).run(shard, stop)
+    run, config = load_run(run_dir)
+    stage = make_stage(step, run, config)
+    with Meter(run, step, shard, needs_gpu=stage.needs_gpu):
+        result = stage.run(shard, stop)
     print(result.summary)
     return REQUEUE if result.requeue else 0
 

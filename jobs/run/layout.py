@@ -13,7 +13,7 @@
       6_train/<model>/            checkpoint-*/, adapter/, log.jsonl, done.json
       7_evaluate/<model>-<base|lora>/   as 2_validate; predictions.csv; <model>-control-<swap|grey>/ too; <model>-collapse.json
       8_report/                   index.html, report.json, thumbnails.json, done.json
-      ledger/                     what was paid, and batches handed in: kept when a stage's folder is deleted
+      ledger/                     what was paid, batches handed in, and what tasks used: kept when a stage's folder is deleted
       audit/                      <sample>.html to judge, <sample>.json what was drawn, people.json what people said
       logs/<stage>/               one file per task and attempt
       contents.json               digests of the models' weights, see jobs.run.contents
@@ -166,6 +166,10 @@ class RunDir:
     def batches(self) -> Path:
         """What the generate tasks handed in to the Batch API, and what came back."""
         return self.ledger / "batches"
+
+    def attempts(self, step: Step) -> Path:
+        """What each attempt of a step's tasks used, a file each."""
+        return self.ledger / "tasks" / str(step).replace(":", "-")
 
     @property
     def verify_batches(self) -> Path:

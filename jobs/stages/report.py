@@ -167,6 +167,9 @@ class Report(SingleStage):
                     input_tokens=status.input_tokens or None,
                     output_tokens=status.output_tokens or None,
                     dollars=status.dollars if status.input_tokens else None,
+                    gpu_hours=status.used.gpu_hours or None,
+                    cpu_hours=status.used.cpu_hours or None,
+                    max_rss_bytes=status.used.max_rss_bytes or None,
                 )
             )
             warnings += status.warnings()
@@ -198,4 +201,7 @@ def _lines(path: Path, key: str) -> list[Mapping[str, Any]]:
 
 
 def _validations(path: Path) -> list[Mapping[str, Any]]:
-    return [{"step": row["step"], "val_exact_match": row["exact_match"]} for row in _lines(path, "step")]
+    return [
+        {"step": row["step"], "val_exact_match": row["exact_match"], "val_loss": row.get("loss")}
+        for row in _lines(path, "step")
+    ]

@@ -17,6 +17,7 @@ from typing import Any
 from data_prep.reasons import in_words
 from jobs.run.layout import RunDir, Step
 from jobs.run.logs import last_error
+from jobs.run.usage import Used
 from jobs.shards.digest import digest
 from jobs.shards.journal import ReadReport, journal_files
 from jobs.shards.marker import ShardMarker, Spending
@@ -60,6 +61,7 @@ class StepStatus:
     last_error: str = ""
     last_log: str = ""
     in_batches: int = 0  # products in batches that the server has not answered yet
+    used: Used = field(default_factory=Used)  # by all attempts of its tasks
 
     def spent(self) -> str:
         """Money and tokens so far, for people; "" for a step that costs nothing."""

@@ -77,7 +77,22 @@ def as_dict(run: RunDir, steps: Sequence[StepStatus], queue: QueueStatus | None)
 
 def status_table(run: RunDir, steps: Sequence[StepStatus], queue: dict[str, dict[str, int]] | None = None) -> Table:
     """The status as a table for people; ``queue`` is what SLURM says, by step and state."""
-    names = ("step", "state", "items", "done", "failed", "left", "shards", "queue", "rate", "time left", "cost")
+    names = (
+        "step",
+        "state",
+        "items",
+        "done",
+        "failed",
+        "left",
+        "shards",
+        "queue",
+        "rate",
+        "time left",
+        "GPU h",
+        "CPU h",
+        "memory",
+        "cost",
+    )
     rows = []
     for step in steps:
         items = step.items if step.items is not None else step.counts.get("listings")
@@ -94,6 +109,9 @@ def status_table(run: RunDir, steps: Sequence[StepStatus], queue: dict[str, dict
                 _in_queue(waiting),
                 f"{step.per_second:.1f}/s" if step.per_second else "",
                 duration(step.seconds_left) if step.seconds_left is not None else "",
+                hours(step.used.gpu_hours),
+                hours(step.used.cpu_hours),
+                f"{step.used.max_rss_bytes / 1e9:.1f} GB" if step.used.max_rss_bytes else "",
                 step.spent(),
             )
         )
@@ -142,6 +160,11 @@ def duration(seconds: float) -> str:
     if seconds < 172_800:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86_400:.1f} days"
+
+
+def hours(number: float) -> str:
+    """Hours with two decimals, or four where there are few; "" for none."""
+    return "" if not number else f"{number:,.2f}" if number >= 0.1 else f"{number:.4f}"
 
 
 def _count(number: int | None) -> str:

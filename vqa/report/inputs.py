@@ -24,6 +24,9 @@ class StageSummary:
     input_tokens: int | None = None  # tokens and dollars: generate only
     output_tokens: int | None = None
     dollars: float | None = None
+    gpu_hours: float | None = None  # these three: of all attempts, also of those that were killed
+    cpu_hours: float | None = None
+    max_rss_bytes: int | None = None  # the most memory of one process
 
 
 @dataclass(frozen=True, slots=True)
