@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,8 @@ def browser_data(tables: Mapping[str, Table], thumbnails: Mapping[str, str], pre
 
 
 def _variant(table: Table, name: str, answers: list[int]) -> BrowserVariant:
-    confidence = [None if p.confidence is None else round(p.confidence, 3) for p in table.answers[name]]
+    # Rounded down: an answer stays in its bin of the reliability diagram, whose bounds are tenths.
+    confidence = [None if p.confidence is None else math.floor(1000 * p.confidence) / 1000 for p in table.answers[name]]
     return BrowserVariant(
         name=name,
         label=LABELS.get(name, name),

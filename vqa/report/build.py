@@ -129,11 +129,23 @@ def render(inputs: ReportInputs, result: ReportFigures, drawn: Drawn, page: Path
         images={e.id: embedded[e.image_path] for t in tables.values() for e in t.examples if e.image_path in embedded},
         reliability=reliability,
         training={name: training_charts(log) for name, log in inputs.training_log.items()},
+        asked=_asked(next(iter(tables.values()), None)),
         browsable=any(t.examples for t in tables.values()),
         sheet=data_uri(sheet.parent, sheet.name, 1360) if sheet is not None else None,
         run_rows=list(flatten(inputs.run)),
         resamples=RESAMPLES,
     )
+
+
+def _asked(table: Table | None) -> dict[str, set[str]]:
+    """By filter of the browser, the values that some of its questions have."""
+    examples = table.examples if table else []
+    return {
+        "category": {e.category for e in examples},
+        "qtype": {e.question_type for e in examples},
+        "ptype": {e.product_type for e in examples},
+        "truth": {e.answer for e in examples},
+    }
 
 
 def _chosen(table: Table, most: int) -> dict[str, list[int]]:

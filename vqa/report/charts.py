@@ -45,6 +45,7 @@ class LineChart:
 class Bar:
     """One bar of a reliability diagram."""
 
+    bin: str  # its number, as the browser of answers filters by it
     x: float
     y: float
     width: float
@@ -103,7 +104,7 @@ def _thin(points: Points, most: int = 600) -> Points:
 
 
 def training_charts(log: Sequence[Mapping[str, Any]]) -> list[LineChart]:
-    """Curves of a training log, whose rows are ``{"step": 10, "loss": 1.2}`` or ``{"step": 50, "val_exact_match": 0.4}``."""
+    """Curves of a training log, whose rows have ``"step"`` and ``"loss"``, or ``"val_loss"`` and ``"val_exact_match"``."""
 
     def curve(key: str) -> list[tuple[float, float]]:
         numbers = (int, float)
@@ -113,12 +114,9 @@ def training_charts(log: Sequence[Mapping[str, Any]]) -> list[LineChart]:
             if isinstance(row.get("step"), numbers) and isinstance(row.get(key), numbers)
         ]
 
-    keys = sorted({key for row in log for key in row if key.startswith(("eval_", "val_"))})
-    losses = [k for k in keys if k.endswith("loss")]
-    shares = [k for k in keys if any(word in k for word in ("exact", "accuracy", "match", "f1"))]
     charts = (
-        line_chart("Loss", [("training", curve("loss")), *((k.replace("_", " "), curve(k)) for k in losses)]),
-        line_chart("Validation", [(k.replace("_", " "), curve(k)) for k in shares]),
+        line_chart("Loss", [("training", curve("loss")), ("validation", curve("val_loss"))]),
+        line_chart("Exact match", [("validation", curve("val_exact_match"))]),
     )
     return [chart for chart in charts if chart]
 
@@ -127,6 +125,7 @@ def reliability(calibration: Calibration) -> list[Bar]:
     """Bars in a square of 200 by 200: their height is accuracy, so perfect calibration is the diagonal."""
     return [
         Bar(
+            bin=str(round(10 * b.low)),
             x=200 * b.low,
             y=200 - 200 * b.accuracy,
             width=200 * (b.high - b.low) - 2,

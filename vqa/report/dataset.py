@@ -31,6 +31,7 @@ class BarChart:
     title: str
     unit: str
     bars: list[CountBar]
+    filter: str  # of the browser of answers, which takes the bars' labels; "" for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +88,13 @@ def bar_charts(stats: Mapping[str, Any]) -> list[BarChart]:
         for kind, by_split in _mapping(stats.get("product_types")).items()
     }
     charts = [
-        _chart("Splits", "questions", _field(stats, "splits", "questions"), _split_notes(stats)),
-        _chart("Categories", "questions", _field(stats, "categories", "questions")),
-        _chart("Question types", "questions", _field(stats, "question_types", "questions"), _answers_of(stats)),
-        _chart("Product types", "products", dict(list(product_types.items())[:15])),
-        _chart("Most frequent answers", "questions", {str(word): _count(n) for word, n in pairs[:15]}),
+        _chart("Splits", "questions", "", _field(stats, "splits", "questions"), _split_notes(stats)),
+        _chart("Categories", "questions", "category", _field(stats, "categories", "questions")),
+        _chart(
+            "Question types", "questions", "qtype", _field(stats, "question_types", "questions"), _answers_of(stats)
+        ),
+        _chart("Product types", "products", "ptype", dict(list(product_types.items())[:15])),
+        _chart("Most frequent answers", "questions", "truth", {str(word): _count(n) for word, n in pairs[:15]}),
     ]
     return [chart for chart in charts if chart.bars]
 
@@ -111,10 +114,12 @@ def facts(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(label, f"{v:,}" if isinstance(v, int) else str(v)) for label, v in found if v not in (None, "")]
 
 
-def _chart(title: str, unit: str, counts: Mapping[str, int], notes: Mapping[str, str] | None = None) -> BarChart:
+def _chart(
+    title: str, unit: str, filter_name: str, counts: Mapping[str, int], notes: Mapping[str, str] | None = None
+) -> BarChart:
     most = max(counts.values(), default=0)
     bars = [CountBar(k, n, _percent(n, most), (notes or {}).get(k, "")) for k, n in counts.items()]
-    return BarChart(title, unit, bars)
+    return BarChart(title, unit, bars, filter_name)
 
 
 def _field(stats: Mapping[str, Any], name: str, key: str) -> dict[str, int]:

@@ -49,7 +49,7 @@ def full(root: Path) -> ReportInputs:
         test=rows,
         predictions={"blip": {"base": predictions(rows, 0.2), "lora": predictions(rows, 0.8, seed=2)}},
         parameters={"blip": {"lora": {"r": 16}, "trainable": 2359296}},
-        training_log={"blip": [{"step": i, "loss": 1 / (i + 1), "eval_loss": 1.0} for i in range(5)]},
+        training_log={"blip": [{"step": i, "loss": 1 / (i + 1), "val_loss": 1.0} for i in range(5)]},
         image_root=root,
     )
 
@@ -166,7 +166,7 @@ def test_data_cannot_become_markup_or_script(tmp_path: Path) -> None:
         predictions={EVIL: {"base": found[:1], "lora": found[1:]}},
         failed={EVIL: {EVIL: 1}},
         parameters={EVIL: {"r": EVIL}},
-        training_log={EVIL: [{"step": 1, "loss": 1, "eval_loss": 2, "eval_" + EVIL + "f1": 1}]},
+        training_log={EVIL: [{"step": 1, "loss": 1, "val_loss": 2, "val_exact_match": 1}]},
         image_root=tmp_path,
         warnings=[EVIL],
         settings=ReportSettings(title=EVIL),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = examples(60)
     write_images(folder / "images", rows)
     found = {"base": predictions(rows, 0.2), "lora": predictions(rows, 0.8, seed=2)}
-    build(ReportInputs(test=rows, predictions={"blip": found}, image_root=folder / "images"), folder)
+    stats = {"question_types": {"color": {"questions": 500}, "taste": {"questions": 3}}}
+    build(ReportInputs(test=rows, stats=stats, predictions={"blip": found}, image_root=folder / "images"), folder)
     return folder / "index.html"
 
 
@@ -90,6 +92,32 @@ def test_a_click_on_a_bar_or_a_confusion_shows_its_questions(browser: Any, page:
     time.sleep(0.3)
     assert total(browser.execute_script("return document.getElementById('count').textContent")) == wanted
     assert "qtype" not in browser.current_url
+
+
+def test_a_click_on_a_calibration_bar_shows_the_answers_that_it_counts(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    figures = json.loads((page.parent / "report.json").read_text())["models"]["blip"]["variants"]["base"]["calibration"]
+    assert len(figures["bins"]) > 1
+    for number, found in enumerate(figures["bins"]):
+        follow = (
+            "location.hash = document.querySelectorAll('#calibration .plotbox a')[arguments[0]].getAttribute('href')"
+        )
+        browser.execute_script(follow, number)
+        time.sleep(0.3)
+        assert (
+            total(browser.execute_script("return document.getElementById('count').textContent")) == found["questions"]
+        )
+
+
+def test_a_click_on_a_bar_of_the_dataset_shows_its_test_questions(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    links = browser.execute_script(
+        "return [...document.querySelectorAll('#dataset a.over')].map(a => a.getAttribute('href'))"
+    )
+    assert links == ["#browser?model=blip&qtype=color"], "there are no test questions of the other type"
+    browser.execute_script("document.querySelector('#dataset a.over').click()")
+    time.sleep(0.3)
+    assert total(browser.execute_script("return document.getElementById('count').textContent")) == 120
 
 
 def test_the_address_holds_the_state_and_restores_it(browser: Any, page: Path) -> None:

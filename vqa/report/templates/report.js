@@ -5,7 +5,7 @@
   const form = document.getElementById("filters");
   if (!form) return;
   const data = JSON.parse(document.getElementById("data").textContent);
-  const PAGE = 20, KINDS = ["qtype", "category", "ptype"], FIELDS = ["model", "of", "result", ...KINDS, "sort", "truth", "answer", "product", "text"];
+  const PAGE = 20, KINDS = ["qtype", "category", "ptype"], FIELDS = ["model", "of", "result", ...KINDS, "sure", "sort", "truth", "answer", "product", "text"];
   const {questions, words} = data, fields = form.elements;
   const out = document.getElementById("rows"), count = document.getElementById("count");
   const back = document.getElementById("back"), next = document.getElementById("next"), large = document.getElementById("large");
@@ -39,6 +39,7 @@
     const base = m.variants.find((x) => x.name === "base"), lora = m.variants.find((x) => x.name === "lora");
     const kinds = KINDS.filter((k) => fields[k].value).map((k) => [questions[k], words[k].indexOf(fields[k].value)]);
     const truth = given("truth"), answer = given("answer");
+    const bin = fields.sure.value === "" ? -1 : Number(fields.sure.value);
     const ofProduct = product && numbers(words.product, (w) => w.toLowerCase().includes(product));
     const holding = text && numbers(words.answer, (w) => w.toLowerCase().includes(text));
     found = [];
@@ -51,6 +52,7 @@
       if (result === "broken" && !(base.right[i] === "1" && lora.right[i] === "0")) continue;
       if (result === "changed" && words.plain[base.answers[i]] === words.plain[lora.answers[i]]) continue;
       if (truth && !truth.has(questions.truth[q]) || answer && !answer.has(v.answers[i])) continue;
+      if (bin >= 0 && !(v.confidence && v.confidence[i] !== null && Math.min(9, Math.floor(10 * v.confidence[i])) === bin)) continue;
       if (ofProduct && !ofProduct.has(questions.product[q])) continue;
       if (holding && !holding.has(questions.truth[q]) && !m.variants.some((x) => holding.has(x.answers[i])) &&
           !questions.text[q].toLowerCase().includes(text)) continue;
