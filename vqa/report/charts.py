@@ -3,7 +3,7 @@
 The template draws them and the stylesheet colors them, so that plots follow light and dark mode. Nothing here writes markup.
 
 >>> line_chart("Loss", [("training", [(0, 2.0), (10, 1.0)])]).curves[0].points
-'48.0,12.0 624.0,188.0'
+'60.0,12.0 616.0,100.0'
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from vqa.evaluation.statistics import Calibration
 
 WIDTH, HEIGHT = 640.0, 220.0
-LEFT, RIGHT, TOP, BOTTOM = 48.0, 16.0, 12.0, 32.0  # margins around the plot, for the axes' labels
+LEFT, RIGHT, TOP, BOTTOM = 60.0, 24.0, 12.0, 32.0  # margins around the plot, for the axes' labels
 
 Points = Sequence[tuple[float, float]]
 
@@ -64,15 +64,15 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def line_chart(title: str, series: Sequence[tuple[str, Points]]) -> LineChart | None:
-    """A chart that spans all finite points; None if there are fewer than two."""
+def line_chart(title: str, series: Sequence[tuple[str, Points]], top: float = 0.0) -> LineChart | None:
+    """A chart that spans all finite points, 0 and ``top``; None if there are fewer than two points."""
     finite = [(name, [(x, y) for x, y in pts if math.isfinite(x) and math.isfinite(y)]) for name, pts in series]
     clean = [(name, _thin(pts)) for name, pts in finite if pts]
     points = [p for _, pts in clean for p in pts]
     if len(points) < 2:
         return None
     x0, x1 = min(x for x, _ in points), max(x for x, _ in points)
-    y0, y1 = min(y for _, y in points), max(y for _, y in points)
+    y0, y1 = min(0.0, *(y for _, y in points)), max(top, *(y for _, y in points))
     x1, y1 = (x1 if x1 > x0 else x0 + 1), (y1 if y1 > y0 else y0 + 1)
 
     def px(x: float) -> float:
@@ -116,7 +116,7 @@ def training_charts(log: Sequence[Mapping[str, Any]]) -> list[LineChart]:
 
     charts = (
         line_chart("Loss", [("training", curve("loss")), ("validation", curve("val_loss"))]),
-        line_chart("Exact match", [("validation", curve("val_exact_match"))]),
+        line_chart("Exact match", [("validation", curve("val_exact_match"))], top=1.0),
     )
     return [chart for chart in charts if chart]
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.vqa.evaluation.rows import examples, predictions, write_images
 from vqa.report.build import build
-from vqa.report.inputs import ReportInputs
+from vqa.report.inputs import ReportInputs, StageSummary
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -50,7 +50,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(folder / "images", rows)
     found = {"base": predictions(rows, 0.2), "lora": predictions(rows, 0.8, seed=2)}
     stats = {"question_types": {"color": {"questions": 500}, "taste": {"questions": 3}}}
-    build(ReportInputs(test=rows, stats=stats, predictions={"blip": found}, image_root=folder / "images"), folder)
+    dropped = {"no_keywords": 20, "no_main_image": 20, "same_item_second_marketplace": 20}
+    counts = {"listings": 147_702, "products": 64_210, "rejected": 83_492}
+    stages = [
+        StageSummary("prepare", counts, 41.5, dropped, cpu_hours=0.0121, max_rss_bytes=400_000_000),
+        StageSummary("generate", counts, 9000.0, dropped, 109_710_000, 18_285_000, 61.2, 0.5, 1.25, 300_000_000),
+    ]
+    images = folder / "images"
+    inputs = ReportInputs(stages=stages, test=rows, stats=stats, predictions={"blip": found}, image_root=images)
+    build(inputs, folder)
     return folder / "index.html"
 
 
@@ -170,13 +178,15 @@ def test_pages_turn_and_end(browser: Any, page: Path) -> None:
     assert browser.execute_script(click, "back").endswith("page 14 of 15")
 
 
-def test_a_phone_needs_no_sideways_scrolling(browser: Any, page: Path) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    )
+@pytest.mark.parametrize("width", [390, 820, 1440])
+def test_neither_the_page_nor_a_table_scrolls_sideways(width: int, browser: Any, page: Path) -> None:
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width == 390}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         open_page(browser, page)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        tables = "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+        assert browser.execute_script(tables) == 0
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
