@@ -7,7 +7,7 @@ import pytest
 from slurm.profile import GATE, SlurmError, build_profile, load_profile, minutes, shipped
 from slurm.submit import sbatch_parameters
 
-STAGES = ("prepare", "validate", "generate", "curate", "train", "evaluate", "report")
+STAGES = ("prepare", "validate", "generate", "curate", "verify", "train", "evaluate", "report")
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -16,6 +16,7 @@ from data_prep.demo.catalogue import render
 from data_prep.generate import cost, workers
 from data_prep.generate.batch_api import BatchRunner
 from data_prep.generate.batch_state import batches_spent, handed_in
+from data_prep.generate.prompt import FiveQuestions
 from data_prep.generate.quota.budget import Budget
 from data_prep.records import Reply
 from data_prep.stand_in import StandIn, StandInOptions
@@ -156,11 +157,10 @@ def test_a_batch_that_two_tasks_settle_counts_once(shop: Shop) -> None:
         ask(shop, settings, shop.products[:10], stopping=lambda: made(server) == 1)
         pools, runners = [], []
         for _ in range(2):
-            pool = workers.WorkerPool(settings, server.url, shop.root, shop.ledger, shop.quota, lambda: False)
+            prompter = FiveQuestions(settings, shop.root)
+            pool = workers.WorkerPool(prompter, server.url, shop.ledger, shop.quota, lambda: False)
             pools.append(pool)
-            runners.append(
-                BatchRunner(settings, pool.dispatcher, pool.replies, folder_of(shop), shop.root, lambda: False)
-            )
+            runners.append(BatchRunner(prompter, pool.dispatcher, pool.replies, folder_of(shop), lambda: False))
         for runner in runners:
             runner._folder.read()  # before the other one has settled it
         time.sleep(0.6)
