@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import orjson
 
+from data_prep.outcomes import UserError, unknown_name
 from data_prep.records import from_dict
 
 T = TypeVar("T")
@@ -119,6 +120,32 @@ class AtomicFile:
                 sync_folder(self.path.parent)
         finally:
             self._temporary.unlink(missing_ok=True)
+
+
+def shipped_names(folder: Path) -> list[str]:
+    """The names of the YAML files that ship with the project in a folder."""
+    return sorted(file.stem for file in folder.glob("*.yaml"))
+
+
+def yaml_file(name: str | Path, folder: Path, kind: str) -> Path:
+    """The YAML file that an option names: by its path, or one that ships in ``folder`` by its name.
+
+    Args:
+        name: ``my/site.yaml`` or ``site``.
+        folder: where the shipped ones are.
+        kind: what it is, for the error.
+
+    Raises:
+        UserError: there is none; the nearest shipped one is named.
+    """
+    by_path = str(name).endswith((".yaml", ".yml"))
+    path = Path(name) if by_path else folder / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if by_path:
+        shipped = ", ".join(shipped_names(folder))
+        raise UserError(f"There is no {kind} file {path.absolute()}. Shipped ones, by name: {shipped}.")
+    raise UserError(f"{unknown_name(str(name), shipped_names(folder), kind)} The path of a YAML file works, too.")
 
 
 def make_folder(folder: Path) -> None:

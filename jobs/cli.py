@@ -24,6 +24,7 @@ from jobs.options import (
     ModelOption,
     PlanRequest,
     PredictRequest,
+    ResumeRequest,
     RunDirArgument,
     ScoreRequest,
     SetOption,
@@ -57,6 +58,15 @@ def run(context: typer.Context, request: LaunchRequest) -> None:
     from jobs.verbs.launch import launch
 
     raise typer.Exit(launch(request, out))
+
+
+@app.command()
+@takes(ResumeRequest)
+def resume(context: typer.Context, request: ResumeRequest) -> None:
+    """Go on with a run under its own configuration, wherever it stopped; --set changes keys of it."""
+    from jobs.verbs import launch as verb
+
+    raise typer.Exit(verb.resume(request, out))
 
 
 @app.command()

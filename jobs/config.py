@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_prep.files import yaml_file
 from data_prep.generate.settings import GenerateSettings
 from data_prep.outcomes import UserError, unknown_name
 from data_prep.settings import CurateSettings, DataSettings, PrepareSettings, ValidateSettings
@@ -79,32 +80,30 @@ class Config(BaseModel):
         return self
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read, override, expand and validate a configuration.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of one in jobs/configs.
         overrides: strings ``section.key=value``; the value is YAML.
 
     Raises:
         UserError: names the file, the key, the value and what would be right.
     """
+    path = yaml_file(path, CONFIGS, "configuration")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"No configuration file {path.absolute()}. Shipped ones: {', '.join(_shipped())}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the configuration {path}: {error}.") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold sections (data:, models:, ...), not {type(tree).__name__}.")
-    for override in overrides:
-        _override(tree, override)
+    change_keys(tree, overrides)
     data = tree.get("data")
     if isinstance(data, dict) and data.get("dataset_csv") and data.get("root") == "$ABO_ROOT":
         data["root"] = "."  # questions and images of one's own need no ABO
-    return validate_config(_expand(tree, source=str(path)), source=str(path))
+    return validate_config(expand(tree, source=str(path)), source=str(path))
 
 
 def validate_config(tree: dict[str, Any], source: str) -> Config:
@@ -125,8 +124,20 @@ def dump_config(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json", by_alias=True)
 
 
-def _shipped() -> list[str]:
-    return sorted(str(file) for file in CONFIGS.glob("*.yaml"))
+def change_keys(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set keys of parsed YAML in place.
+
+    Raises:
+        UserError: an override is not ``section.key=value``; all such are named.
+    """
+    problems = []
+    for override in overrides:
+        try:
+            _override(tree, override)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n  ".join(problems))
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -148,12 +159,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: the value is not valid YAML") from error
 
 
-def _expand(value: Any, source: str) -> Any:
+def expand(value: Any, source: str) -> Any:
     """Replace ``$NAME``, ``${NAME}`` and ``${NAME:-default}`` in every string from the environment."""
     if isinstance(value, dict):
-        return {key: _expand(child, source) for key, child in value.items()}
+        return {key: expand(child, source) for key, child in value.items()}
     if isinstance(value, list):
-        return [_expand(child, source) for child in value]
+        return [expand(child, source) for child in value]
     if not isinstance(value, str) or "$" not in value:
         return value
 

@@ -24,7 +24,9 @@ class Cluster(StrEnum):
 
 RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's folder, as given to --run-dir.")]
 RunDirOption = Annotated[Path | None, typer.Option(help="The run's folder (default: runs/<name of the config>).")]
-ConfigOption = Annotated[Path | None, typer.Option(help="YAML file (default: jobs/configs/abo.yaml).")]
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="YAML file, or a name from jobs/configs, such as abo_sample (default: abo).")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the configuration.")
 ]
@@ -39,6 +41,15 @@ WeightsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 
 
+StagesOption = Annotated[str | None, typer.Option(help="Only these, such as prepare,validate.")]
+ShardsOption = Annotated[int | None, typer.Option(min=1, help="Tasks of every sharded stage.")]
+RedoOption = Annotated[
+    bool,
+    typer.Option("--redo", help="Pay again for products whose image, listing or settings changed, and train again."),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchRequest:
     """``launch.py --cluster ...``"""
@@ -46,18 +57,30 @@ class LaunchRequest:
     cluster: Annotated[Cluster | None, typer.Option(help="Where the tasks run.")] = None
     config: ConfigOption = None
     run_dir: RunDirOption = None
-    stages: Annotated[str | None, typer.Option(help="Only these, such as prepare,validate.")] = None
+    stages: StagesOption = None
     profile: ProfileOption = None
-    shards: Annotated[int | None, typer.Option(min=1, help="Tasks of every sharded stage.")] = None
+    shards: ShardsOption = None
     workers: WorkersOption = None
     overrides: SetOption = None
-    redo: Annotated[
-        bool,
-        typer.Option(
-            "--redo", help="Pay again for products whose image, listing or settings changed, and train again."
-        ),
-    ] = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False
+    redo: RedoOption = False
+    dry_run: DryRunOption = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeRequest:
+    """``launch.py resume``"""
+
+    run_dir: RunDirArgument
+    cluster: Annotated[Cluster | None, typer.Option(help="Where the tasks run (default: as it was launched last).")] = (
+        None
+    )
+    stages: StagesOption = None
+    profile: ProfileOption = None
+    shards: ShardsOption = None
+    workers: WorkersOption = None
+    overrides: SetOption = None
+    redo: RedoOption = False
+    dry_run: DryRunOption = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from data_prep.files import yaml_file
 from data_prep.outcomes import UserError, unknown_name
 
 PROFILES = Path(__file__).resolve().parent / "profiles"
@@ -138,10 +139,10 @@ def load_profile(name: str | Path, stages: Collection[str]) -> Profile:
     Raises:
         SlurmError: one line per mistake, with the key, the value and what is allowed.
     """
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
-    if not path.is_file():
-        unknown = unknown_name(str(name), shipped(), "cluster profile")
-        raise SlurmError(f"--profile: {unknown} The path of a YAML file works, too.")
+    try:
+        path = yaml_file(name, PROFILES, "cluster profile")
+    except UserError as error:
+        raise SlurmError(f"--profile: {error}") from None
     try:
         tree = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -178,11 +179,6 @@ def build_profile(tree: Mapping[str, Any], stages: Collection[str], source: str)
     if problems:
         raise SlurmError(f"Cluster profile {source}: " + "\n  ".join(problems))
     return profile
-
-
-def shipped() -> list[str]:
-    """The names of the profiles that ship with the project."""
-    return sorted(file.stem for file in PROFILES.glob("*.yaml"))
 
 
 def _reserved(name: str, section: object) -> list[str]:

@@ -4,7 +4,8 @@
 
     {"created_at": 1764073423.2, "format": 2, "config": {"data": {"root": "/data/abo"}, ...}, "fingerprint": "5be1c0ffee12",
      "launches": [{"at": 1764073423.2, "host": "login1", "user": "ada", "command": ["launch.py", "--cluster", "slurm"],
-                   "commit": "9c7374f…", "dirty": false, "sources": "0d9f2a61a7c3", "python": "3.11.9", "versions": {...}}]}
+                   "commit": "9c7374f…", "dirty": false, "sources": "0d9f2a61a7c3", "python": "3.11.9", "versions": {...},
+                   "options": {"cluster": "slurm", "profile": "gpu_site"}}]}
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from data_prep.files import read_json, with_folder, without_folder, write_json
 from data_prep.outcomes import UserError
 from data_prep.records import from_dict
-from jobs.config import Config, dump_config, validate_config
+from jobs.config import Config, change_keys, dump_config, expand, validate_config
 from jobs.run.layout import RunDir
 from jobs.shards.digest import differences, digest
 
@@ -57,6 +59,7 @@ class Launch:
     python: str
     versions: dict[str, str | None]  # of the packages that decide results
     redo: bool = False  # the user agreed to pay again for what changed, and to train again
+    options: dict[str, str] = field(default_factory=dict)  # cluster, profile, stages: `resume` uses them again
 
     def code(self) -> str:
         """Which code ran, for people."""
@@ -94,8 +97,10 @@ class RunRecord:
         return record
 
 
-def this_launch(command: Sequence[str], *, redo: bool = False) -> Launch:
-    """Describe the launch that is running; ``redo``: see `Launch`."""
+def this_launch(
+    command: Sequence[str], *, redo: bool = False, options: Mapping[str, str | None] = MappingProxyType({})
+) -> Launch:
+    """Describe the launch that is running; ``redo`` and ``options``: see `Launch`."""
 
     def git(*arguments: str) -> str | None:
         if not shutil.which("git"):
@@ -119,6 +124,7 @@ def this_launch(command: Sequence[str], *, redo: bool = False) -> Launch:
         python=platform.python_version(),
         versions={name: _version(name) for name in PACKAGES},
         redo=redo,
+        options={name: value for name, value in options.items() if value},
     )
 
 
@@ -129,8 +135,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def open_run(path: Path, config: Config, command: Sequence[str], *, redo: bool = False) -> tuple[RunDir, list[str]]:
-    """Create a run's folder or resume it; record the configuration, the code and the command, and consent (see `Launch`).
+def open_run(
+    path: Path,
+    config: Config,
+    command: Sequence[str],
+    *,
+    redo: bool = False,
+    options: Mapping[str, str | None] = MappingProxyType({}),
+) -> tuple[RunDir, list[str]]:
+    """Create a run's folder or resume it; record configuration, code, command, consent and options (see `Launch`).
 
     Returns:
         The run, and how it differs from its last launch, in sentences.
@@ -140,7 +153,7 @@ def open_run(path: Path, config: Config, command: Sequence[str], *, redo: bool =
     """
     run = RunDir(path.resolve())
     notes: list[str] = []
-    launch, resolved = this_launch(command, redo=redo), without_folder(dump_config(config), run.path)
+    launch, resolved = this_launch(command, redo=redo, options=options), without_folder(dump_config(config), run.path)
     run.refuse_foreign_folder()
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -163,11 +176,11 @@ def open_run(path: Path, config: Config, command: Sequence[str], *, redo: bool =
     return run, notes
 
 
-def load_run(path: Path) -> tuple[RunDir, Config]:
-    """A run and its configuration, from its own folder.
+def load_run(path: Path, overrides: Sequence[str] = ()) -> tuple[RunDir, Config]:
+    """A run and its configuration, from its own folder; ``overrides`` change keys of it, as for `load_config`.
 
     Raises:
-        UserError: the folder is not a run directory.
+        UserError: the folder is not a run directory, or an override is wrong.
     """
     run = RunDir(path.resolve()).require()
     record = RunRecord.read(run)
@@ -175,4 +188,6 @@ def load_run(path: Path) -> tuple[RunDir, Config]:
         raise UserError(
             f"{run.run_file} is damaged: launch the run again with its --config and --run-dir to write it anew."
         )
-    return run, validate_config(with_folder(record.config, run.path), source=str(run.run_file))
+    tree = with_folder(record.config, run.path)
+    change_keys(tree, [expand(text, source="--set") for text in overrides])
+    return run, validate_config(tree, source=str(run.run_file))

@@ -1,4 +1,4 @@
-"""``launch.py --cluster local|slurm``: resolve the request, check it, hand it to a back end. And ``launch.py cancel``."""
+"""``launch.py --cluster local|slurm``: resolve the request, check it, hand it to a back end. And ``resume``, ``cancel``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from data_prep.generate import models
 from data_prep.outcomes import UserError
 from jobs.backends.local import run_local
 from jobs.config import DEFAULT_CONFIG, Config, load_config
-from jobs.options import Cluster, LaunchRequest
+from jobs.options import Cluster, LaunchRequest, ResumeRequest
 from jobs.pipeline import make_stage, parse_stages, steps_of
 from jobs.run.claim import claimed
 from jobs.run.layout import RunDir, Step
-from jobs.run.run import load_run, open_run
+from jobs.run.run import RunRecord, load_run, open_run
 
 
 def launch(request: LaunchRequest, console: Console) -> int:
@@ -28,12 +28,44 @@ def launch(request: LaunchRequest, console: Console) -> int:
     Raises:
         UserError: wrong usage or configuration.
     """
-    stages = parse_stages(request.stages)
+    parse_stages(request.stages)
     config, run_dir = resolve(request.config, request.run_dir, request.overrides or (), request.shards)
+    return start(request, config, RunDir(run_dir.resolve()), console)
+
+
+def resume(request: ResumeRequest, console: Console) -> int:
+    """Go on with a run under its own configuration, as it was launched last; the exit code.
+
+    Raises:
+        UserError: the folder is not a run, or a changed key is wrong.
+    """
+    run, config = load_run(request.run_dir, [*(request.overrides or ()), *shard_keys(request.shards)])
+    record = RunRecord.read(run)
+    assert record is not None
+    known = next((launch.options for launch in reversed(record.launches) if launch.options), {})
+    same = LaunchRequest(
+        cluster=request.cluster or Cluster(known.get("cluster", "local")),
+        profile=request.profile or known.get("profile"),
+        stages=request.stages or known.get("stages"),
+        workers=request.workers,
+        redo=request.redo,
+        dry_run=request.dry_run,
+    )
+    if request.stages is None and same.stages:
+        console.print(f"Only the stages of its last launch, {same.stages}; --stages names others.", markup=False)
+    return start(same, config, run, console)
+
+
+def start(request: LaunchRequest, config: Config, run: RunDir, console: Console) -> int:
+    """Check a launch whose configuration is known, and hand it to a back end; the exit code.
+
+    Raises:
+        UserError: wrong usage or configuration.
+    """
+    stages = parse_stages(request.stages)
     steps = steps_of(config, stages)
     if not steps:
         raise UserError(f"{', '.join(stages)}: data.dataset_csv takes their place. Start with --stages curate.")
-    run = RunDir(run_dir.resolve())
     if request.cluster is Cluster.slurm:
         from jobs.backends import slurm  # only runs on SLURM need it
 
@@ -48,7 +80,8 @@ def launch(request: LaunchRequest, console: Console) -> int:
         # Before anything that was made under another configuration is changed.
         for step in steps:
             make_stage(step, run, config).check_settings(redo=request.redo)
-        run, notes = open_run(run_dir, config, sys.argv, redo=request.redo)
+        options = {"cluster": request.cluster, "profile": request.profile, "stages": request.stages}
+        run, notes = open_run(run.path, config, sys.argv, redo=request.redo, options=options)
         console.print(f"Run directory: {escape(str(run.path))}", style="bold")
         for asking in (config.generate, config.verify):
             if asking.stand_in is None and any(step.stage == asking.section for step in steps):
@@ -81,10 +114,12 @@ def resolve(
         UserError: the configuration is wrong.
     """
     path = path or DEFAULT_CONFIG
-    changes = list(overrides)
-    if shards is not None:
-        changes += [f"{stage}.shards={shards}" for stage in ("validate", "generate", "verify", "evaluate")]
-    return load_config(path, changes), run_dir or Path("runs") / path.stem
+    return load_config(path, [*overrides, *shard_keys(shards)]), run_dir or Path("runs") / path.stem
+
+
+def shard_keys(shards: int | None) -> list[str]:
+    """What ``--shards`` sets, as for ``--set``."""
+    return [] if shards is None else [f"{stage}.shards={shards}" for stage in ("validate", "generate", "verify", "evaluate")]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from tests.conftest import launch, launch_args, output, write_config
     [
         (["--cluster", "mars"], "mars"),
         (["--cluster", "local", "--stages", "prepare,valdate"], "Did you mean 'validate'?"),
-        (["--cluster", "local", "--config", "no/such.yaml"], "No configuration file"),
+        (["--cluster", "local", "--config", "no/such.yaml"], "no configuration file"),
         (["--cluster", "local", "--shards", "0"], "--shards"),
         (["status", "/no/such/run"], "is not a run directory"),
         (["report", "/no/such/run"], "is not a run directory"),

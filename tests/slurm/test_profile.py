@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from slurm.profile import GATE, SlurmError, build_profile, load_profile, minutes, shipped
+from data_prep.files import shipped_names
+from slurm.profile import GATE, PROFILES, SlurmError, build_profile, load_profile, minutes
 from slurm.submit import sbatch_parameters
 
 STAGES = ("prepare", "validate", "generate", "curate", "verify", "train", "evaluate", "report")
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", shipped_names(PROFILES))
 def test_every_shipped_profile_is_valid_and_yields_sbatch_parameters(name: str) -> None:
     profile = load_profile(name, STAGES)
     for stage in (*STAGES, GATE):
