@@ -119,7 +119,11 @@ def resolve(
 
 def shard_keys(shards: int | None) -> list[str]:
     """What ``--shards`` sets, as for ``--set``."""
-    return [] if shards is None else [f"{stage}.shards={shards}" for stage in ("validate", "generate", "verify", "evaluate")]
+    return (
+        []
+        if shards is None
+        else [f"{stage}.shards={shards}" for stage in ("validate", "generate", "verify", "evaluate")]
+    )
 
 
 @contextmanager
