@@ -19,7 +19,8 @@ import orjson
 from markupsafe import Markup
 
 from data_prep.normalize import normalize
-from vqa.report.figures import Table
+from data_prep.records import Opinions
+from vqa.report.figures import UNKNOWN, Table
 
 LABELS = {"base": "base", "lora": "fine-tuned", "blind": "blind floor", "swap": "other image", "grey": "gray image"}
 
@@ -55,9 +56,16 @@ class BrowserData:
     prefix: str  # leads from the page to the image folder; "" without one
 
 
-def browser_data(tables: Mapping[str, Table], thumbnails: Mapping[str, str], prefix: str) -> BrowserData:
-    """Collect the questions and answers of all models."""
-    numbers: dict[str, dict[str, int]] = {k: {} for k in ("answer", "path", "product", "qtype", "category", "ptype")}
+OPINIONS = ("seen", "blind", "witness")  # fields of `Opinions` by which questions can be chosen
+_NO_OPINION = ("unchecked", "silent")
+
+
+def browser_data(
+    tables: Mapping[str, Table], opinions: Mapping[str, Opinions], thumbnails: Mapping[str, str], prefix: str
+) -> BrowserData:
+    """Collect the questions and answers of all models, and others' opinions of the questions by their id."""
+    kinds = ("answer", "path", "product", "qtype", "category", "ptype", *OPINIONS)
+    numbers: dict[str, dict[str, int]] = {kind: {} for kind in kinds}
 
     def number(kind: str, word: str) -> int:
         return numbers[kind].setdefault(word, len(numbers[kind]))
@@ -75,6 +83,9 @@ def browser_data(tables: Mapping[str, Table], thumbnails: Mapping[str, str], pre
         "category": [number("category", e.category) for e in every],
         "ptype": [number("ptype", e.product_type) for e in every],
     }
+    for name in OPINIONS:
+        said = (getattr(opinions.get(e.id, UNKNOWN), name) for e in every)
+        questions[name] = [number(name, "" if opinion in _NO_OPINION else opinion) for opinion in said]
     models = [
         BrowserModel(
             name=name,

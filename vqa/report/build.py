@@ -116,7 +116,7 @@ def render(inputs: ReportInputs, result: ReportFigures, drawn: Drawn, page: Path
         f=result,
         script=Markup(script),
         script_hash=Markup(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
-        data=script_json(browser_data(tables, embedded, link_prefix(inputs.image_root, page))),
+        data=script_json(browser_data(tables, inputs.opinions, embedded, link_prefix(inputs.image_root, page))),
         contents=CONTENTS,
         facts=_facts(inputs, result),
         examples={

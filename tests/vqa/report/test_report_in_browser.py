@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from data_prep.records import Opinions
 from tests.vqa.evaluation.rows import examples, predictions, write_images
 from vqa.report.build import build
 from vqa.report.inputs import ReportInputs, StageSummary
@@ -57,7 +58,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         StageSummary("generate", counts, 9000.0, dropped, 109_710_000, 18_285_000, 61.2, 0.5, 1.25, 300_000_000),
     ]
     images = folder / "images"
-    inputs = ReportInputs(stages=stages, test=rows, stats=stats, predictions={"blip": found}, image_root=images)
+    opinions = {row.id: Opinions(seen="contested" if n % 3 else "agreed") for n, row in enumerate(rows)}
+    inputs = ReportInputs(
+        stages=stages, test=rows, stats=stats, predictions={"blip": found}, image_root=images, opinions=opinions
+    )
     build(inputs, folder)
     return folder / "index.html"
 
@@ -86,6 +90,13 @@ def test_filters_show_what_they_name(browser: Any, page: Path) -> None:
     choose(browser, "qtype", "")
     choose(browser, "result", "")
     assert total(choose(browser, "text", "of item 59?")) == 5
+    choose(browser, "text", "")
+    assert (total(choose(browser, "seen", "agreed")), total(choose(browser, "seen", "contested"))) == (100, 200)
+    hidden = (
+        "return ['blind', 'witness'].map(n => document.getElementById('filters').elements[n].offsetParent === null)"
+    )
+    assert browser.execute_script(hidden) == [True, True], "nobody was asked"
+    choose(browser, "seen", "")
 
 
 def test_a_click_on_a_bar_or_a_confusion_shows_its_questions(browser: Any, page: Path) -> None:

@@ -5,7 +5,7 @@
   const form = document.getElementById("filters");
   if (!form) return;
   const data = JSON.parse(document.getElementById("data").textContent);
-  const PAGE = 20, KINDS = ["qtype", "category", "ptype"], FIELDS = ["model", "of", "result", ...KINDS, "sure", "sort", "truth", "answer", "product", "text"];
+  const PAGE = 20, OPINIONS = ["seen", "blind", "witness"], KINDS = ["qtype", "category", "ptype", ...OPINIONS], FIELDS = ["model", "of", "result", ...KINDS, "sure", "sort", "truth", "answer", "product", "text"];
   const {questions, words} = data, fields = form.elements;
   const out = document.getElementById("rows"), count = document.getElementById("count");
   const back = document.getElementById("back"), next = document.getElementById("next"), large = document.getElementById("large");
@@ -151,7 +151,7 @@
 
   function csv() {
     const m = model(), cell = (x) => '"' + String(x).replace(/^[=+\-@\t\r]/, "'$&").replace(/"/g, '""') + '"';  // no formulas
-    const head = ["id", "product", "image", "question_type", "category", "product_type", "question", "truth",
+    const head = ["id", "product", "image", "question_type", "category", "product_type", ...OPINIONS, "question", "truth",
       ...m.variants.flatMap((v) => [v.name + "_answer", v.name + "_right", v.name + "_confidence"])];
     const lines = found.map((i) => {
       const q = m.rows[i];
