@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -14,6 +15,30 @@ ItemT = TypeVar("ItemT")
 
 class UserError(ValueError):
     """An error that the user can fix. The message says what is wrong, where, and what to do; no traceback is shown."""
+
+
+class UserErrors(UserError):
+    """Several such errors that were found together.
+
+    Attributes:
+        findings: one or more sentences each.
+    """
+
+    def __init__(self, findings: Sequence[str]) -> None:
+        self.findings = list(findings)
+        several = f"{len(findings)} problems:\n  - " if len(findings) > 1 else ""
+        super().__init__(several + "\n  - ".join(findings))
+
+
+@contextmanager
+def collected(findings: list[str]) -> Iterator[None]:
+    """Note the user's errors of a block instead of ending with the first, so that all can be said at once."""
+    try:
+        yield
+    except UserErrors as errors:
+        findings += errors.findings
+    except UserError as error:
+        findings.append(str(error))
 
 
 @dataclass(frozen=True, slots=True)

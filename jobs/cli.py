@@ -26,6 +26,7 @@ from jobs.options import (
     PredictRequest,
     ResumeRequest,
     RunDirArgument,
+    RunDirOption,
     ScoreRequest,
     SetOption,
     WeightsOption,
@@ -35,8 +36,8 @@ from jobs.options import (
 
 app = typer.Typer(
     help="From raw Amazon Berkeley Objects listings to a fine-tuned product-VQA model and a report about it.",
-    epilog="The same command again resumes a run: what is done is skipped.",
-    add_completion=False,
+    epilog="What is done is kept: resume, or the same command again, goes on from there.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -63,7 +64,7 @@ def run(context: typer.Context, request: LaunchRequest) -> None:
 @app.command()
 @takes(ResumeRequest)
 def resume(context: typer.Context, request: ResumeRequest) -> None:
-    """Go on with a run under its own configuration, wherever it stopped; --set changes keys of it."""
+    """Go on with a run as it was launched. Its own configuration holds; --set changes keys of it."""
     from jobs.verbs import launch as verb
 
     raise typer.Exit(verb.resume(request, out))
@@ -75,7 +76,7 @@ def status(
     json: JsonOption = False,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until Ctrl-C.")] = False,
 ) -> None:
-    """How far a run is: items, shards, rates, money, errors."""
+    """How far a run is: items, rates, loss, money, errors."""
     from jobs.verbs.status import show_status
 
     show_status(run_dir, out, as_json=json, watch=watch)
@@ -85,7 +86,10 @@ def status(
 def report(
     run_dir: RunDirArgument,
     to: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write it here, and nothing into the run's folder.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write it here, and nothing into the run's folder, which may be read-only."
+        ),
     ] = None,
 ) -> None:
     """Write the report of what a run has so far."""
@@ -97,10 +101,10 @@ def report(
 @app.command()
 def logs(
     run_dir: RunDirArgument,
-    stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
+    stage: Annotated[str | None, typer.Option(metavar="NAME", help="Only this stage (default: all).")] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only tasks whose work is not complete.")] = False,
 ) -> None:
-    """Which log to read: the newest one of every task, with its last error."""
+    """Which log to read. Names the newest one of every task, with its last error."""
     from jobs.verbs.logs import show_logs
 
     show_logs(run_dir, stage, failed, out)
@@ -108,7 +112,7 @@ def logs(
 
 @app.command()
 def cancel(run_dir: RunDirArgument) -> None:
-    """Cancel the jobs of a run in SLURM's queue, and no others."""
+    """Cancel a run's jobs in SLURM's queue. No others are touched."""
     from jobs.verbs import launch as verb
 
     raise typer.Exit(verb.cancel(run_dir, out))
@@ -117,7 +121,7 @@ def cancel(run_dir: RunDirArgument) -> None:
 @app.command()
 @takes(PlanRequest)
 def plan(context: typer.Context, request: PlanRequest) -> None:
-    """What a run will cost: requests, tokens, dollars, hours; memory of training. Sends nothing without --probe."""
+    """What a run will cost. Requests, tokens, dollars, hours, memory of training; sends nothing without --probe."""
     from jobs.verbs.plan import show_plan
 
     show_plan(request, out)
@@ -126,9 +130,9 @@ def plan(context: typer.Context, request: PlanRequest) -> None:
 @app.command("self-consistency")
 def self_consistency(
     run_dir: RunDirArgument,
-    products: Annotated[int, typer.Option(min=1, help="How many; each is paid for again.")] = 50,
+    products: Annotated[int, typer.Option(min=1, metavar="N", help="How many; each is paid for again.")] = 50,
 ) -> None:
-    """Ask about a sample of products a second time: does the generator say the same again?"""
+    """Ask about a sample of products again. Says how often the answer is the same; each is paid for again."""
     from jobs.verbs.self_consistency import ask_twice
 
     raise typer.Exit(ask_twice(run_dir, products, out))
@@ -146,7 +150,7 @@ def audit(context: typer.Context, request: AuditRequest) -> None:
 @app.command()
 @takes(DoctorRequest)
 def doctor(context: typer.Context, request: DoctorRequest) -> None:
-    """Will it work here? Checks before anything is queued, and says what to do."""
+    """Check whether it would work here. Looks at data, keys, weights, disk and cluster, and says what to do."""
     from jobs.verbs import doctor as verb
 
     raise typer.Exit(verb.doctor(request, out))
@@ -154,7 +158,7 @@ def doctor(context: typer.Context, request: DoctorRequest) -> None:
 
 @app.command()
 def fetch(config: ConfigOption = None, overrides: SetOption = None) -> None:
-    """Download the models' weights into the cache, on a machine that has internet (a login node)."""
+    """Download the models' weights. They go into the cache; for a machine with internet, such as a login node."""
     from jobs.verbs import weights as verb
 
     verb.fetch(config, tuple(overrides or ()), out)
@@ -163,7 +167,7 @@ def fetch(config: ConfigOption = None, overrides: SetOption = None) -> None:
 @app.command()
 @takes(PredictRequest)
 def predict(context: typer.Context, request: PredictRequest) -> None:
-    """Answer the questions of a table, or one question about one image."""
+    """Answer questions about images. Either a table's, or each --question about each --image; with confidence."""
     from jobs.verbs import predict as verb
 
     raise typer.Exit(verb.predict(request, out, err))
@@ -171,21 +175,21 @@ def predict(context: typer.Context, request: PredictRequest) -> None:
 
 @app.command()
 def merge(
-    adapter: Annotated[Path, typer.Option(help="Folder of a LoRA adapter.")],
-    output: Annotated[Path, typer.Option(help="Where the model goes; must not exist yet.")],
-    model: ModelOption = "blip",
+    adapter: Annotated[Path, typer.Option(metavar="FOLDER", help="A run's folder, or that of a LoRA adapter.")],
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the model goes; must not exist yet.")],
+    model: ModelOption = None,
     weights: WeightsOption = None,
 ) -> None:
-    """Fold an adapter into its base: one folder that transformers loads, without peft."""
+    """Fold an adapter into its base. The result is one folder that transformers loads, without peft."""
     from jobs.verbs import predict as verb
 
-    verb.merge(model, weights, adapter, output, out)
+    verb.merge(adapter, model, weights, output, out)
 
 
 @app.command()
 @takes(ScoreRequest)
 def score(context: typer.Context, request: ScoreRequest) -> None:
-    """Score any table of answers, by whatever model, with the metrics and intervals of the report."""
+    """Score a table of any model's answers. The metrics and intervals are those of the report."""
     from jobs.verbs import score as verb
 
     verb.score(request, out)
@@ -194,7 +198,7 @@ def score(context: typer.Context, request: ScoreRequest) -> None:
 @app.command()
 @takes(CompareRequest)
 def compare(context: typer.Context, request: CompareRequest) -> None:
-    """Rank any number of runs and tables on the questions that they share, paired."""
+    """Rank runs and tables. They are compared, paired, on the questions that they share."""
     from jobs.verbs import score as verb
 
     verb.compare(request, out)
@@ -203,13 +207,13 @@ def compare(context: typer.Context, request: CompareRequest) -> None:
 @app.command("tiny-base")
 def tiny_base(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Takes the model; must not be there yet.")],
-    kind: Annotated[str, typer.Option(help="blip, vilt.")] = "blip",
+    kind: Annotated[str, typer.Option(metavar="NAME", help="What it is: blip or vilt.")] = "blip",
     words: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="JSONL with qas, whose words the model is to know; may be repeated."),
     ] = None,
 ) -> None:
-    """Make a tiny model, taught on drawn images, as weights for a first run without a GPU or a download."""
+    """Make a tiny model as a base. Taught on drawn images, for a first run without a GPU or a download."""
     from jobs.verbs.weights import make_tiny_base
 
     make_tiny_base(folder, kind, words or (), out)
@@ -217,12 +221,13 @@ def tiny_base(
 
 @app.command()
 def demo(
-    run_dir: Annotated[Path, typer.Option(help="Where the demo's run goes.")] = Path("runs/demo"),
+    run_dir: RunDirOption = Path("runs/demo"),
     workers: WorkersOption = None,
 ) -> None:
-    """The whole pipeline on a small rendered catalogue: no ABO, no key, no GPU, no download."""
+    """Run it all on a drawn catalogue. Needs no ABO, no key, no GPU, no download."""
     from jobs.verbs.demo import run_demo
 
+    assert run_dir is not None
     raise typer.Exit(run_demo(run_dir, workers, out))
 
 

@@ -14,9 +14,10 @@ environment. Secrets are never written here: a section names the environment var
 
 from __future__ import annotations
 
+import copy
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data_prep.files import yaml_file
 from data_prep.generate.settings import GenerateSettings
-from data_prep.outcomes import UserError, unknown_name
+from data_prep.outcomes import UserError, UserErrors, collected, unknown_name
 from data_prep.settings import CurateSettings, DataSettings, PrepareSettings, ValidateSettings
 from data_prep.verify.settings import VerifySettings, inherited
 from vqa.report.settings import ReportSettings
@@ -80,15 +81,29 @@ class Config(BaseModel):
         return self
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+class ConfigErrors(UserErrors):
+    """Everything that is wrong with a configuration.
+
+    Attributes:
+        rest: what it says without the wrong keys, to look for further problems; None where that says nothing.
+    """
+
+    def __init__(self, findings: Sequence[str], rest: Config | None = None) -> None:
+        super().__init__(findings)
+        self.rest = rest
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, unread: Collection[str] = ()) -> Config:
     """Read, override, expand and validate a configuration.
 
     Args:
         path: the YAML file, or the name of one in jobs/configs.
         overrides: strings ``section.key=value``; the value is YAML.
+        unread: sections that the caller does not look at: environment variables in them need not be set.
 
     Raises:
         UserError: names the file, the key, the value and what would be right.
+        ConfigErrors: the same for each of several.
     """
     path = yaml_file(path, CONFIGS, "configuration")
     try:
@@ -99,24 +114,51 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold sections (data:, models:, ...), not {type(tree).__name__}.")
-    change_keys(tree, overrides)
+    findings: list[str] = []
+    with collected(findings):
+        change_keys(tree, overrides)
     data = tree.get("data")
     if isinstance(data, dict) and data.get("dataset_csv") and data.get("root") == "$ABO_ROOT":
         data["root"] = "."  # questions and images of one's own need no ABO
-    return validate_config(expand(tree, source=str(path)), source=str(path))
+    for section, value in tree.items():
+        unset: list[str] = []
+        tree[section] = _expand(value, str(path), unset)
+        findings += [] if section in unread else [one for one in unset if one not in findings]
+    try:
+        config = validate_config(tree, source=str(path))
+    except ConfigErrors as errors:
+        raise ConfigErrors(findings + errors.findings, errors.rest) from None
+    if findings:
+        raise ConfigErrors(findings, config)
+    return config
 
 
 def validate_config(tree: dict[str, Any], source: str) -> Config:
     """Build a configuration from parsed YAML.
 
     Raises:
-        UserError: one line per wrong key.
+        ConfigErrors: one finding a wrong key.
     """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        problems = [_explain(problem, tree) for problem in error.errors()]
-        raise UserError(f"Configuration {source}: " + "\n  ".join(problems)) from None
+        problems = [f"Configuration {source}: {_explain(problem, tree)}" for problem in error.errors()]
+        raise ConfigErrors(problems, _rest(tree, error)) from None
+
+
+def _rest(tree: Mapping[str, Any], error: ValidationError) -> Config | None:
+    """The configuration without its wrong keys."""
+    left = copy.deepcopy(dict(tree))
+    for problem in error.errors():
+        node: Any = left
+        for part in problem["loc"][:-1]:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and problem["loc"]:
+            node.pop(problem["loc"][-1], None)
+    try:
+        return Config.model_validate(left)
+    except ValidationError:
+        return None
 
 
 def dump_config(config: Config) -> dict[str, Any]:
@@ -130,14 +172,12 @@ def change_keys(tree: dict[str, Any], overrides: Sequence[str]) -> None:
     Raises:
         UserError: an override is not ``section.key=value``; all such are named.
     """
-    problems = []
+    problems: list[str] = []
     for override in overrides:
-        try:
+        with collected(problems):
             _override(tree, override)
-        except UserError as error:
-            problems.append(str(error))
     if problems:
-        raise UserError("\n  ".join(problems))
+        raise UserErrors(problems)
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -160,11 +200,24 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def expand(value: Any, source: str) -> Any:
-    """Replace ``$NAME``, ``${NAME}`` and ``${NAME:-default}`` in every string from the environment."""
+    """Replace ``$NAME``, ``${NAME}`` and ``${NAME:-default}`` in every string from the environment.
+
+    Raises:
+        UserErrors: some are not set.
+    """
+    unset: list[str] = []
+    found = _expand(value, source, unset)
+    if unset:
+        raise UserErrors(unset)
+    return found
+
+
+def _expand(value: Any, source: str, unset: list[str]) -> Any:
+    """As `expand`; notes what is not set, and leaves it as it is."""
     if isinstance(value, dict):
-        return {key: expand(child, source) for key, child in value.items()}
+        return {key: _expand(child, source, unset) for key, child in value.items()}
     if isinstance(value, list):
-        return [expand(child, source) for child in value]
+        return [_expand(child, source, unset) for child in value]
     if not isinstance(value, str) or "$" not in value:
         return value
 
@@ -174,8 +227,8 @@ def expand(value: Any, source: str) -> Any:
             return match.group(2)
         if name not in os.environ:
             hint = MISSING_ABO if name == "ABO_ROOT" else f"Set it: export {name}=..."
-            raise UserError(f"{source} uses ${name}, which is not set in the environment. {hint}")
-        return os.environ[name]
+            unset.append(f"{source} uses ${name}, which is not set in the environment. {hint}")
+        return os.environ.get(name, match.group())
 
     return re.sub(r"\$(?:\{(\w+)(?::-([^}]*))?\}|(\w+))", replace, value)
 

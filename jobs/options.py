@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, TypeVar, get_type_hints
 
@@ -23,38 +24,85 @@ class Cluster(StrEnum):
 
 
 RunDirArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's folder, as given to --run-dir.")]
-RunDirOption = Annotated[Path | None, typer.Option(help="The run's folder (default: runs/<name of the config>).")]
+RunDirOption = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="The run's folder (default: runs/<name of the configuration>).")
+]
+ClusterOption = Annotated[
+    Cluster | None,
+    typer.Option(
+        metavar="PLACE", help="Where the tasks run: local or slurm (doctor: local by default; resume: as before)."
+    ),
+]
 ConfigOption = Annotated[
-    Path | None, typer.Option(help="YAML file, or a name from jobs/configs, such as abo_sample (default: abo).")
+    Path | None,
+    typer.Option(metavar="NAME_OR_FILE", help="A name from jobs/configs, or a YAML file (default: abo)."),
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the configuration.")
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the configuration; may be repeated."),
 ]
+StagesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES", help="Only these stages, such as prepare,validate (default: all; resume: as before)."
+    ),
+]
+ShardsOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Number of tasks of validate, generate and evaluate.")
+]
+RedoOption = Annotated[
+    bool,
+    typer.Option(
+        "--redo", help="Agree to pay again for what changed (images, listings, settings), and to train again."
+    ),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 ProfileOption = Annotated[
-    str | None, typer.Option(help="slurm: the site, a name from slurm/profiles or a file (default: generic).")
+    str | None,
+    typer.Option(
+        metavar="NAME_OR_FILE",
+        help="The SLURM site: a name from slurm/profiles, or a YAML file (default: generic; resume: as before).",
+    ),
 ]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Maximum local tasks (default: CPU count).")]
-ModelOption = Annotated[str, typer.Option(help="blip, vilt.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Tasks at a time on this machine (default: CPU count).")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="blip or vilt (default: what the adapter says); in a run with several: which one."
+    ),
+]
 WeightsOption = Annotated[
-    str | None, typer.Option(help="Hub name or folder (default: the adapter's base, or the published weights).")
+    str | None,
+    typer.Option(
+        metavar="NAME_OR_FOLDER", help="The base: hub name or folder (default: the adapter's, or the published one)."
+    ),
+]
+TruthOption = Annotated[str, typer.Option(metavar="COLUMN", help="A table's column with the true answers.")]
+PredictionOption = Annotated[str, typer.Option(metavar="COLUMN", help="A table's column with the answers to score.")]
+GroupByOption = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN", help="A table's column that names product or image; intervals resample these."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 
 
-StagesOption = Annotated[str | None, typer.Option(help="Only these, such as prepare,validate.")]
-ShardsOption = Annotated[int | None, typer.Option(min=1, help="Tasks of every sharded stage.")]
-RedoOption = Annotated[
-    bool,
-    typer.Option("--redo", help="Pay again for products whose image, listing or settings changed, and train again."),
-]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+def show_version(asked: bool) -> None:
+    """Print the version and end."""
+    if asked:
+        try:
+            print(f"product-vqa {version('product-vqa')}")
+        except PackageNotFoundError:
+            print("product-vqa, not installed")
+        raise typer.Exit
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchRequest:
     """``launch.py --cluster ...``"""
 
-    cluster: Annotated[Cluster | None, typer.Option(help="Where the tasks run.")] = None
+    cluster: ClusterOption = None
     config: ConfigOption = None
     run_dir: RunDirOption = None
     stages: StagesOption = None
@@ -64,6 +112,9 @@ class LaunchRequest:
     overrides: SetOption = None
     redo: RedoOption = False
     dry_run: DryRunOption = False
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and end.")
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +122,7 @@ class ResumeRequest:
     """``launch.py resume``"""
 
     run_dir: RunDirArgument
-    cluster: Annotated[Cluster | None, typer.Option(help="Where the tasks run (default: as it was launched last).")] = (
-        None
-    )
+    cluster: ClusterOption = None
     stages: StagesOption = None
     profile: ProfileOption = None
     shards: ShardsOption = None
@@ -103,7 +152,7 @@ class AuditRequest:
 class DoctorRequest:
     """``launch.py doctor``"""
 
-    cluster: Annotated[Cluster, typer.Option(help="Where the tasks would run.")] = Cluster.local
+    cluster: ClusterOption = None
     config: ConfigOption = None
     run_dir: RunDirOption = None
     profile: ProfileOption = None
@@ -128,19 +177,29 @@ class PredictRequest:
     """``launch.py predict``"""
 
     csv_path: Annotated[
-        Path | None, typer.Option("--csv_path", "--csv-path", help="Table with image_name,question[,answer].")
+        Path | None,
+        typer.Option("--csv_path", "--csv-path", metavar="FILE", help="Table with image_name,question[,answer]."),
     ] = None
     image_dir: Annotated[
-        Path | None, typer.Option("--image_dir", "--image-dir", help="Folder of the table's images.")
+        Path | None, typer.Option("--image_dir", "--image-dir", metavar="FOLDER", help="Folder of the table's images.")
     ] = None
-    output: Annotated[Path, typer.Option(help="Where the answers go: image_name,question,answer,generated_answer.")] = (
-        Path("results.csv")
-    )
-    image: Annotated[Path | None, typer.Option(help="One image, instead of a table.")] = None
-    question: Annotated[str | None, typer.Option(help="One question about it.")] = None
-    model: ModelOption = "blip"
+    output: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Where the answers go: the table, with generated_answer and confidence."),
+    ] = Path("results.csv")
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there already.")] = False
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="An image, instead of a table; may be repeated.")
+    ] = None
+    question: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A question about each image; may be repeated.")
+    ] = None
+    model: ModelOption = None
     weights: WeightsOption = None
-    adapter: Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter.")] = None
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="A run's folder, or that of a LoRA adapter (default: the base alone)."),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +207,9 @@ class ScoreRequest:
     """``launch.py score``"""
 
     table: Annotated[Path, typer.Argument(metavar="FILE", help="CSV or JSONL.")]
-    truth: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the true answers.")] = "answer"
-    prediction: Annotated[str, typer.Option(metavar="COLUMN", help="Column to score.")] = "generated_answer"
-    group_by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that names the product or image, for the intervals.")
-    ] = None
+    truth: TruthOption = "answer"
+    prediction: PredictionOption = "generated_answer"
+    group_by: GroupByOption = None
     bertscore: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Hub name or folder of the BERT for BERTScore (default: none).")
     ] = None
@@ -166,13 +223,16 @@ class CompareRequest:
     sources: Annotated[
         list[Path], typer.Argument(metavar="RUN_OR_TABLE...", help="Folders of runs, and CSV or JSONL tables.")
     ]
-    model: Annotated[str | None, typer.Option(help="Of the runs: only this model (default: all).")] = None
-    variant: Annotated[str | None, typer.Option(help="Of the runs: only base or lora (default: both).")] = None
-    truth: Annotated[str, typer.Option(metavar="COLUMN", help="Tables: column with the true answers.")] = "answer"
-    prediction: Annotated[str, typer.Option(metavar="COLUMN", help="Tables: column to score.")] = "generated_answer"
-    group_by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Tables: names the product or image, for the intervals.")
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Of the runs: only this model (default: all).")] = (
+        None
+    )
+    variant: Annotated[
+        str | None,
+        typer.Option(metavar="base|lora", help="Of the runs: only the base or the fine-tuned answers (default: both)."),
     ] = None
+    truth: TruthOption = "answer"
+    prediction: PredictionOption = "generated_answer"
+    group_by: GroupByOption = None
     against: Annotated[
         str | None, typer.Option(metavar="ENTRY", help="What to compare with: an entry, or best (default: the first).")
     ] = None

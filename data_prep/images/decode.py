@@ -188,6 +188,11 @@ def decode(
         raise ImageProblem("image_broken", f"{type(error).__name__}: {error}"[:200]) from error
 
 
+def normalized(image: Image.Image) -> Image.Image:
+    """An image that is decoded already as `decode` returns it: RGB, upright, transparent parts white."""
+    return _upright(_as_rgb(image), image)
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image

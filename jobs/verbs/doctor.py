@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +27,7 @@ from jobs.backends import slurm
 from jobs.config import Config
 from jobs.options import Cluster, DoctorRequest
 from jobs.pipeline import make_stage, steps_of
+from jobs.preflight import LOW_DISK_BYTES, free_bytes
 from jobs.run.contents import hub_commit
 from jobs.run.layout import RunDir, Step
 from jobs.run.run import load_run
@@ -37,7 +37,6 @@ from slurm.site_check import Check, SharedFolder, node_checks, site_checks
 from slurm.submit import Cluster as SlurmCluster
 from vqa.settings import is_hub_name
 
-LOW_DISK_BYTES = 10 * 2**30
 MODULES = ("orjson", "PIL", "torch", "transformers", "peft", "submitit", "jobs.backends.task")
 
 
@@ -131,8 +130,7 @@ def folder_check(name: str, path: Path, advice: str) -> Check:
 
 def disk_check(path: Path) -> Check:
     """Whether there is room for checkpoints and records."""
-    existing = next((one for one in (path, *path.parents) if one.exists()), Path("/"))
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(path)
     detail = f"{free / 2**30:.0f} GiB free"
     if free < LOW_DISK_BYTES:
         return Check(

@@ -12,11 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_prep.generate import models
-from data_prep.outcomes import UserError
+from data_prep.outcomes import UserError, UserErrors, collected
 from jobs.backends.local import run_local
-from jobs.config import DEFAULT_CONFIG, Config, load_config
+from jobs.config import DEFAULT_CONFIG, Config, ConfigErrors, load_config
 from jobs.options import Cluster, LaunchRequest, ResumeRequest
 from jobs.pipeline import make_stage, parse_stages, steps_of
+from jobs.preflight import low_disk, missing
 from jobs.run.claim import claimed
 from jobs.run.layout import RunDir, Step
 from jobs.run.run import RunRecord, load_run, open_run
@@ -26,11 +27,17 @@ def launch(request: LaunchRequest, console: Console) -> int:
     """Run the pipeline; the exit code.
 
     Raises:
-        UserError: wrong usage or configuration.
+        UserError: wrong usage or configuration, or something that the steps need is missing; all that was found.
     """
-    parse_stages(request.stages)
-    config, run_dir = resolve(request.config, request.run_dir, request.overrides or (), request.shards)
-    return start(request, config, RunDir(run_dir.resolve()), console)
+    findings: list[str] = []
+    config: Config | None = None
+    try:
+        config = load_config(request.config or DEFAULT_CONFIG, keys_of(request.overrides, request.shards))
+    except ConfigErrors as errors:
+        findings, config = errors.findings, errors.rest
+    except UserError as error:
+        findings = [str(error)]
+    return start(request, config, RunDir(folder_of(request.config, request.run_dir).resolve()), console, findings)
 
 
 def resume(request: ResumeRequest, console: Console) -> int:
@@ -39,7 +46,7 @@ def resume(request: ResumeRequest, console: Console) -> int:
     Raises:
         UserError: the folder is not a run, or a changed key is wrong.
     """
-    run, config = load_run(request.run_dir, [*(request.overrides or ()), *shard_keys(request.shards)])
+    run, config = load_run(request.run_dir, keys_of(request.overrides, request.shards))
     record = RunRecord.read(run)
     assert record is not None
     known = next((launch.options for launch in reversed(record.launches) if launch.options), {})
@@ -56,20 +63,39 @@ def resume(request: ResumeRequest, console: Console) -> int:
     return start(same, config, run, console)
 
 
-def start(request: LaunchRequest, config: Config, run: RunDir, console: Console) -> int:
-    """Check a launch whose configuration is known, and hand it to a back end; the exit code.
+def start(
+    request: LaunchRequest, config: Config | None, run: RunDir, console: Console, findings: Sequence[str] = ()
+) -> int:
+    """Check a launch, and hand it to a back end; the exit code.
+
+    Args:
+        request: its options.
+        config: the configuration; None where it cannot be read.
+        run: where the run is or will be.
+        console: takes what is said.
+        findings: what is wrong with the configuration.
 
     Raises:
-        UserError: wrong usage or configuration.
+        UserError: wrong usage or configuration, or something that the steps need is missing; all that was found.
     """
-    stages = parse_stages(request.stages)
-    steps = steps_of(config, stages)
-    if not steps:
-        raise UserError(f"{', '.join(stages)}: data.dataset_csv takes their place. Start with --stages curate.")
+    found = list(findings)
+    stages: list[str] = []
+    steps: list[Step] = []
+    with collected(found):
+        stages = parse_stages(request.stages)
+    if config is not None and stages:
+        steps = steps_of(config, stages)
+        if not steps:
+            found.append(f"{', '.join(stages)}: data.dataset_csv takes their place. Start with --stages curate.")
     if request.cluster is Cluster.slurm:
         from jobs.backends import slurm  # only runs on SLURM need it
 
-        profile = slurm.read_profile(request.profile or slurm.DEFAULT_PROFILE)
+        with collected(found):
+            profile = slurm.read_profile(request.profile or slurm.DEFAULT_PROFILE)
+    if config is not None and not request.dry_run:
+        found += missing(run, config, steps)
+    if found or config is None:
+        raise UserErrors([*found, *filter(None, [low_disk(run.path)])])
     if request.dry_run:
         if request.cluster is Cluster.slurm:
             slurm.show_scripts(run, config, steps, profile, console)
@@ -83,6 +109,7 @@ def start(request: LaunchRequest, config: Config, run: RunDir, console: Console)
         options = {"cluster": request.cluster, "profile": request.profile, "stages": request.stages}
         run, notes = open_run(run.path, config, sys.argv, redo=request.redo, options=options)
         console.print(f"Run directory: {escape(str(run.path))}", style="bold")
+        notes += filter(None, [low_disk(run.path)])
         for asking in (config.generate, config.verify):
             if asking.stand_in is None and any(step.stage == asking.section for step in steps):
                 notes += models.notices(asking.model, models.today())
@@ -105,25 +132,24 @@ def cancel(run_dir: Path, console: Console) -> int:
     return slurm.cancel(run, console)
 
 
-def resolve(
-    path: Path | None, run_dir: Path | None, overrides: Sequence[str], shards: int | None = None
-) -> tuple[Config, Path]:
+def resolve(path: Path | None, run_dir: Path | None, overrides: Sequence[str]) -> tuple[Config, Path]:
     """The configuration and the run's folder that the options name.
 
     Raises:
         UserError: the configuration is wrong.
     """
-    path = path or DEFAULT_CONFIG
-    return load_config(path, [*overrides, *shard_keys(shards)]), run_dir or Path("runs") / path.stem
+    return load_config(path or DEFAULT_CONFIG, overrides), folder_of(path, run_dir)
 
 
-def shard_keys(shards: int | None) -> list[str]:
-    """What ``--shards`` sets, as for ``--set``."""
-    return (
-        []
-        if shards is None
-        else [f"{stage}.shards={shards}" for stage in ("validate", "generate", "verify", "evaluate")]
-    )
+def folder_of(path: Path | None, run_dir: Path | None) -> Path:
+    """The run's folder that the options name: without ``--run-dir`` it is called after the configuration."""
+    return run_dir or Path("runs") / (path or DEFAULT_CONFIG).stem
+
+
+def keys_of(overrides: Sequence[str] | None, shards: int | None) -> list[str]:
+    """What ``--set`` and ``--shards`` set, as `load_config` takes it."""
+    sharded = () if shards is None else ("validate", "generate", "verify", "evaluate")
+    return [*(overrides or ()), *(f"{stage}.shards={shards}" for stage in sharded)]
 
 
 @contextmanager

@@ -28,7 +28,9 @@ def fetch(config: Path | None, overrides: Sequence[str], out: Console) -> None:
     Raises:
         UserError: they cannot be had.
     """
-    for name, model in load_config(config or DEFAULT_CONFIG, overrides).models.items():
+    for name, model in load_config(
+        config or DEFAULT_CONFIG, overrides, unread=("data", "generate", "verify")
+    ).models.items():
         if Path(model.weights).is_dir():
             out.print(f"{name}: {model.weights} is a folder", markup=False)
         else:

@@ -28,7 +28,8 @@ from vqa.dataset import (
     open_image,
     verify_dataset,
 )
-from vqa.models.base import Processor, known_models, model_class
+from vqa.models import known_models
+from vqa.models.base import Processor, model_class
 from vqa.models.tiny import make_tiny_model
 from vqa.settings import ModelSettings
 

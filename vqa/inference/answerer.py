@@ -138,6 +138,17 @@ class Answerer:
                     answers[name] = self.model.answer(moved, encoded, self.settings, adapted=adapted)
         return answers
 
+    def answer_images(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]]
+    ) -> dict[str, list[Answer]]:
+        """The answers by variant about images that are open; in order of the images, then of their questions.
+
+        Args:
+            images: in RGB.
+            questions: those about each image, one or more.
+        """
+        return self._within_memory(self.model.processor.collate(images, questions), list(self.adapters))
+
     def _within_memory(self, batch: Batch, variants: Sequence[str]) -> dict[str, list[Answer]]:
         """Answer a batch. If it does not fit in the GPU's memory, halve it, down to one image.
 

@@ -1,32 +1,29 @@
 """Answers the questions of a table with any model, with or without an adapter.
 
-Reads ``image_name,question[,answer]`` and writes ``image_name,question,answer,generated_answer``, in the order of the rows::
+Reads ``image_name,question[,answer]`` and writes ``image_name,question,answer,generated_answer,confidence`` and the table's
+further columns, in the order of the rows::
 
-    mug.jpg,What color is the mug?,red,red
+    mug.jpg,What color is the mug?,red,red,0.9312
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from data_prep.files import write_atomic
 from data_prep.images.locate import locator
 from data_prep.outcomes import Failed, Ok, Recorder, Todo, UserError
 from data_prep.records import Example
 from vqa.evaluation.score import IMAGE_COLUMNS, check_column, read_table
-from vqa.settings import is_hub_name
+from vqa.inference.source import Source
 
-if TYPE_CHECKING:
-    from vqa.settings import ModelSettings
-
-COLUMNS = ("image_name", "question", "answer", "generated_answer")
+COLUMNS = ("image_name", "question", "answer", "generated_answer", "confidence")
+OURS = COLUMNS[-2:]  # an earlier prediction's, which are made anew
 
 
 @dataclass(slots=True)
@@ -34,6 +31,7 @@ class Answers:
     """An answer per question, in the order asked; "" where the image could not be used."""
 
     answers: list[str]
+    confidences: list[float | None]  # 0 to 1
     problems: list[str] = field(default_factory=list)  # "row 3, mug.jpg: There is no image ..."
     located: str = ""  # how images were found that were not where the table says
 
@@ -45,8 +43,7 @@ class Answers:
 
 def answer_all(
     asked: Sequence[tuple[str, str]],
-    model: ModelSettings,
-    adapter: Path | None,
+    source: Source,
     image_dir: Path,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Answers:
@@ -58,13 +55,13 @@ def answer_all(
     from vqa.models.base import quiet_loading
     from vqa.settings import EvaluateSettings
 
-    found = Answers([""] * len(asked))
-    variant = "base" if adapter is None else "lora"
+    found = Answers([""] * len(asked), [None] * len(asked))
+    variant = "asked"
 
     def recorder(row: int) -> Recorder:
         def record(outcome: Ok | Failed, *, durable: bool = False) -> None:
             if isinstance(outcome, Ok):
-                found.answers[row] = outcome.value.answer
+                found.answers[row], found.confidences[row] = outcome.value.answer, outcome.value.confidence
             else:
                 found.problems.append(f"row {row + 1}, {asked[row][0]}: {outcome.detail or outcome.reason}")
                 warn(found.problems[-1])
@@ -73,7 +70,7 @@ def answer_all(
 
     order = sorted(range(len(asked)), key=lambda row: asked[row][0])  # the questions about an image must be adjacent
     with quiet_loading():
-        answerer = Answerer(model, {variant: adapter}, EvaluateSettings(), image_dir)
+        answerer = Answerer(source.model, {variant: source.adapter}, EvaluateSettings(), image_dir)
     answerer.process(Todo(_example(row, *asked[row]), recorder(row), variant) for row in order)
     found.located = locator(image_dir).summary()
     return found
@@ -86,33 +83,8 @@ def _example(row: int, image: str, question: str) -> Example:
     )
 
 
-def base_of(adapter: Path | None) -> str | None:
-    """The base that an adapter's configuration names, or None. A path that begins with a dot starts at the adapter's folder.
-
-    Raises:
-        UserError: it names a folder that is not there.
-    """
-    if adapter is None:
-        return None
-    try:
-        told = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        base = str(told.get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError):
-        return None  # loading the adapter reports what is wrong with it
-    if not base or is_hub_name(base):
-        return base or None
-    folder = (adapter / base).resolve()  # an absolute path stays as it is
-    if not folder.is_dir():
-        raise UserError(
-            f"The adapter in {adapter} belongs to a base in {folder}, which is not there. Name its folder, or its name on the "
-            f"hub, with --weights (in Python: weights=)."
-        )
-    return str(folder)
-
-
 def predict(
-    model: ModelSettings,
-    adapter: Path | None,
+    source: Source,
     image_dir: Path,
     csv_path: Path,
     output: Path,
@@ -126,15 +98,15 @@ def predict(
     require_writable(output)
     if not image_dir.is_dir():
         raise UserError(f"There is no image folder {image_dir}.")
-    if adapter is not None and not (adapter / "adapter_config.json").is_file():
-        raise UserError(f"{adapter} holds no adapter (no adapter_config.json). Give the folder that training wrote.")
     columns, rows = read_table(csv_path)
     image = next((name for name in IMAGE_COLUMNS if name in columns), IMAGE_COLUMNS[0])
     check_column(image, columns, csv_path)
     check_column("question", columns, csv_path)
     asked = [(row.get(image, ""), row.get("question", "")) for row in rows]
-    found = answer_all(asked, model, adapter, image_dir, warn) if asked else Answers([])
-    write_atomic(output, _csv(rows, image, found.answers))
+    if replaced := [name for name in OURS if name in columns]:
+        warn(f"{csv_path} has the columns {', '.join(replaced)} already: {output} gets new ones")
+    found = answer_all(asked, source, image_dir, warn) if asked else Answers([], [])
+    write_atomic(output, _csv(rows, columns, image, found))
     return found
 
 
@@ -151,18 +123,14 @@ def require_writable(file: Path) -> None:
         raise UserError(f"Cannot write {file}: {nearest} is not a writable folder.")
 
 
-def predict_one(model: ModelSettings, adapter: Path | None, image: Path, question: str) -> Answers:
-    """Answer one question about one image."""
-    if not image.is_file():
-        raise UserError(f"There is no image {image}.")
-    image = image.resolve()  # a link out of its own folder would be refused
-    return answer_all([(image.name, question)], model, adapter, image.parent)
-
-
-def _csv(rows: Sequence[Mapping[str, str]], image: str, answers: Sequence[str]) -> bytes:
+def _csv(rows: Sequence[Mapping[str, str]], columns: Sequence[str], image: str, found: Answers) -> bytes:
+    """The table with answers; ``image`` is the column that names the image, which is called image_name from now on."""
+    further = [name for name in columns if name not in (*COLUMNS, image)]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row, answer in zip(rows, answers, strict=True):
-        writer.writerow((*(row.get(column, "") for column in (image, "question", "answer")), answer))
+    writer.writerow((*COLUMNS, *further))
+    for row, answer, confidence in zip(rows, found.answers, found.confidences, strict=True):
+        asked = (row.get(column, "") for column in (image, "question", "answer"))
+        shown = "" if confidence is None else f"{confidence:.4f}"
+        writer.writerow((*asked, answer, shown, *(row.get(column, "") for column in further)))
     return text.getvalue().encode()

@@ -15,7 +15,7 @@ import orjson
 from data_prep.outcomes import UserError
 from data_prep.records import Example
 from vqa.inference.samples import AnsweredSample, evaluate_on_samples
-from vqa.models.base import Model, model_class
+from vqa.models.base import Model, model_class, quiet_loading
 from vqa.models.lora import load_adapter
 from vqa.settings import EvaluateSettings, ModelSettings
 
@@ -80,9 +80,10 @@ def merge_adapter(model: ModelSettings, adapter: Path, out: Path) -> Path:
     Raises:
         UserError: base or adapter are missing, or do not fit each other.
     """
-    loaded = _load(model, adapter)
-    loaded.net.merge_and_unload().save_pretrained(out)
-    loaded.processor.save(out)
+    with quiet_loading():
+        loaded = _load(model, adapter)
+        loaded.net.merge_and_unload().save_pretrained(out)
+        loaded.processor.save(out)
     return out
 
 

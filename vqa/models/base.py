@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging as python_logging
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -23,6 +24,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from data_prep.outcomes import UserError, unknown_name
+from vqa.models import known_models
 from vqa.settings import EvaluateSettings, ModelSettings, is_hub_name
 
 # pixels: uint8, a row per image; normalized on the device, so that a quarter of the bytes crosses the bus.
@@ -137,12 +139,6 @@ class Model(ABC):
         return next(self.net.parameters()).device
 
 
-def known_models() -> list[str]:
-    """The kinds of model: the files of this folder that define one. They are read, not imported, which takes seconds."""
-    files = Path(__file__).parent.glob("*.py")
-    return sorted(file.stem for file in files if "\nclass Model(base.Model):" in file.read_text(encoding="utf-8"))
-
-
 def model_class(kind: str) -> type[Model]:
     """The class of a kind of model.
 
@@ -211,13 +207,15 @@ def missing_weights(weights: str, error: Exception) -> UserError:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Hide the progress bar of loading weights and a deprecation warning that peft triggers in transformers."""
-    shown = logging.is_progress_bar_enabled()
+    """Hide what libraries print while weights are loaded or saved: progress bars, and warnings that say nothing to the user."""
+    shown, level = logging.is_progress_bar_enabled(), python_logging.root.manager.disable
     logging.disable_progress_bar()
+    python_logging.disable(python_logging.WARNING)  # DeepSpeed's note that there is no GPU, when peft imports it
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
             yield
     finally:
+        python_logging.disable(level)
         if shown:
             logging.enable_progress_bar()

@@ -13,7 +13,8 @@ from data_prep.outcomes import UserError
 from tests.vqa.rounding import PROBABILITY
 from tests.vqa.tiny_models import ANSWERS, QUESTIONS, make_model, noise_images
 from vqa.inference.answerer import PER_IMAGE, Answerer
-from vqa.models.base import Answer, Model, known_models, model_class
+from vqa.models import known_models
+from vqa.models.base import Answer, Model, model_class
 from vqa.models.lora import apply_lora_to_model, load_adapter, parameter_table
 from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings
 

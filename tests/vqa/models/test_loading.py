@@ -14,7 +14,8 @@ from transformers import BlipForConditionalGeneration, ViltForMaskedLM
 
 from data_prep.outcomes import UserError
 from tests.vqa.tiny_models import make_model
-from vqa.models.base import known_models, model_class
+from vqa.models import known_models
+from vqa.models.base import model_class
 from vqa.models.lora import apply_lora_to_model, load_adapter
 from vqa.settings import LoraSettings, ModelSettings
 
