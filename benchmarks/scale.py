@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from data_prep.generate import models
 from data_prep.generate.cost import estimate
 from data_prep.generate.settings import GenerateSettings, QuotaSettings
-from jobs.verbs.status import duration
+from jobs.progress_line import duration
 
 AS_OF = datetime.date(2026, 11, 24)  # prices and models in the documents are those of this day
 PRODUCTS = (1_000, 10_000, 100_000, 147_702, 1_000_000, 10_000_000, 100_000_000)

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -210,15 +210,21 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def last_json_line(path: Path) -> dict[str, Any] | None:
+def last_json_line(path: Path) -> Mapping[str, Any] | None:
     """The last complete line of a JSONL file that another process may be writing, or None."""
+    return next(iter(last_json_lines(path, 1)), None)
+
+
+def last_json_lines(path: Path, count: int) -> list[Mapping[str, Any]]:
+    """The last complete lines of such a file, at most ``count``, and only those in its last 64 KiB; none if one is damaged."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 65_536))
-            lines = file.read().split(b"\n")[:-1]  # what follows the last newline may be half written
-        return orjson.loads(lines[-1]) if lines else None
+            start = max(0, path.stat().st_size - 65_536)
+            file.seek(start)
+            lines = file.read().split(b"\n")[1 if start else 0 : -1]  # the first and the last piece may be cut
+        return [orjson.loads(line) for line in lines[-count:]]
     except (FileNotFoundError, orjson.JSONDecodeError):
-        return None
+        return []
 
 
 def file_digest(path: Path) -> str:

@@ -41,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+INTERRUPTED = 130  # exit code of a command that Ctrl-C ended
 FILE_WIDTH = 140  # columns of what is written into a file or a pipe, which has no width of its own
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -235,9 +236,9 @@ def main() -> int:
     """Run the command line; the exit code."""
     try:
         result = app(standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
     except typer.Exit as stop:
-        return int(stop.exit_code)
+        code = int(stop.exit_code)
     except UsageError as error:
         err.print(f"error: {error.format_message()}", style="red", markup=False)  # type: ignore[attr-defined]
         return 2
@@ -245,8 +246,10 @@ def main() -> int:
         err.print(f"error: {error}", style="red", markup=False)
         return 2
     except KeyboardInterrupt:
-        err.print("interrupted; the same command again resumes")
-        return 130
+        code = INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe (head, less) went away
         return 0
+    if code == INTERRUPTED:  # which typer, too, makes of Ctrl-C
+        err.print("Interrupted. What was finished is kept; the same command again resumes.", style="yellow")
+    return code

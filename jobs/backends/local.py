@@ -27,6 +27,7 @@ from jobs.backends.pool import FinishedTask, Task, run_tasks, visible_gpus
 from jobs.backends.stop import StopFlag
 from jobs.config import Config
 from jobs.pipeline import headlines, make_stage, task_command
+from jobs.progress_line import ProgressLine
 from jobs.run.layout import RunDir, Step
 from jobs.run.logs import error_in_log, new_log
 from jobs.run.run import PROJECT
@@ -45,11 +46,14 @@ def run_local(run: RunDir, config: Config, steps: Sequence[Step], workers: int |
     """
     launch = _LocalLaunch(run, config, workers or os.cpu_count() or 1, console, StopFlag().install())
     for step in steps:
-        if not launch.run_step(step):
-            if not launch.stop():
-                return 1
-            console.print("Interrupted. What is done is written; the same command again resumes.", style="yellow")
+        try:
+            finished = launch.run_step(step)
+        except KeyboardInterrupt:  # a second Ctrl-C: the tasks were killed
+            paid = " Requests that were under way may be paid for all the same." if step.stage == "generate" else ""
+            console.print(f"Stopped {step} at once: what it had in hand is lost, and done again.{paid}", style="yellow")
             return 130
+        if not finished:
+            return 130 if launch.stop() else 1
     launch.conclude(steps)
     return 0
 
@@ -125,11 +129,12 @@ class _LocalLaunch:
         )
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
             bar = bars.add_task(str(stage.step), total=None, unit="")
+            line = ProgressLine(self.console, str(stage.step))
             next_look = 0.0
 
             def tick() -> None:
                 nonlocal next_look
-                if (began := time.monotonic()) < next_look:
+                if (began := time.monotonic()) < next_look or not (self.console.is_terminal or line.due()):
                     return
                 status = stage.status()
                 # Reading the records of a large shard takes time: no more than a twentieth of one core's.
@@ -137,7 +142,11 @@ class _LocalLaunch:
                 spent = status.spent()
                 if status.items:
                     unit = status.unit + (f", {spent}" if spent else "")
+                    if status.loss is not None:
+                        unit += f", loss {status.loss:.3f}"
                     bars.update(bar, total=status.items, completed=status.done + status.failed, unit=unit)
+                if not self.console.is_terminal:
+                    line.say(status.progress() or "running")
 
             return run_tasks(
                 tasks, workers=self.workers, stop=self.stop, on_tick=tick, gpus=gpus, grace=stage.stop_seconds()

@@ -35,7 +35,10 @@ class StopFlag:
                     if stream.isatty():
                         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if self.signal is None:
-            print(f"{signal.Signals(number).name}: finishing what is in hand, then stopping", flush=True)
+            print(
+                f"{signal.Signals(number).name}: finishing what is in hand, then stopping (Ctrl-C again: at once)",
+                flush=True,
+            )
         self.signal = number
 
     def __call__(self) -> bool:

@@ -80,6 +80,24 @@ def claimed(run: RunDir) -> Iterator[None]:
             _release(run, claim)
 
 
+def is_held(run: RunDir) -> bool:
+    """Whether a command seems to be writing into a run; only looks, writes nothing. For people: `claimed` is what decides."""
+    try:
+        last = max((int(path.name) for path in run.claims.iterdir() if path.name.isdigit()), default=0)
+        claim = run.claims / f"{last:05d}"
+        fields = read_json(claim / "holder.json")
+        if not fields:
+            return False
+        holder = from_dict(Holder, {**fields, "place": Place(**fields["place"])})
+        if not holder.place.is_at(claim):
+            return False
+        if holder.machine == this_machine():
+            return process_started(holder.pid) == holder.started
+        return time.time() - _modified(claim / "heartbeat") < DEAD_AFTER_SECONDS
+    except OSError:
+        return False
+
+
 def _acquire(run: RunDir) -> Path:
     """Make the next claim's folder; raises UserError where the last one is held."""
     while True:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.reasons import in_words
+from jobs.progress_line import progress_text
 from jobs.run.layout import RunDir, Step
 from jobs.run.logs import last_error
 from jobs.run.usage import Used
@@ -47,6 +48,9 @@ class StepStatus:
     shards_done: int = 0
     per_second: float | None = None  # over the last minutes of work
     seconds_left: float | None = None
+    phase: str = ""  # of a training that has begun and is not done: loading, training, finishing
+    loss: float | None = None
+    validation: float | None = None  # the last one: share of exact answers
     input_tokens: int = 0
     output_tokens: int = 0
     dollars: float = 0.0
@@ -70,6 +74,13 @@ class StepStatus:
             return ""
         money = f"${self.dollars:,.2f}, " if self.dollars else ""
         return f"{money}{tokens / 1e6:,.2f} M tokens"
+
+    def progress(self) -> str:
+        """How far it is, for people; "" where that is not known."""
+        if not self.items:
+            return self.phase
+        figures = {name: getattr(self, name) for name in ("loss", "validation", "per_second", "seconds_left")}
+        return progress_text(self.done + self.failed, self.items, self.unit, **figures)
 
     def usable(self) -> str:
         """How many paid replies are of use; "" where all are."""

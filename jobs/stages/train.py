@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import last_json_line, read_json, write_atomic, write_json, write_jsonl
+from data_prep.files import last_json_line, last_json_lines, read_json, write_atomic, write_json, write_jsonl
 from data_prep.outcomes import UserError
 from data_prep.records import TEACHER_FILE, Example
 from jobs.run.contents import download, hub_commit, weights_identity
@@ -22,6 +22,8 @@ from vqa.settings import AGREED, is_hub_name
 
 # Settings that decide how fast the adapter comes out, or how much is printed, but not which adapter.
 SPEED_ONLY = {"workers", "logging_steps", "keep_checkpoints"}
+LINES_OF_RATE = 20  # of log.jsonl, from which the rate is known
+GAP_SECONDS = 600.0  # between two lines: the training was interrupted
 
 
 class Train(SingleStage):
@@ -165,9 +167,21 @@ class Train(SingleStage):
     def status(self) -> StepStatus:
         status = super().status()
         folder = self.run_dir.step_folder(self.step)
-        line = last_json_line(folder / "log.jsonl")
-        if status.state not in (DONE, OUTDATED) and line and line.get("max_steps"):
-            status.state, status.unit = PARTIAL, "steps"
-            status.items, status.done = int(line["max_steps"]), int(line["step"])
+        if status.state in (DONE, OUTDATED) or not (folder / "begun.json").is_file():
+            return status
+        status.state, status.unit, status.phase = PARTIAL, "steps", "loading"
+        validation = last_json_line(folder / "validation.jsonl")
+        status.validation = validation["exact_match"] if validation else None
+        lines = last_json_lines(folder / "log.jsonl", LINES_OF_RATE)
+        if lines and lines[-1].get("max_steps"):
+            last = lines[-1]
+            status.items, status.done, status.loss = int(last["max_steps"]), int(last["step"]), last["loss"]
             status.remaining = status.items - status.done
+            status.phase = "training" if status.remaining else "finishing"
+            # Of a training that was interrupted and resumed, the time between is not counted.
+            pairs = [(a, b) for a, b in itertools.pairwise(lines) if 0 < b["at"] - a["at"] < GAP_SECONDS]
+            seconds = sum(b["at"] - a["at"] for a, b in pairs)
+            if pairs and seconds > 0:
+                status.per_second = sum(b["step"] - a["step"] for a, b in pairs) / seconds
+                status.seconds_left = status.remaining / status.per_second if status.per_second > 0 else None
         return status

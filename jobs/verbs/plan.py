@@ -23,12 +23,12 @@ from data_prep.records import Rejected
 from jobs.backends.stop import StopFlag
 from jobs.config import Config
 from jobs.options import PlanRequest
+from jobs.progress_line import duration
 from jobs.run.layout import RunDir
 from jobs.run.run import open_run
 from jobs.stages.probe import Probe
 from jobs.stages.verify import blind_shape, seen_shape
 from jobs.verbs.launch import resolve, sole_writer
-from jobs.verbs.status import duration
 from vqa.settings import ModelSettings
 
 GB = 1e9

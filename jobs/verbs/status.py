@@ -14,9 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.pipeline import run_status
+from jobs.progress_line import duration
+from jobs.run.claim import is_held
 from jobs.run.layout import RunDir
 from jobs.run.run import load_run
-from jobs.stages.status import DONE, WAITING, StepStatus
+from jobs.stages.status import DONE, PARTIAL, WAITING, StepStatus
 
 WATCH_SECONDS = 5.0
 
@@ -44,7 +46,14 @@ def show_status(run_dir: Path, console: Console, *, as_json: bool, watch: bool =
         else:
             if watch:
                 console.clear()
-            console.print(status_table(run, steps, queue.counts if queue else None))
+            running = is_held(run)
+            table = status_table(run, steps, queue.counts if queue else None, running=running)
+            unlimited = console.options.update(max_width=10_000)
+            if console.measure(table, options=unlimited).maximum > console.width:  # a table would be cut
+                for line in status_lines(run, steps, queue.counts if queue else None, running=running):
+                    console.print(line)
+            else:
+                console.print(table)
             for step in steps:
                 for line in remarks(step):
                     console.print(line)
@@ -70,13 +79,24 @@ def as_dict(run: RunDir, steps: Sequence[StepStatus], queue: QueueStatus | None)
     found: dict[str, object] = {
         "run": str(run.path),
         "at": time.time(),
+        "running": is_held(run),
         "steps": [{**asdict(step), "warnings": step.warnings()} for step in steps],
     }
     return found | ({"queue": queue.counts, "stopped": queue.stopped} if queue else {})
 
 
-def status_table(run: RunDir, steps: Sequence[StepStatus], queue: dict[str, dict[str, int]] | None = None) -> Table:
-    """The status as a table for people; ``queue`` is what SLURM says, by step and state."""
+def status_table(
+    run: RunDir, steps: Sequence[StepStatus], queue: dict[str, dict[str, int]] | None = None, *, running: bool = False
+) -> Table:
+    """The status as a table for people.
+
+    Args:
+        run: the run.
+        steps: how far each is.
+        queue: what SLURM says, by step and state.
+        running: whether a command works on the run on this machine.
+    """
+    current = current_step(steps) if running else None
     names = (
         "step",
         "state",
@@ -100,7 +120,7 @@ def status_table(run: RunDir, steps: Sequence[StepStatus], queue: dict[str, dict
         rows.append(
             (
                 step.step,
-                _state(step, waiting),
+                _state(step, waiting, running=step is current),
                 _count(items),
                 _count(step.done) if step.items is not None else "",
                 _count(step.failed) if step.items is not None else "",
@@ -124,12 +144,37 @@ def status_table(run: RunDir, steps: Sequence[StepStatus], queue: dict[str, dict
     return table
 
 
-def _state(step: StepStatus, queued: dict[str, int]) -> str:
-    """What the files say of a step, or the queue where that is ahead of them."""
+def status_lines(
+    run: RunDir, steps: Sequence[StepStatus], queue: dict[str, dict[str, int]] | None = None, *, running: bool = False
+) -> list[str]:
+    """The status for a narrow terminal: a line a step, and one below for how far it is; see `status_table`."""
+    current = current_step(steps) if running else None
+    lines = [escape(str(run.path))]
+    for step in steps:
+        waiting = (queue or {}).get(step.step, {})
+        lines.append(f"{step.step}: {_state(step, waiting, running=step is current)}")
+        shards = f"{step.shards_done}/{step.shards} shards" if step.shards else ""
+        said = [step.progress(), shards, _in_queue(waiting), escape(step.spent())]
+        if step.state != WAITING and any(said):
+            lines.append("  " + ", ".join(filter(None, said)))
+    return lines
+
+
+def current_step(steps: Sequence[StepStatus]) -> StepStatus | None:
+    """The first step that is not done: the one that a launch on this machine works on."""
+    return next((step for step in steps if step.state != DONE), None)
+
+
+def _state(step: StepStatus, queued: dict[str, int], *, running: bool) -> str:
+    """What the files say of a step, or the queue or a living launch where those are ahead of them."""
     tasks = {state: count for state, count in queued.items() if state != "GATE"}
-    if step.state == DONE or not tasks:
+    if step.state == DONE:
         return step.state
-    return "running" if tasks.get("RUNNING") else "queued"
+    if tasks:
+        return "running" if tasks.get("RUNNING") else "queued"
+    if running:
+        return step.phase or "running"
+    return "stopped" if step.state == PARTIAL else step.state
 
 
 def _in_queue(queued: dict[str, int]) -> str:
@@ -141,6 +186,8 @@ def _in_queue(queued: dict[str, int]) -> str:
 def remarks(step: StepStatus) -> list[str]:
     """What a person should know about a step beyond its counts, one line each."""
     lines = []
+    if step.phase:
+        lines.append(f"{step.step}: {step.phase}, {step.progress()}" if step.items else f"{step.step}: {step.phase}")
     if step.counts:
         lines.append(f"{step.step}: " + ", ".join(f"{count:,} {escape(name)}" for name, count in step.counts.items()))
     if step.planned_dollars is not None and step.projected_dollars is not None:
@@ -149,17 +196,6 @@ def remarks(step: StepStatus) -> list[str]:
     if step.last_error:
         lines.append(f"  {step.step} last error: {escape(step.last_error)} ({escape(step.last_log)})")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min, 5.2 h, 2.1 days."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 172_800:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86_400:.1f} days"
 
 
 def hours(number: float) -> str:

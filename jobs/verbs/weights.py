@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from data_prep.demo.questions import vocabulary
 from data_prep.files import read_jsonl
 from data_prep.outcomes import UserError
 from jobs.config import DEFAULT_CONFIG, load_config
+from jobs.progress_line import ProgressLine
 from jobs.run.contents import download
 
 IMAGES = 4000
@@ -63,11 +63,11 @@ def make_tiny_base(
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     with tempfile.TemporaryDirectory() as drawn:
-        say = Progress(console, "drawing images for the base")
+        say = ProgressLine(console, "drawing images for the base")
         examples = render_lessons(Path(drawn), images=images, size=IMAGE_SIZE, seed=seed, progress=say)
         with quiet_loading():
             make_tiny_model(kind, part, texts, seed=seed)
-            pretrain(part, kind, examples, Path(drawn), progress=Progress(console, "training the base"))
+            pretrain(part, kind, examples, Path(drawn), progress=ProgressLine(console, "training the base"))
     part.rename(folder)
 
 
@@ -91,29 +91,3 @@ def _texts(file: Path) -> list[str]:
         raise UserError(
             f'Cannot read words from {file}: each line must hold {{"qas": [{{"question": ..., "answer": ...}}]}}.'
         ) from error
-
-
-class Progress:
-    """Prints a line every 15 seconds, and a last one: a log file shows as much as a terminal.
-
-    ::
-
-        training the base: step 420 of 1,000, loss 0.231, 38 s left
-    """
-
-    EVERY = 15.0  # seconds
-
-    def __init__(self, console: Console, phase: str) -> None:
-        self.console, self.phase = console, phase
-        self.began = self.said = time.monotonic()
-
-    def __call__(self, step: int, steps: int, loss: float | None = None) -> None:
-        """Say how far it is, if it is time to."""
-        now = time.monotonic()
-        if now - self.said < self.EVERY and step < steps:
-            return
-        self.said = now
-        shown = "" if loss is None else f", loss {loss:.3f}"
-        seconds = (now - self.began) * (steps - step) / step
-        left = f"{seconds:.0f} s left" if step < steps else f"{now - self.began:.0f} s"
-        self.console.print(f"{self.phase}: step {step:,} of {steps:,}{shown}, {left}", markup=False)

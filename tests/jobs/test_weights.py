@@ -37,21 +37,6 @@ def test_a_tiny_base_loads_and_knows_whole_words_only(kind: str, tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "words.jsonl"]
 
 
-def test_progress_is_printed_where_the_output_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(weights.time, "monotonic", lambda: now)
-    said = io.StringIO()
-    say = weights.Progress(Console(file=said, width=120), "training")
-    for step in range(1, 41):
-        now += 1.0
-        say(step, 40, 0.5)
-    assert said.getvalue().splitlines() == [
-        "training: step 15 of 40, loss 0.500, 25 s left",
-        "training: step 30 of 40, loss 0.500, 10 s left",
-        "training: step 40 of 40, loss 0.500, 40 s",
-    ]
-
-
 def test_a_folder_that_is_there_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     with pytest.raises(UserError, match="base exists already"):
