@@ -18,7 +18,7 @@ import typer
 from jobs.cli import app
 from tests.conftest import ROOT, environment, launch
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = typer.main.get_command(app)
 VERBS = {"": COMMAND, **COMMAND.commands}  # type: ignore[attr-defined]
 # The same word for the same idea, of which the verbs say what it is there: a table, a model's folder, a page.
