@@ -142,7 +142,7 @@ def self_consistency(
 @app.command()
 @takes(AuditRequest)
 def audit(context: typer.Context, request: AuditRequest) -> None:
-    """Write a page on which a person judges a sample of test questions; with --verdicts, read what people said."""
+    """Have people judge test questions. Writes a page with a sample of them; with --verdicts, reads what was said."""
     from jobs.verbs import audit as verb
 
     verb.audit(request, out)

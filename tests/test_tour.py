@@ -18,7 +18,7 @@ CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type
 
 
 def test_every_cell_of_the_notebook_runs(tmp_path: Path) -> None:
-    adapted(tiny_base(), tmp_path / "run/5_train/blip/adapter")
+    adapted(tiny_base(), tmp_path / "run/6_train/blip/adapter")
     (tmp_path / "run/run.json").write_text("{}")
     cells = [cell for cell in CODE if "\n!" not in cell]  # the others are shell commands for Colab
     assert len(cells) == len(CODE) - 1

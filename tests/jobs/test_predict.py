@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("torch")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What predict needs of a run: a trained adapter."""
     run = tmp_path_factory.mktemp("predict") / "run"
-    adapted(tiny_base(), run / "5_train/blip/adapter")
+    adapted(tiny_base(), run / "6_train/blip/adapter")
     (run / "run.json").write_text("{}")
     for number, image in enumerate(noise_images()[:2]):
         image.save(run.parent / f"{number}.png")

@@ -3,7 +3,7 @@
 ::
 
     find_model("runs/abo")                           # the adapter of the run's only model
-    find_model("runs/abo/5_train/blip/adapter")      # kind and base are known from the adapter
+    find_model("runs/abo/6_train/blip/adapter")      # kind and base are known from the adapter
     find_model("Salesforce/blip-vqa-base")           # no adapter
 
 Everything is looked up before torch is imported: a wrong name is an error at once, not a minute of questions to the hub.

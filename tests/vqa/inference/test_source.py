@@ -22,7 +22,7 @@ def make_run(run: Path, *models: str) -> Path:
     run.mkdir()
     (run / "run.json").write_text("{}")
     for model in models:
-        make_adapter(run / "5_train" / model / "adapter", f"vqa.models.{model}")
+        make_adapter(run / "6_train" / model / "adapter", f"vqa.models.{model}")
     return run
 
 
@@ -35,7 +35,7 @@ def test_an_adapter_says_its_kind_and_its_base(tmp_path: Path, library: str) -> 
 
 
 def test_a_run_stands_for_its_adapter_and_one_with_several_asks_which(tmp_path: Path) -> None:
-    assert find_adapter(make_run(tmp_path / "one", "vilt")).adapter == tmp_path / "one/5_train/vilt/adapter"
+    assert find_adapter(make_run(tmp_path / "one", "vilt")).adapter == tmp_path / "one/6_train/vilt/adapter"
     both = make_run(tmp_path / "both", "vilt", "blip")
     with pytest.raises(ModelError, match="has the trained models blip, vilt"):
         find_model(both)
