@@ -46,6 +46,8 @@ def inherited(verify: Mapping[str, object], generate: Mapping[str, object]) -> M
     shared = {name: value for name, value in generate.items() if name not in _OWN}
     if verify.keys() & {"endpoint", "stand_in"}:  # they exclude each other: one's own replaces both
         shared = {name: value for name, value in shared.items() if name not in ("endpoint", "stand_in")}
+    if str(shared.get("generator", "")).replace("-", "_") == "google_generativeai":
+        shared["generator"] = "google_genai"  # the old library cannot tell another model how much to think
     found = {**shared, **verify}
     if "model" not in found:
         generator = str(generate.get("model", RequestSettings.model_fields["model"].default))

@@ -99,6 +99,8 @@ def test_one_key_turns_it_on_with_another_model_and_the_rest_of_generate() -> No
     assert inherited({}, {"model": "gemini-3.6-flash"})["model"] == "gemini-3.5-flash-lite"
     own = inherited({"endpoint": "http://mine"}, {"stand_in": {"answers": "x"}, "generator": "google_genai"})
     assert "stand_in" not in own and own["endpoint"] == "http://mine"
+    old = VerifySettings.model_validate(inherited({}, {"generator": "google-generativeai", "thinking": None}))
+    assert old.generator == "google_genai", "the old library cannot tell another model how much to think"
 
 
 PRODUCTS = 300
