@@ -43,12 +43,7 @@ BATCH = {"requests": 4, "at_least": 2, "poll_seconds": 0.05}
 
 products = st.integers(0, PRODUCTS - 1)
 _launches = st.tuples(st.just("launch"), st.booleans())
-EVENTS = st.one_of(  # names of methods of `Run`, with arguments; each line is as likely as another
-    _launches,
-    _launches,
-    _launches,
-    _launches,
-    st.tuples(st.just("launch_and_kill"), st.booleans(), st.floats(0.3, LAUNCH_SECONDS), st.booleans()),
+EVENTS = st.one_of(  # names of methods of `Run`, with arguments; each line is as likely as another, and Hypothesis begins with the first alone
     st.tuples(st.just("change_an_image"), products, st.integers(0, IMAGES - 1)),
     st.tuples(st.just("exchange_two_images"), products, products),
     st.tuples(st.just("change_a_listing"), products, st.integers(0, 2)),
@@ -58,6 +53,11 @@ EVENTS = st.one_of(  # names of methods of `Run`, with arguments; each line is a
     st.tuples(st.just("spell_otherwise"), st.sampled_from(["ruby", "rouge"])),
     st.tuples(st.just("ask_in_batches_or_one_by_one"), st.sampled_from(["standard", "batch"])),
     st.tuples(st.just("lose_a_record_file"), st.sampled_from(["validate", "generate"]), st.integers(0, 99)),
+    _launches,
+    _launches,
+    _launches,
+    _launches,
+    st.tuples(st.just("launch_and_kill"), st.booleans(), st.floats(0.3, LAUNCH_SECONDS), st.booleans()),
 )
 
 
@@ -370,10 +370,10 @@ def _try(sequences: int, steps: int, seed: int) -> None:
 
 
 def test_a_run_agrees_with_its_model_after_whatever_happened_to_it() -> None:
-    _try(sequences=2, steps=20, seed=1)
+    _try(sequences=4, steps=14, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(6000)
 def test_a_run_agrees_with_its_model_through_thousands_of_steps() -> None:
-    _try(sequences=60, steps=50, seed=2)
+    _try(sequences=60, steps=40, seed=2)
