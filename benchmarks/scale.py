@@ -131,7 +131,7 @@ def space() -> str:
         [
             ("shards per stage", lambda n: f"{shards(n):,}"),
             ("files and folders of the run, about", lambda n: f"{3 * 4 * shards(n) + 100:,}"),
-            ("folders of the dollar cap", lambda n: f"{_dollar_folders(n):,}"),
+            ("folders that count dollars", lambda n: f"{_dollar_folders(n):,}"),
             ("records on disk, all stages", lambda n: size(n * sum(RECORD_BYTES.values()))),
             ("memory of a sharded stage's task", lambda n: size(60e6 + LOOP_BYTES * n / shards(n))),
             ("memory of prepare", lambda n: size(100e6 + 800 * n)),
