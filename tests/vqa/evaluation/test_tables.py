@@ -16,6 +16,7 @@ from data_prep.records import Answered, Example
 from tests.vqa.evaluation.rows import examples, write_images
 from vqa.evaluation.score import render, score_table
 from vqa.inference.predict import predict
+from vqa.inference.source import Source
 
 GENERATED = ("answer", "generated_answer")
 SHORT = ("answer", "p")
@@ -122,6 +123,9 @@ def test_a_missing_table_is_one_clear_sentence(tmp_path: Path) -> None:
         score_table(tmp_path / "no.csv", *SHORT)
 
 
+SOURCE = Source(None, None)  # type: ignore[arg-type]  # the model below ignores it
+
+
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that answers every image it can find with "red"; the real ones are tested where they are written."""
@@ -135,7 +139,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> None:
         def process(self, todos: Iterator[Todo[Example]]) -> None:
             for todo in todos:
                 e = todo.item
-                answer = Answered(e.id, e.item_id, e.image_id, e.question, e.answer, "red")
+                answer = Answered(e.id, e.item_id, e.image_id, e.question, e.answer, "red", 0.9)
                 known = (self.image_root / e.image_path).is_file()
                 todo.record(Ok(answer) if known else Failed("image_missing"))
 
@@ -150,14 +154,14 @@ def test_a_missing_image_gives_an_empty_answer_a_warning_and_an_exit_code(tmp_pa
     asked = tmp_path / "asked.csv"
     asked.write_text('image_name,question,answer\n1/1.jpg,"Red, or blue?",red\nno.jpg,What?,\n0/0.jpg,What?,blue\n')
     warned: list[str] = []
-    found = predict(None, None, tmp_path / "images", asked, tmp_path / "out.csv", warn=warned.append)  # type: ignore[arg-type]
+    found = predict(SOURCE, tmp_path / "images", asked, tmp_path / "out.csv", warn=warned.append)
     with (tmp_path / "out.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [
-        ["image_name", "question", "answer", "generated_answer"],
-        ["1/1.jpg", "Red, or blue?", "red", "red"],
-        ["no.jpg", "What?", "", ""],
-        ["0/0.jpg", "What?", "blue", "red"],
+        ["image_name", "question", "answer", "generated_answer", "confidence"],
+        ["1/1.jpg", "Red, or blue?", "red", "red", "0.9000"],
+        ["no.jpg", "What?", "", "", ""],
+        ["0/0.jpg", "What?", "blue", "red", "0.9000"],
     ]
     assert found.exit_code == 1
     assert warned == found.problems == ["row 2, no.jpg: image_missing"]
@@ -170,16 +174,16 @@ def test_what_cannot_be_written_is_noticed_before_anything_is_answered(tmp_path:
     (tmp_path / "file").touch()
     for output in (tmp_path, tmp_path / "file" / "out.csv"):
         with pytest.raises(UserError, match=r"folder"):
-            predict(None, None, tmp_path / "images", tmp_path / "asked.csv", output, warn=pytest.fail)  # type: ignore[arg-type]
-    predict(None, None, tmp_path / "images", tmp_path / "asked.csv", tmp_path / "new/out.csv")  # type: ignore[arg-type]
-    assert (tmp_path / "new/out.csv").read_text().endswith("red\n")
+            predict(SOURCE, tmp_path / "images", tmp_path / "asked.csv", output, warn=pytest.fail)
+    predict(SOURCE, tmp_path / "images", tmp_path / "asked.csv", tmp_path / "new/out.csv")  # type: ignore[arg-type]
+    assert (tmp_path / "new/out.csv").read_text().endswith("red,0.9000\n")
 
 
 @pytest.mark.usefixtures("model")
 def test_a_line_that_lacks_a_field_costs_its_own_answer_and_no_other(tmp_path: Path) -> None:
     write_images(tmp_path / "images", examples(1))
     (tmp_path / "asked.jsonl").write_text('{"image_name": "0/0.jpg", "question": "What?"}\n{"question": "Where?"}\n')
-    found = predict(None, None, tmp_path / "images", tmp_path / "asked.jsonl", tmp_path / "out.csv")  # type: ignore[arg-type]
+    found = predict(SOURCE, tmp_path / "images", tmp_path / "asked.jsonl", tmp_path / "out.csv")  # type: ignore[arg-type]
     assert found.answers == ["red", ""] and found.exit_code == 1
 
 
