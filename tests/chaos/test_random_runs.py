@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -241,7 +242,18 @@ class Run(RuleBasedStateMachine):
             self.kills += 1
             self.seen["killed"] += 1
         process.wait()
-        time.sleep(0.5)  # tasks of a killed launch end by themselves, and the server's last replies are logged
+        while self._processes():  # tasks of a killed launch end by themselves
+            time.sleep(0.05)
+        time.sleep(0.2)  # the server's last replies are logged
+
+    def _processes(self) -> bool:
+        """Whether a process of this run lives."""
+        run = str(self.run.path).encode()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if run in path.read_bytes():
+                    return True
+        return False
 
     def _arguments(self, consent: bool) -> list[str | Path]:
         overrides = [
