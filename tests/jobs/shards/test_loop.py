@@ -1,5 +1,6 @@
 """items = done + failed + remaining, at any moment, after any kill, in any number of shards."""
 
+import os
 import random
 import signal
 import subprocess
@@ -57,6 +58,20 @@ def test_every_item_ends_done_or_failed_with_a_reason_and_is_counted_once(tmp_pa
     assert sum(m.failed for m in markers) == len(FAILING)
     assert all(m.items == m.done + m.failed for m in markers)
     assert pending_shards(Squares(tmp_path, ITEMS), 4) == []
+
+
+def test_at_its_end_a_shard_has_all_of_its_records_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: dict[str, int] = {}  # of each file when it was last synchronized
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        sizes[Path(f"/proc/self/fd/{descriptor}").readlink().name] = os.fstat(descriptor).st_size
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    run_all(tmp_path, 1)
+    (path,) = journal_files(ShardStore(tmp_path / "stage").shard(0))
+    assert sizes[path.name] == path.stat().st_size
 
 
 def test_an_item_that_may_pass_is_tried_again_and_one_that_cannot_is_not(tmp_path: Path) -> None:

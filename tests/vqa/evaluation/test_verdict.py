@@ -141,6 +141,10 @@ def test_a_control_of_too_few_questions_leaves_it_open() -> None:
     found = verdict_on(right_at(0.0), right_at(0.7), right_at(0.6), sampled=14)
     assert {one.verdict for one in found.by_question_type.values()} == {UNKNOWN}
     assert all("gain of 20 points by the image" in one.why for one in found.by_question_type.values())
+    for one in found.by_question_type.values():
+        control = one.control["swap"]
+        assert (control.own.questions, control.other.questions, one.questions) == (28, 28, 200)
+        assert control.own.mean - control.other.mean == pytest.approx(control.gain.difference.mean)
     assert {
         one.why for one in verdict_on(right_at(0.0), right_at(0.7), right_at(0.6), sampled=5).by_question_type.values()
     } == {"the control with other images is off or too small, so nobody knows whether the model looks"}
