@@ -209,4 +209,4 @@ def test_checkpoint_of_another_world_is_refused(processes: int, strategy: str, u
         checkpoints.newest_valid(undisturbed, processes=processes, strategy=strategy)
     assert "made by 1 process with ddp" in str(refused.value)
     assert f"this is {processes} process{'es' if processes > 1 else ''} with {strategy}" in str(refused.value)
-    assert "delete" in str(refused.value), "what to do is said"
+    assert "rename" in str(refused.value), "what to do is said"
