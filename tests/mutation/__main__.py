@@ -120,7 +120,8 @@ def _bare(source: str) -> str:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             node.returns = None
             node.args.args += node.args.posonlyargs + node.args.kwonlyargs
-            node.args.posonlyargs, node.args.kwonlyargs = [], []
+            node.args.defaults += [default for default in node.args.kw_defaults if default is not None]
+            node.args.posonlyargs, node.args.kwonlyargs, node.args.kw_defaults = [], [], []
             node.args.args.sort(key=lambda one: one.arg)
         elif isinstance(node, ast.arg):
             node.annotation = None

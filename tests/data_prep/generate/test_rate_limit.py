@@ -132,6 +132,22 @@ def test_the_counts_of_days_long_past_are_removed(tmp_path: Path, monkeypatch: p
     assert len(list(tmp_path.glob("day-*"))) == 3
 
 
+def test_slots_of_long_ago_are_removed_once_a_minute_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(rate_limit, "time", types.SimpleNamespace(time=time.time, monotonic=lambda: now[0]))
+    slots = rate_limit.RateLimitSlots(tmp_path, 10, lambda: False)
+    slots.claim(0.0)
+    (tmp_path / "notes").mkdir()
+    for passed, kept in ((59.0, True), (1.0, False)):
+        now[0] += passed
+        begin = slots.claim(80_000.0)
+        assert begin is not None and begin > 80_000.0
+        assert (tmp_path / "0").exists() is kept
+    assert {path.name for path in tmp_path.iterdir()} == {"notes", str(int(begin / slots.spacing) // 64)}
+
+
 def test_raising_the_cap_does_not_forget_what_was_spent(tmp_path: Path) -> None:
     def spend(cap: float) -> int:
         money, requests = budget.Budget(tmp_path, cap), 0
@@ -178,6 +194,20 @@ def test_after_the_clock_was_set_nothing_is_sent_for_a_minute(tmp_path: Path, mo
     )
     project.wait()
     assert max(slept) >= 60
+
+
+def test_a_task_that_stops_during_the_minute_after_the_clock_was_set_sends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = rate_limit.ProjectQuota(tmp_path, "mine", QuotaSettings(requests_per_minute=6000), lambda: False)
+    monkeypatch.setattr(project, "_sleep_until", lambda due: due - project._clock.now() < 60)
+    monkeypatch.setattr(
+        rate_limit,
+        "time",
+        types.SimpleNamespace(time=lambda: time.time() + 3600, monotonic=time.monotonic, sleep=time.sleep),
+    )
+    assert project.wait() is None
+    assert "the clock was set: pausing requests for a minute" in capsys.readouterr().out
 
 
 class _Simulated:
