@@ -9,6 +9,8 @@ _LEDGER = [
         "test_what_was_left_is_taken_by_one_task_only",
         "test_a_cap_below_what_was_claimed_allows_what_was_not_spent_of_it",
         "test_a_request_that_was_never_settled_counts_with_all_that_it_had_reserved",
+        "test_what_is_released_can_be_reserved_again_by_any_task",
+        "test_a_closed_ledger_file_is_on_the_disk_and_let_go_of",
         "test_a_request_that_timed_out_counts_as_the_most_expensive_one",
     )
 ]

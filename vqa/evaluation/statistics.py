@@ -176,7 +176,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     The chance of even one false claim stays below the level, whatever the dependence. Source: Holm 1979, "A simple
     sequentially rejective multiple test procedure".
     """
-    corrected = [1.0] * len(p_values)
+    corrected = list(p_values)
     highest = 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))

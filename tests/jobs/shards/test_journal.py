@@ -73,6 +73,30 @@ def test_a_record_states_its_settings_and_content(tmp_path: Path) -> None:
     assert (record.settings, record.made) == ("f00d", "cafe")
 
 
+def test_a_closed_file_is_let_go_of_and_colleagues_can_read_it(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    umask = os.umask(0o022)
+    try:
+        writer = JournalWriter(tmp_path, "a1", "f00d")
+        writer.append("k", Ok({}))
+    finally:
+        os.umask(umask)
+    writer.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert writer.path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_damaged_line_is_reported_by_its_number(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path, "a1", "f00d")
+    for key in ("k0", "k1"):
+        writer.append(key, Ok({}))
+    writer.close()
+    first, second = writer.path.read_bytes().splitlines(keepends=True)
+    writer.path.write_bytes(first.replace(b"k0", b"x0") + second)
+    report = ReadReport()
+    assert keys(writer.path, report) == ["k1"] and report.broken == [f"{writer.path}:1"]
+
+
 def test_what_was_emitted_is_on_disk_when_the_process_is_killed_the_next_moment(tmp_path: Path) -> None:
     program = (
         "import os, signal; from pathlib import Path; from jobs.shards.journal import JournalWriter; from data_prep.outcomes import Ok\n"

@@ -19,7 +19,7 @@ from data_prep.outcomes import Failed, Ok, Todo, UserError
 from data_prep.records import Reply
 from jobs.run.layout import ShardStore
 from jobs.shards.digest import digest
-from jobs.shards.journal import JournalWriter, ReadReport, journal_files
+from jobs.shards.journal import JournalWriter, ReadReport, Record, journal_files
 from jobs.shards.loop import pending_shards, run_shard
 from jobs.shards.marker import ShardMarker
 from jobs.shards.progress import Limits, Progress, made_of, settled_outcomes
@@ -57,6 +57,9 @@ def test_every_item_ends_done_or_failed_with_a_reason_and_is_counted_once(tmp_pa
     assert sum(m.items for m in markers) == ITEMS
     assert sum(m.failed for m in markers) == len(FAILING)
     assert all(m.items == m.done + m.failed for m in markers)
+    assert {(m.attempts, m.repeated, m.damaged_lines, m.changed_files, m.answered) for m in markers} == {
+        (1, 0, 0, 0, 0)
+    }
     assert pending_shards(Squares(tmp_path, ITEMS), 4) == []
 
 
@@ -107,6 +110,11 @@ def test_a_run_resumed_with_another_number_of_shards_repeats_and_loses_nothing(t
     assert results(tmp_path) == expected()
     for name, text in before.items():
         assert (tmp_path / "tried" / name).read_text() == text, f"{name} was done again"
+    assert pending_shards(Squares(tmp_path, ITEMS), second) == []
+    if second < 4:  # the folders of the earlier shards lie beside the present ones, and no marker vouches for them
+        lost = journal_files(work.store.shard(3))[0]
+        lost.unlink()
+        assert pending_shards(Squares(tmp_path, ITEMS), second) != [], f"nobody misses {lost}"
 
 
 def test_items_that_were_added_later_are_the_only_ones_worked_on(tmp_path: Path) -> None:
@@ -243,6 +251,26 @@ def test_a_damaged_record_is_done_again_and_reported(tmp_path: Path, capsys: pyt
     assert marker and marker.damaged_lines == 1
 
 
+def test_records_that_changed_after_their_shard_was_finished_are_counted_in_its_marker(tmp_path: Path) -> None:
+    run_all(tmp_path, 1)
+    store = ShardStore(tmp_path / "stage")
+    for times in (1, 2):
+        path = journal_files(store.shard(0))[-1]
+        path.write_bytes(path.read_bytes()[:-20])
+        run_all(tmp_path, 1)
+        marker = ShardMarker.read(store, 0)
+        assert marker and marker.changed_files == times
+        assert results(tmp_path) == expected()
+
+
+def test_what_superseded_records_cost_is_summed_and_only_of_those_that_were_paid_for(tmp_path: Path) -> None:
+    progress = Progress(Asked(tmp_path, [], 1), "present", {"item-0": "content"})
+    for value in ({"dollars": 0.25}, {"dollars": 0.5}, {"square": 4}, None):
+        progress.read(Record("item-0", value is not None, "other", "present", value=value))
+    superseded = progress.outdated()["item-0"]
+    assert (superseded.dollars, superseded.paid, superseded.content, superseded.settings) == (0.75, True, True, "")
+
+
 def test_a_success_counts_over_failures_whatever_came_first(tmp_path: Path) -> None:
     work = Squares(tmp_path, 1)
     settings = digest(work.settings(""))
@@ -301,6 +329,7 @@ def test_a_paid_reply_of_no_use_is_never_done_and_counts_as_asked(
     assert source._texts == left
     marker = ShardMarker.read(source.store, 0)
     assert marker is not None and marker.reasons == ({} if done else {"cut_off": 1})
+    assert marker.answered == 1, "a reply of no use was a reply"
 
 
 @pytest.mark.parametrize(("first", "done"), [("poor", 1), ("no use", 0)])

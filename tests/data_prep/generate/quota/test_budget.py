@@ -70,6 +70,31 @@ def test_what_was_left_is_taken_by_one_task_only(tmp_path: Path) -> None:
     assert sum(task.reserve(0.004) for task in tasks) == 1
 
 
+def test_what_is_released_can_be_reserved_again_by_any_task(tmp_path: Path) -> None:
+    first = Budget(tmp_path, 0.005)
+    assert first.reserve(0.005) and not first.reserve(0.001)
+    first.release(0.004)
+    assert first.reserve(0.004)
+
+
+def test_a_closed_ledger_file_is_on_the_disk_and_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synchronized: dict[str, int] = {}
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synchronized[Path(f"/proc/self/fd/{descriptor}").readlink().name] = os.fstat(descriptor).st_size
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    before = len(os.listdir("/proc/self/fd"))
+    budget = Budget(tmp_path, 0.010)
+    budget.settle_request(budget.reserve_request(0.004), 0.001)
+    budget.close()
+    (file,) = (tmp_path / "spending").glob("*.jsonl")
+    assert synchronized[file.name] == file.stat().st_size > 0
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 @pytest.mark.parametrize(("cap", "allowed"), [(0.001, 0), (0.002, 0), (0.005, 3), (0.010, 8), (0.012, 10)])
 def test_a_cap_below_what_was_claimed_allows_what_was_not_spent_of_it(tmp_path: Path, cap: float, allowed: int) -> None:
     first = Budget(tmp_path, None)
