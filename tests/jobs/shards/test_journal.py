@@ -74,7 +74,7 @@ def test_a_record_states_its_settings_and_content(tmp_path: Path) -> None:
 
 
 def test_a_closed_file_is_let_go_of_and_colleagues_can_read_it(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     umask = os.umask(0o022)
     try:
         writer = JournalWriter(tmp_path, "a1", "f00d")
@@ -82,7 +82,7 @@ def test_a_closed_file_is_let_go_of_and_colleagues_can_read_it(tmp_path: Path) -
     finally:
         os.umask(umask)
     writer.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert writer.path.stat().st_mode & 0o777 == 0o644
 
 

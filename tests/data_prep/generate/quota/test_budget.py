@@ -86,13 +86,13 @@ def test_a_closed_ledger_file_is_on_the_disk_and_let_go_of(tmp_path: Path, monke
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     budget = Budget(tmp_path, 0.010)
     budget.settle_request(budget.reserve_request(0.004), 0.001)
     budget.close()
     (file,) = (tmp_path / "spending").glob("*.jsonl")
     assert synchronized[file.name] == file.stat().st_size > 0
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.parametrize(("cap", "allowed"), [(0.001, 0), (0.002, 0), (0.005, 3), (0.010, 8), (0.012, 10)])
