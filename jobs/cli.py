@@ -94,7 +94,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of what a run has so far."""
-    from jobs.verbs.report import write_report
+    from jobs.verbs.results.report import write_report
 
     write_report(run_dir, to, out)
 
@@ -134,7 +134,7 @@ def self_consistency(
     products: Annotated[int, typer.Option(min=1, metavar="N", help="How many; each is paid for again.")] = 50,
 ) -> None:
     """Ask about a sample of products again. Says how often the answer is the same; each is paid for again."""
-    from jobs.verbs.self_consistency import ask_twice
+    from jobs.verbs.results.self_consistency import ask_twice
 
     raise typer.Exit(ask_twice(run_dir, products, out))
 
@@ -143,7 +143,7 @@ def self_consistency(
 @takes(AuditRequest)
 def audit(context: typer.Context, request: AuditRequest) -> None:
     """Have people judge test questions. Writes a page with a sample of them; with --verdicts, reads what was said."""
-    from jobs.verbs import audit as verb
+    from jobs.verbs.results import audit as verb
 
     verb.audit(request, out)
 
@@ -169,7 +169,7 @@ def fetch(config: ConfigOption = None, overrides: SetOption = None) -> None:
 @takes(PredictRequest)
 def predict(context: typer.Context, request: PredictRequest) -> None:
     """Answer questions about images. Either a table's, or each --question about each --image; with confidence."""
-    from jobs.verbs import predict as verb
+    from jobs.verbs.results import predict as verb
 
     raise typer.Exit(verb.predict(request, out, err))
 
@@ -182,7 +182,7 @@ def merge(
     weights: WeightsOption = None,
 ) -> None:
     """Fold an adapter into its base. The result is one folder that transformers loads, without peft."""
-    from jobs.verbs import predict as verb
+    from jobs.verbs.results import predict as verb
 
     verb.merge(adapter, model, weights, output, out)
 
@@ -191,7 +191,7 @@ def merge(
 @takes(ScoreRequest)
 def score(context: typer.Context, request: ScoreRequest) -> None:
     """Score a table of any model's answers. The metrics and intervals are those of the report."""
-    from jobs.verbs import score as verb
+    from jobs.verbs.results import score as verb
 
     verb.score(request, out)
 
@@ -200,7 +200,7 @@ def score(context: typer.Context, request: ScoreRequest) -> None:
 @takes(CompareRequest)
 def compare(context: typer.Context, request: CompareRequest) -> None:
     """Rank runs and tables. They are compared, paired, on the questions that they share."""
-    from jobs.verbs import score as verb
+    from jobs.verbs.results import score as verb
 
     verb.compare(request, out)
 

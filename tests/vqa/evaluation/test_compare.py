@@ -19,7 +19,7 @@ from jobs.config import validate_config
 from jobs.options import CompareRequest
 from jobs.run.layout import RunDir
 from jobs.run.run import open_run
-from jobs.verbs import score as verb
+from jobs.verbs.results import score as verb
 from tests.conftest import SHARED, launch
 from tests.vqa.evaluation.rows import examples, predictions
 from vqa.evaluation.compare import BEST, compare, headline, left_out, pair_facts
