@@ -22,6 +22,7 @@ def assert_as_promised(tally: Tally, kills: int) -> None:
     assert len(tally.outcomes) > 6
 
 
+@pytest.mark.slow
 def test_twenty_products_survive_every_fault_and_two_kills(tmp_path: Path) -> None:
     assert_as_promised(try_generation(tmp_path, products=20, kills=2, seed=1, generator="google_genai"), kills=2)
 

@@ -75,10 +75,8 @@ def stand_in(answers: Path, log: Path, *keys: str) -> Iterator[str]:
             process.terminate()
 
 
-@pytest.mark.parametrize(
-    "generator",
-    ["google_genai", *(pytest.param(g, marks=pytest.mark.slow) for g in known_generators() if g != "google_genai")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("generator", known_generators())
 def test_a_key_is_in_no_file_no_command_line_and_no_output(tmp_path: Path, generator: str) -> None:
     catalogue = tmp_path / "catalogue"
     render(catalogue, products=12, seed=3)

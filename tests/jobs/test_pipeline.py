@@ -238,7 +238,7 @@ def test_killed_in_training_and_evaluation_it_ends_with_the_same_adapter_and_ans
     assert content(tmp_path / "run") == content(finished[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGHUP])
 def test_ctrl_c_and_a_lost_terminal_end_cleanly_and_the_next_start_goes_on(
     tmp_path: Path, catalogue: Path, number: signal.Signals
 ) -> None:

@@ -254,7 +254,9 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path
         yield config, server
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["terminated", "killed"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)], ids=["terminated", "killed"]
+)
 def test_through_kills_and_resumption_nothing_recorded_is_paid_twice(
     shop: tuple[Path, StandIn], tmp_path: Path, number: signal.Signals
 ) -> None:

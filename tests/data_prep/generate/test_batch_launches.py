@@ -78,7 +78,10 @@ def replies(run: RunDir) -> list[Reply]:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"model": OTHER}, f"'{MODEL}' → '{OTHER}'"), ({"temperature": 0.5}, "temperature: None → 0.5")],
+    [
+        ({"model": OTHER}, f"'{MODEL}' → '{OTHER}'"),
+        pytest.param({"temperature": 0.5}, "temperature: None → 0.5", marks=pytest.mark.slow),
+    ],
 )
 def test_batches_under_other_settings_stop_a_launch_until_they_are_recorded(
     collection: Path, tmp_path: Path, server: StandIn, change: dict[str, object], named: str
