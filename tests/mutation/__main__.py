@@ -112,21 +112,31 @@ def does_something_else(source: str, mutated: str) -> bool:
 
 
 def _bare(source: str) -> str:
-    """A dump of the syntax tree without what changes no result.
+    """A dump of the syntax tree without what changes no result, and without values that a test could only repeat.
 
-    Left out are annotations, decorators of classes, the marks "/" and "*" among parameters, and the arguments ``flush`` (when a
-    line is seen) and ``strict`` (of zip: an assertion about lengths that are equal).
+    Left out are annotations, decorators of classes, the marks "/" and "*" among parameters, the arguments ``flush`` (when a
+    line is seen) and ``strict`` (of zip: an assertion about lengths that are equal), and the numbers of tuning constants
+    (module-level names in capitals) and of defaults (of parameters and fields).
     """
     tree = ast.parse(source)
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and all(
+            isinstance(n, ast.Name) and n.id.isupper() for n in statement.targets
+        ):
+            statement.value = _without_numbers(statement.value)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             node.keywords = [keyword for keyword in node.keywords if keyword.arg not in ("flush", "strict")]
         elif isinstance(node, ast.ClassDef):
             node.decorator_list = []
+            for field in node.body:
+                if isinstance(field, ast.AnnAssign) and field.value is not None:
+                    field.value = _without_numbers(field.value)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             node.returns = None
             node.args.args += node.args.posonlyargs + node.args.kwonlyargs
             node.args.defaults += [default for default in node.args.kw_defaults if default is not None]
+            node.args.defaults = [_without_numbers(default) for default in node.args.defaults]
             node.args.posonlyargs, node.args.kwonlyargs, node.args.kw_defaults = [], [], []
             node.args.args.sort(key=lambda one: one.arg)
         elif isinstance(node, ast.arg):
@@ -134,6 +144,15 @@ def _bare(source: str) -> str:
         elif isinstance(node, ast.AnnAssign):
             node.annotation = ast.Constant(None)
     return ast.dump(tree)
+
+
+def _without_numbers(value: ast.expr) -> ast.expr:
+    """An expression that is made of numbers alone as one that says nothing; any other as it is."""
+    parts = (ast.Constant, ast.Tuple, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop, ast.Load)
+    made_of_numbers = all(
+        isinstance(part, parts) and not isinstance(getattr(part, "value", 0), str | bytes) for part in ast.walk(value)
+    )
+    return ast.Constant(None) if made_of_numbers else value
 
 
 def survives(mutant: Mutant, tree: Path) -> bool:

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.outcomes import Failed, Ok
-from jobs.shards.journal import JournalWriter, ReadReport, journal_files, read_journal, seal, unseal
+from jobs.shards.journal import (
+    JournalWriter,
+    ReadReport,
+    corrupted_files,
+    extents,
+    journal_files,
+    read_journal,
+    seal,
+    unseal,
+)
 
 
 def write(folder: Path, count: int = 5) -> Path:
@@ -84,6 +93,22 @@ def test_a_closed_file_is_let_go_of_and_colleagues_can_read_it(tmp_path: Path) -
     writer.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert writer.path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"x" * (1 << 20), b"x" * ((1 << 20) + 1)], ids=len)
+def test_a_file_counts_as_changed_only_where_its_known_bytes_did(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "records.a.f.jsonl"
+    path.write_bytes(data)
+    known = extents([path])
+    path.write_bytes(data + b"another attempt")
+    assert corrupted_files(tmp_path, known) == []
+    if data:
+        path.write_bytes(data[:-1] + b"y")
+        assert corrupted_files(tmp_path, known) == [path]
+        path.write_bytes(data[:-1])
+        assert corrupted_files(tmp_path, known) == [path]
+        path.unlink()
+        assert corrupted_files(tmp_path, known) == [path]
 
 
 def test_a_damaged_line_is_reported_by_its_number(tmp_path: Path) -> None:

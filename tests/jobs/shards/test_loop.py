@@ -251,13 +251,16 @@ def test_a_damaged_record_is_done_again_and_reported(tmp_path: Path, capsys: pyt
     assert marker and marker.damaged_lines == 1
 
 
-def test_records_that_changed_after_their_shard_was_finished_are_counted_in_its_marker(tmp_path: Path) -> None:
+def test_records_that_changed_after_their_shard_was_finished_are_named_and_counted_in_its_marker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_all(tmp_path, 1)
     store = ShardStore(tmp_path / "stage")
     for times in (1, 2):
         path = journal_files(store.shard(0))[-1]
         path.write_bytes(path.read_bytes()[:-20])
         run_all(tmp_path, 1)
+        assert f"what it lost is done again: {path}" in capsys.readouterr().out
         marker = ShardMarker.read(store, 0)
         assert marker and marker.changed_files == times
         assert results(tmp_path) == expected()
@@ -266,7 +269,7 @@ def test_records_that_changed_after_their_shard_was_finished_are_counted_in_its_
 def test_what_superseded_records_cost_is_summed_and_only_of_those_that_were_paid_for(tmp_path: Path) -> None:
     progress = Progress(Asked(tmp_path, [], 1), "present", {"item-0": "content"})
     for value in ({"dollars": 0.25}, {"dollars": 0.5}, {"square": 4}, None):
-        progress.read(Record("item-0", value is not None, "other", "present", value=value))
+        assert not progress.read(Record("item-0", value is not None, "other", "present", value=value))
     superseded = progress.outdated()["item-0"]
     assert (superseded.dollars, superseded.paid, superseded.content, superseded.settings) == (0.75, True, True, "")
 

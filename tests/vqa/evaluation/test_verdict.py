@@ -11,8 +11,8 @@ import pytest
 from data_prep.curate.blind_floor import blind_answers
 from data_prep.records import Example
 from vqa.evaluation.metrics import exact_match
-from vqa.evaluation.statistics import holm, label_codes, mcnemar, sign_flip
-from vqa.evaluation.verdict import GUESSING, LEARNED, UNKNOWN, WORSE, ModelVerdict, Questions, judge
+from vqa.evaluation.statistics import Interval, holm, label_codes, mcnemar, sign_flip
+from vqa.evaluation.verdict import GUESSING, LEARNED, UNKNOWN, WORSE, Contrast, ModelVerdict, Questions, judge
 
 TRUTHS = {
     "color": ("red", "blue", "green", "white"),
@@ -297,6 +297,12 @@ def test_flipping_signs_counts_products_and_not_their_questions() -> None:
     assert sign_flip(np.zeros(30), np.repeat(np.arange(6), 5)) == 1.0
     # By hand: sums 2, 1, -1; of the eight totals of ±2 ±1 ±1 six are at least 2 away from 0.
     assert sign_flip(np.array([1.0, 1.0, 1.0, -1.0]), np.array([0, 0, 1, 2])) == pytest.approx(6 / 8)
+
+
+@pytest.mark.parametrize(("mean", "detectable", "weak"), [(0.3, 0.9, False), (0.0, 0.9, True), (0.0, 0.01, False)])
+def test_a_comparison_is_too_weak_only_where_it_found_nothing(mean: float, detectable: float, weak: bool) -> None:
+    found = Contrast(Interval(mean, mean, mean, 100, 50), 0.001, 0.001 if mean else 1.0, detectable)
+    assert found.too_weak == weak
 
 
 def test_holm_corrects_in_order_and_never_above_one() -> None:

@@ -92,6 +92,8 @@ def test_a_closed_ledger_file_is_on_the_disk_and_let_go_of(tmp_path: Path, monke
     budget.close()
     (file,) = (tmp_path / "spending").glob("*.jsonl")
     assert synchronized[file.name] == file.stat().st_size > 0
+    assert "spending" in synchronized, "after a power cut the file must still be in its folder"
+    assert file.stat().st_mode & 0o777 & ~0o644 == 0
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
