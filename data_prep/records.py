@@ -10,6 +10,8 @@ A line of ``1_prepare/products.jsonl`` is a `Product`::
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -167,6 +169,14 @@ class Opinions:
     seen_answer: str = ""
     blind_answer: str = ""
     listing: str = ""  # the field's value, where the question asks for exactly that
+
+
+def by_image(examples: Sequence[Example]) -> dict[str, list[Example]]:
+    """Examples grouped by image, images in order of first appearance."""
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        groups[example.image_path].append(example)
+    return dict(groups)
 
 
 def from_dict(kind: type[T], data: dict[str, Any]) -> T:

@@ -29,6 +29,7 @@ from jobs.options import (
     RunDirOption,
     ScoreRequest,
     SetOption,
+    ToOption,
     WeightsOption,
     WorkersOption,
     takes,
@@ -86,12 +87,7 @@ def status(
 @app.command()
 def report(
     run_dir: RunDirArgument,
-    to: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Write it here, and nothing into the run's folder, which may be read-only."
-        ),
-    ] = None,
+    to: ToOption = None,
 ) -> None:
     """Write the report of what a run has so far."""
     from jobs.verbs.results.report import write_report
@@ -203,6 +199,20 @@ def compare(context: typer.Context, request: CompareRequest) -> None:
     from jobs.verbs.results import score as verb
 
     verb.compare(request, out)
+
+
+@app.command()
+def export(
+    run_dir: RunDirArgument,
+    to: ToOption = None,
+    merged: Annotated[bool, typer.Option("--merged", help="Also each adapter folded into its base.")] = False,
+) -> None:
+    """Write what a run made as folders to publish. Dataset with images, adapters and cards, for the Hugging Face hub."""
+    from jobs.verbs.results import export as verb
+
+    if to is None:
+        raise typer.BadParameter("Name the new folder: --to FOLDER.")
+    verb.export(run_dir, to, merged=merged, out=out)
 
 
 @app.command("tiny-base")

@@ -85,6 +85,13 @@ GroupByOption = Annotated[
     str | None,
     typer.Option(metavar="COLUMN", help="A table's column that names product or image; intervals resample these."),
 ]
+ToOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Write here (export: a new folder), and nothing into the run's folder, which may be read-only.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 
 

@@ -23,7 +23,7 @@ from data_prep.files import read_jsonl
 from data_prep.images.decode import MOST_PIXELS, ImageProblem, decode
 from data_prep.images.locate import locator
 from data_prep.outcomes import UserError
-from data_prep.records import Example
+from data_prep.records import Example, by_image
 from vqa.models.base import Batch, Processor
 
 IMAGES_CHECKED = 500  # per split, by `verify_dataset`: a second or two on a network file system
@@ -154,14 +154,6 @@ class VQADataset(Dataset[Batch]):
 def as_batch(batch: Any) -> Any:
     """The ``collate_fn`` for a `VQADataset`, whose `__getitems__` has made the batch already."""
     return batch
-
-
-def by_image(examples: Sequence[Example]) -> dict[str, list[Example]]:
-    """Examples grouped by image, images in order of first appearance."""
-    groups: dict[str, list[Example]] = defaultdict(list)
-    for example in examples:
-        groups[example.image_path].append(example)
-    return dict(groups)
 
 
 class ImageOrder(Sampler[int]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.files import file_digest, read_json, read_jsonl
 from data_prep.records import TEACHER_FILE, Answered, Example
@@ -18,6 +18,9 @@ from jobs.stages.generate import Generate
 from jobs.stages.status import StepStatus
 from jobs.stages.validate import Validate
 from jobs.stages.verify import Verify, opinions
+
+if TYPE_CHECKING:
+    from vqa.report.inputs import ReportInputs
 
 
 class Report(SingleStage):
@@ -62,9 +65,18 @@ class Report(SingleStage):
 
     def write(self, out: Path) -> int:
         """Write the page and report.json into a folder; the number of answers in them."""
+        from vqa.report.build import build
+
+        inputs = self.gather()
+        for figures in build(inputs, out).models.values():
+            if figures.verdict:
+                print(figures.verdict.headline, flush=True)
+        return sum(len(rows) for variants in inputs.predictions.values() for rows in variants.values())
+
+    def gather(self) -> ReportInputs:
+        """What there is to report on."""
         from jobs.stages.audit import people_say
         from vqa.evaluation.bertscore import BertSettings
-        from vqa.report.build import build
         from vqa.report.inputs import ReportInputs, StageSummary
 
         evaluate = self.config.evaluate
@@ -88,7 +100,7 @@ class Report(SingleStage):
             controls[model] = {control.name: answers_of(control, LORA)[0] for control in evaluated.controls()}
         summaries, warnings = self._stages(StageSummary)
         test, (audit, problems) = list(self._examples(evaluate.split)), people_say(self.run_dir, self.config)
-        inputs = ReportInputs(
+        return ReportInputs(
             run=self._run(),
             stages=summaries,
             stats=self._stats(),
@@ -109,10 +121,6 @@ class Report(SingleStage):
             settings=self.config.report,
             bert=BertSettings(evaluate.bertscore_model, evaluate.bertscore_layer) if evaluate.bertscore_model else None,
         )
-        for figures in build(inputs, out).models.values():
-            if figures.verdict:
-                print(figures.verdict.headline, flush=True)
-        return sum(len(rows) for variants in predictions.values() for rows in variants.values())
 
     def _run(self) -> Mapping[str, Any]:
         """What run.json says of the launches; and the settings that each step was made with, which may not be today's."""

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import torch
 
-from data_prep.records import Example
-from vqa.dataset import by_image, needed_image
+from data_prep.records import Example, by_image
+from vqa.dataset import needed_image
 from vqa.evaluation.metrics import exact_match
 from vqa.inference.answerer import autocast, cut
 from vqa.models.base import Batch, Model

@@ -15,9 +15,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from data_prep.files import read_json, write_json
-from data_prep.records import Example, from_dict
+from data_prep.records import Example, by_image, from_dict
 from vqa import distributed
-from vqa.dataset import by_image
 from vqa.evaluation.collapse import alarm, spreads
 from vqa.inference.samples import AnsweredSample, evaluate_on_samples, loss_on_samples
 from vqa.inference.synthetic import synthetic_example

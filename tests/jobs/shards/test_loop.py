@@ -251,7 +251,7 @@ def test_a_damaged_record_is_done_again_and_reported(tmp_path: Path, capsys: pyt
     assert marker and marker.damaged_lines == 1
 
 
-def test_records_that_changed_after_their_shard_was_finished_are_named_and_counted_in_its_marker(
+def test_records_that_change_after_their_shard_was_finished_are_named_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_all(tmp_path, 1)
@@ -266,7 +266,7 @@ def test_records_that_changed_after_their_shard_was_finished_are_named_and_count
         assert results(tmp_path) == expected()
 
 
-def test_what_superseded_records_cost_is_summed_and_only_of_those_that_were_paid_for(tmp_path: Path) -> None:
+def test_what_superseded_records_cost_is_the_sum_over_those_that_were_paid_for(tmp_path: Path) -> None:
     progress = Progress(Asked(tmp_path, [], 1), "present", {"item-0": "content"})
     for value in ({"dollars": 0.25}, {"dollars": 0.5}, {"square": 4}, None):
         assert not progress.read(Record("item-0", value is not None, "other", "present", value=value))
