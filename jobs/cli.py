@@ -100,11 +100,13 @@ def logs(
     run_dir: RunDirArgument,
     stage: Annotated[str | None, typer.Option(metavar="NAME", help="Only this stage (default: all).")] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only tasks whose work is not complete.")] = False,
+    tail: Annotated[int | None, typer.Option(min=1, metavar="N", help="Print the last N lines of each.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Print new lines as they come, until the run ends.")] = False,
 ) -> None:
-    """Which log to read. Names the newest one of every task, with its last error."""
-    from jobs.verbs.logs import show_logs
+    """What the tasks and SLURM said. Names the newest log of every task, with its last error, or prints them."""
+    from jobs.verbs import logs as verb
 
-    show_logs(run_dir, stage, failed, out)
+    verb.follow_logs(run_dir, stage, out, tail or 0) if follow else verb.show_logs(run_dir, stage, failed, tail, out)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from jobs.stages.status import is_complete
 from vqa.settings import is_hub_name
 
 LOW_DISK_BYTES = 10 * 2**30
+FULL_DISK_BYTES = 2**20
 
 
 def missing(run: RunDir, config: Config, steps: Sequence[Step]) -> list[str]:
@@ -79,6 +80,12 @@ def low_disk(path: Path) -> str:
     return (
         f"Only {free / 2**30:.1f} GiB are free at {path}: a whole run may need more." if free < LOW_DISK_BYTES else ""
     )
+
+
+def full_disk(folder: Path) -> str:
+    """What tasks cannot write into their logs where the disk that holds these is full; "" where it is not."""
+    free = shutil.disk_usage(folder).free
+    return f"No space left on device: {free // 1024:,} KB are free at {folder}" if free < FULL_DISK_BYTES else ""
 
 
 def free_bytes(path: Path) -> int:

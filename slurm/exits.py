@@ -40,6 +40,16 @@ class FailureReason(StrEnum):
         return self not in (FailureReason.failed, FailureReason.out_of_memory)
 
 
+def exit_folder(slurm_folder: Path, step: str) -> Path:
+    """Where a step's tasks record how they exited."""
+    return slurm_folder / "exits" / step.replace(":", "-")
+
+
+def exit_file(slurm_folder: Path, step: str, shard: int | None) -> Path:
+    """Where one task records it; one that does several shards, under the first of them."""
+    return exit_folder(slurm_folder, step) / f"{'task' if shard is None else f'{shard:05d}'}.json"
+
+
 def read_exit(path: Path) -> TaskExit | None:
     """How the last attempt exited; None where none could record it."""
     data = read_json(path)

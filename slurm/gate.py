@@ -1,6 +1,6 @@
 """The gate after a step: decides from the run's own files how the chain goes on. Runs inside a small SLURM job.
 
-- The step is complete: the gate succeeds, and the steps that wait for it start.
+- The step is complete: the gate succeeds, and the steps that wait for it start. The last one of a segment queues the next one.
 - Tasks were killed: the gate submits them again with a new gate, makes the waiting steps depend on the new one, and fails.
 - Anything else: the gate fails, and SLURM cancels the steps that depend on it.
 """
@@ -12,14 +12,28 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
-from slurm.chain import Chain, ChainFolder, StepPhase, StepState, after_gates, after_jobs
-from slurm.exits import FailureReason, failure_reason, read_exit
+from slurm.chain import (
+    Chain,
+    ChainFolder,
+    StepPhase,
+    StepState,
+    after_gates,
+    after_jobs,
+    gates_before,
+    submit_segment,
+)
+from slurm.exits import FailureReason, exit_file, failure_reason, read_exit
+from slurm.output import OUT_OF_MEMORY, slurm_error
 from slurm.profile import SlurmError
 from slurm.queue import live_jobs, run_command, sacct_states
-from slurm.submit import Cluster
+from slurm.submit import Cluster, SubmissionLimit
+
+T = TypeVar("T")
 
 WAIT_FOR_SUBMITTER_SECONDS = 120.0
+WAIT_FOR_ROOM_SECONDS = 600.0  # for jobs to leave the queue where the site takes no more of them
 
 ADVICE = {
     FailureReason.failed: "the logs say why",
@@ -49,7 +63,7 @@ def run_gate(
     state = folder.step(name)
     assert state is not None, name
     try:
-        chain = _wait_for_submission(folder)
+        chain = _wait_for_submission(folder, name)
     except SlurmError as error:
         return _stop(folder, state, str(error))
     state = folder.step(name) or state
@@ -65,17 +79,14 @@ def run_gate(
         traceback.print_exc()
         return _stop(folder, state, f"its results cannot be read ({type(error).__name__}: {error})")
     if not shards and not problem:
-        state.phase, state.reasons, state.message = StepPhase.COMPLETE, {}, ""
-        folder.write_step(state)
-        print(f"{name}: complete")
-        return 0
+        return _complete(folder, chain, state)
     cluster = Cluster(chain.profile, folder.path, chain.token)
-    state.reasons = _reasons(cluster, state, shards)
+    state.reasons = _reasons(folder, state, shards)
     retryable = bool(shards) and all(reason.retryable for reason in state.reasons)
     if not retryable or state.retries >= chain.profile.retries:
         return _stop(folder, state, problem)
     try:
-        _retry(folder, cluster, state, shards)
+        _with_patience(lambda: _retry(folder, cluster, state, shards))
     except SlurmError as error:
         return _stop(folder, state, f"cannot submit from a compute node ({error})")
     repoint_followers(folder, chain, name)
@@ -84,35 +95,74 @@ def run_gate(
     return 1
 
 
-def _wait_for_submission(folder: ChainFolder) -> Chain:
-    """The chain, once its submitter has queued all of it: the first tasks may end before that."""
+def _complete(folder: ChainFolder, chain: Chain, state: StepState) -> int:
+    """Let the next steps start; queue them first where they are not queued yet."""
+    name = state.work.name
+    if chain.is_closing(name):
+        following = chain.segment_of(name) + 1
+        try:
+            _with_patience(lambda: submit_segment(folder, chain, following))
+        except SlurmError as error:
+            steps = ", ".join(work.name for work in chain.segments[following])
+            return _stop(folder, state, f"{steps} cannot be queued from a compute node ({error})", complete=True)
+    state.phase, state.reasons, state.message = StepPhase.COMPLETE, {}, ""
+    folder.write_step(state)
+    print(f"{name}: complete")
+    states = folder.steps(chain)
+    if len(states) == len(chain.steps) and all(one.phase is StepPhase.COMPLETE for one in states):
+        _mail(folder, chain)
+    return 0
+
+
+def _with_patience(submit: Callable[[], T]) -> T:
+    """Submit; where the site takes no more jobs now, wait for others to leave the queue.
+
+    Raises:
+        SlurmError: it is refused for another reason, or for too long.
+    """
+    deadline = time.monotonic() + WAIT_FOR_ROOM_SECONDS
+    while True:
+        try:
+            return submit()
+        except SubmissionLimit as error:
+            if time.monotonic() > deadline:
+                raise
+            print(f"{error} Trying again.", flush=True)
+            time.sleep(20)
+
+
+def _wait_for_submission(folder: ChainFolder, name: str) -> Chain:
+    """The chain, once its submitter has queued all of the step's segment: the first tasks may end before that."""
     deadline = time.monotonic() + WAIT_FOR_SUBMITTER_SECONDS
     while True:
         chain = folder.chain()
         assert chain is not None
-        if len(folder.steps(chain)) == len(chain.steps):
+        recorded = {state.work.name for state in folder.steps(chain)}
+        if all(work.name in recorded for work in chain.segments[chain.segment_of(name)]):
             return chain
         if time.monotonic() > deadline:
             raise SlurmError("The submission of this run did not finish: run the same command again.")
         time.sleep(0.5)
 
 
-def _reasons(cluster: Cluster, state: StepState, shards: Sequence[int | None]) -> dict[FailureReason, list[int | None]]:
+def _reasons(
+    folder: ChainFolder, state: StepState, shards: Sequence[int | None]
+) -> dict[FailureReason, list[int | None]]:
     """Why each shard is not complete."""
-    ids: dict[int | None, str] = {}
-    for job in state.jobs:
-        for index, shard in enumerate(job.shards):
-            ids[shard] = job.id if len(job.shards) == 1 else f"{job.id}_{index}"
+    tasks = {shard: (id, part[0]) for job in state.jobs for id, part in job.elements().items() for shard in part}
     accounting = sacct_states(job.id for job in state.jobs) or {}
     reasons: dict[FailureReason, list[int | None]] = {}
     for shard in shards:
-        task_exit = read_exit(cluster.exit_file(state.work.name, shard))
-        reason = failure_reason(task_exit, state.submitted_at, accounting.get(ids.get(shard, "")))
+        job, first = tasks.get(shard, ("", shard))
+        task_exit = read_exit(exit_file(folder.path, state.work.name, first))
+        reason = failure_reason(task_exit, state.submitted_at, accounting.get(job))
+        if reason is FailureReason.killed and OUT_OF_MEMORY.search(slurm_error(folder.outputs(job))):
+            reason = FailureReason.out_of_memory
         reasons.setdefault(reason, []).append(shard)
     return reasons
 
 
-def _stop(folder: ChainFolder, state: StepState, problem: str | None) -> int:
+def _stop(folder: ChainFolder, state: StepState, problem: str | None, *, complete: bool = False) -> int:
     """Stop the chain here: SLURM cancels what depends on this gate."""
     parts = [problem] if problem else []
     for reason, shards in state.reasons.items():
@@ -122,12 +172,28 @@ def _stop(folder: ChainFolder, state: StepState, problem: str | None) -> int:
         parts.append(f"{reason}{which}{again}{advice}")
     state.phase = StepPhase.STOPPED
     state.message = (
-        f"{state.work.name} is not complete: {'; '.join(parts)}. Logs: {state.work.logs}. "
+        f"{state.work.name} is {'' if complete else 'not '}complete: {'; '.join(parts)}. Logs: {state.work.logs}. "
         "Finished work is kept; the same command again resumes."
     )
     folder.write_step(state)
     print(f"error: {state.message}")
+    if (chain := folder.chain()) is not None:
+        _mail(folder, chain)
     return 1
+
+
+def _mail(folder: ChainFolder, chain: Chain) -> None:
+    """Have SLURM send its mail about this gate's end, which is that of the run: one mail, whichever gates end it."""
+    job, address = os.environ.get("SLURM_JOB_ID"), chain.profile.mail
+    if address is None or job is None:
+        return
+    try:
+        (folder.path / f"mail-{chain.submission}").mkdir()
+        run_command(["scontrol", "update", f"jobid={job}", f"mailuser={address}", "mailtype=END,FAIL"])
+    except FileExistsError:
+        return  # another gate did
+    except SlurmError as error:
+        print(f"no mail to {address}: {error}")
 
 
 def _first(shards: Sequence[int | None]) -> str:
@@ -140,7 +206,8 @@ def _retry(folder: ChainFolder, cluster: Cluster, state: StepState, shards: list
     # Jobs that this gate submitted in an earlier attempt and could not record, because it was killed in between.
     if unrecorded := {j.base for j in live_jobs(cluster.token) if j.step == state.work.name and not j.is_gate}:
         run_command(["scancel", *sorted(unrecorded)])
-    jobs = cluster.submit(state.work, shards)
+    # In no more jobs than have ended: where the queue has a limit, there is room for as many.
+    jobs = cluster.submit(state.work, shards, elements=sum(len(job.elements()) for job in state.jobs))
     try:
         gate = cluster.submit_gate(state.work, after_jobs(jobs, []))
     except SlurmError:
@@ -154,13 +221,12 @@ def repoint_followers(folder: ChainFolder, chain: Chain, name: str) -> None:
     """Make the steps after this one depend on the gates that are on record now."""
     states = {state.work.name: state for state in folder.steps(chain)}
     for follower in states.values():
-        if name not in follower.work.after:
+        follows = name in follower.work.after
+        if not follows and not (chain.is_closing(follower.work.name) and follower.work.name != name):
             continue
-        before = [states[step] for step in follower.work.after if step in states]
-        # SLURM forgets jobs some minutes (MinJobAge) after their end: naming a gate that succeeded would be an error.
-        gates = [state.gate for state in before if state.phase is not StepPhase.COMPLETE]
-        changes = {job.id: after_gates(gates) for job in follower.jobs}
-        changes[follower.gate] = after_jobs(follower.jobs, gates)
+        before, before_gate = (gates_before(chain, states, follower.work, gate=gate) for gate in (False, True))
+        changes = {job.id: after_gates(before) for job in follower.jobs} if follows else {}
+        changes[follower.gate] = after_jobs(follower.jobs, before_gate)
         for job, dependency in changes.items():
             with suppress(SlurmError):  # SLURM has cancelled it: another step that it depended on failed
                 run_command(["scontrol", "update", f"jobid={job}", f"dependency={dependency}"])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -63,6 +63,18 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _none(value: object) -> object:
+    """The word none means what YAML's null does."""
+    return None if str(value).lower() == "none" else value
+
+
+def _job_ids(value: object) -> object:
+    """One id or several, as numbers or words."""
+    return tuple(str(one) for one in value) if isinstance(value, list | tuple) else (str(value),)
+
+
+JobId = Annotated[str, Field(pattern=r"^\d+(_\d+)?$")]
+Memory = Annotated[str, Field(pattern=r"^\d+[MGT]$")]
 Word = Annotated[str, Field(pattern=r"^[^\s'\"]+$")]
 
 
@@ -71,19 +83,26 @@ class Resources(Strict):
 
     cpus: int = Field(default=2, ge=1)
     # CPUs per task
-    memory: str = Field(default="8G", pattern=r"^\d+[MGT]$")
-    # memory per node, such as 16G
+    memory: Annotated[Memory | None, BeforeValidator(_none)] = "8G"
+    # memory per node, such as 16G; none where the site does not let jobs ask for it
+    memory_per_cpu: Memory | None = None
+    # instead of memory
     time: Annotated[int, BeforeValidator(minutes), Field(ge=1)] = 240
     # time limit; a task that reaches it saves its work and is requeued
     gpus: int = Field(default=0, ge=0)
     # GPUs per node; training runs one task per GPU
     gpu_type: Word | None = None
     # as in --gpus-per-node=TYPE:N
+    gpu_option: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    # how the site wants GPUs to be asked for: gres is --gres=gpu:N
+    tasks_per_node: int | None = Field(default=None, ge=1)
+    # processes of a training on each node (default: one per GPU)
     nodes: int = Field(default=1, ge=1)
     # more than one for training only
     partition: Word | None = None
     account: Word | None = None
     qos: Word | None = None
+    wckey: Word | None = None
     constraint: str | None = None
     nice: int | None = None
     parallel: int = Field(default=256, ge=1)
@@ -92,6 +111,11 @@ class Resources(Strict):
     # other sbatch options, by their long names: {exclude: "n[7-9]", exclusive: true}
     setup: tuple[str, ...] = ()
     # shell lines that run before the task, after the profile's own
+
+    @property
+    def processes(self) -> int:
+        """How many processes a training has on each node."""
+        return self.tasks_per_node or max(1, self.gpus)
 
 
 class Profile(Strict):
@@ -109,13 +133,42 @@ class Profile(Strict):
     # how often a task may reach its time limit before it counts as failed
     retries: int = Field(default=2, ge=0)
     # how often killed tasks of a stage are submitted again
+    max_queued: int | None = Field(default=None, ge=3)
+    # the most jobs of a run in the queue at one time, array elements and gates included, where the site has such a limit:
+    # tasks then do several shards each, and gates queue the next stages
+    after: Annotated[tuple[JobId, ...], BeforeValidator(_job_ids)] = ()
+    # jobs of any kind that must succeed before a run begins
+    mail: Word | None = None
+    # address that gets one mail when a run ends or stops
 
     def resources(self, stage: str) -> Resources:
-        """The resources of a stage's tasks."""
-        return self.stages.get(stage, self.defaults)
+        """The resources of a step's tasks: its own (train:blip), or those of its stage."""
+        return self.stages.get(stage) or self.stages.get(stage.partition(":")[0], self.defaults)
 
 
-GATE_RESOURCES = {"cpus": 1, "memory": "2G", "time": 60, "gpus": 0, "gpu_type": None, "nodes": 1}
+GATE_RESOURCES = {"cpus": 1, "time": 60, "gpus": 0, "gpu_type": None, "nodes": 1, "tasks_per_node": None}
+
+
+def _inherit(defaults: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with the values that it does not override; one way to ask for memory takes the place of the other."""
+    merged = {**defaults, **section}
+    if "memory_per_cpu" in section and "memory" not in section:
+        merged["memory"] = None
+    if "memory" in section and "memory_per_cpu" not in section:
+        merged.pop("memory_per_cpu", None)
+    return merged
+
+
+def _gate(defaults: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """The gate runs where the tasks run, but needs little, whatever the defaults are."""
+    memory = {"memory": "2G"} if defaults.get("memory", "8G") not in (None, "none") else {}
+    return _inherit({**defaults, **GATE_RESOURCES, **memory}, section)
+
+
+def _is_step(name: str, stages: Collection[str]) -> bool:
+    """Whether resources can be given for it: a stage, a stage of one model (train:blip), or the gate."""
+    stage, colon, target = name.partition(":")
+    return name == GATE or (stage in stages and bool(target) == bool(colon))
 
 
 class _Loader(yaml.SafeLoader):
@@ -164,13 +217,17 @@ def build_profile(tree: Mapping[str, Any], stages: Collection[str], source: str)
     tree |= {"stages": sections, "defaults": defaults}  # YAML reads an empty section as None
     problems = []
     if isinstance(sections, dict) and isinstance(defaults, dict):
-        problems += [f"stages.{n}: {unknown_name(n, known, 'stage')}" for n in sections if n not in known]
-        merged = {name: {**defaults, **section} for name, section in sections.items() if isinstance(section, dict)}
-        # The gate runs where the tasks run, but needs little, whatever the defaults are.
-        merged[GATE] = {**defaults, **GATE_RESOURCES, **(sections.get(GATE) or {})}
+        problems += [f"stages.{n}: {unknown_name(n, known, 'stage')}" for n in sections if not _is_step(n, stages)]
+        defaults = tree["defaults"] = _inherit({}, defaults)
+        merged = {
+            name: _inherit(_inherit(defaults, sections.get(name.partition(":")[0]) or {}), section)
+            for name, section in sections.items()
+            if isinstance(section, dict)
+        }
+        merged[GATE] = _gate(defaults, sections.get(GATE) or {})
         tree["stages"] = {**sections, **merged}
         for name, section in {"defaults": defaults, **sections}.items():
-            problems += _reserved(name, section)
+            problems += _mistakes(name, section)
     try:
         profile = Profile.model_validate(tree)
     except ValidationError as error:
@@ -181,12 +238,16 @@ def build_profile(tree: Mapping[str, Any], stages: Collection[str], source: str)
     return profile
 
 
-def _reserved(name: str, section: object) -> list[str]:
-    flags = section.get("flags") if isinstance(section, dict) else None
-    if not isinstance(flags, dict):
+def _mistakes(name: str, section: object) -> list[str]:
+    """What a section's own values say of each other and of this program's."""
+    if not isinstance(section, dict):
         return []
     where = name if name == "defaults" else f"stages.{name}"
-    lines = []
+    both = all(_none(section.get(key)) is not None for key in ("memory", "memory_per_cpu"))
+    lines = [f"{where}: give memory or memory_per_cpu, not both"] if both else []
+    flags = section.get("flags")
+    if not isinstance(flags, dict):
+        return lines
     for flag in flags:
         long = str(flag).replace("_", "-").lstrip("-")
         if long in RESERVED:
@@ -210,7 +271,7 @@ def _explain(problem: ErrorDetails) -> str:
         model = Resources if location[0] in ("defaults", "stages") else Profile
         return f"{key}: {unknown_name(location[-1], list(model.model_fields), 'key')}"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    if location[-1] == "memory":
+    if location[-1] in ("memory", "memory_per_cpu"):
         message = "write memory as a whole number with M, G or T, such as 16G"
     if location[-1] == "setup":
         message = 'write a list of shell lines, such as ["module load cuda"]'

@@ -1,17 +1,20 @@
 """What SLURM knows of a run's jobs: squeue for live ones and, where the site has it, sacct for how they ended.
 
-A run's jobs are recognized by name: each name ends in the run's token, ``validate.3f2a9c1b``. Ids alone would not do, because
-SLURM reuses them.
+A run's jobs are recognized by name: each name ends in the run's name and token, ``validate.abo.3f2a9c1b``. Ids alone would not
+do, because SLURM reuses them.
 """
 
 from __future__ import annotations
 
 import os
+import pwd
+import re
 import subprocess
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from slurm.profile import SlurmError
+from slurm.profile import SlurmError, minutes
 
 GATE_PREFIX = "gate-"
 
@@ -29,12 +32,19 @@ class QueuedJob:
     @property
     def step(self) -> str:
         """The step, such as validate or train:blip; also that of a gate."""
-        return self.name.rpartition(".")[0].removeprefix(GATE_PREFIX)
+        return self.name.rsplit(".", 2)[0].removeprefix(GATE_PREFIX)
 
     @property
     def is_gate(self) -> bool:
         """Whether it is the small job that checks a step's results."""
         return self.name.startswith(GATE_PREFIX)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it waits until somebody releases it."""
+        return self.state in ("PENDING", "REQUEUE_HOLD", "SPECIAL_EXIT") and bool(
+            re.search("held|hold", f"{self.reason} {self.state}", re.IGNORECASE)
+        )
 
     @property
     def base(self) -> str:
@@ -75,13 +85,14 @@ def env_without_slurm() -> dict[str, str]:
     }
 
 
-def live_jobs(token: str) -> list[QueuedJob]:
-    """The run's waiting and running jobs, each array element on its own.
+def live_jobs(token: str, owner: int | None = None) -> list[QueuedJob]:
+    """The run's waiting and running jobs, each array element on its own; ``owner``: whose they are (default: this user).
 
     Raises:
         SlurmError: squeue does not exist or does not answer.
     """
-    output = run_command(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%j|%r|%N"])
+    user = os.getuid() if owner is None else owner
+    output = run_command(["squeue", "--noheader", "--array", f"--user={user}", "--format=%i|%T|%j|%r|%N"])
     jobs = [QueuedJob(*line.split("|", 4)) for line in output.splitlines() if line.count("|") >= 4]
     return [job for job in jobs if job.name.endswith(f".{token}")]
 
@@ -94,7 +105,7 @@ def sacct_states(ids: Iterable[str]) -> dict[str, str] | None:
     wanted = sorted(set(ids))
     if not wanted:
         return {}
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--array", "--format=JobID,State"]
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State"]
     try:
         output = run_command([*command, f"--jobs={','.join(wanted)}"])
     except SlurmError:
@@ -102,6 +113,61 @@ def sacct_states(ids: Iterable[str]) -> dict[str, str] | None:
     rows = [line.split("|", 1) for line in output.splitlines() if "|" in line]
     # The first word: sacct writes "CANCELLED by 1000".
     return {row[0]: row[1].split()[0] for row in rows if row[1].strip()}
+
+
+def submission_limit(qos: Sequence[str]) -> tuple[int | None, str]:
+    """How many jobs this user may have in the queue, and what says so; None where nothing does.
+
+    Args:
+        qos: the QOS that jobs ask for; without any, the user's default one counts.
+    """
+    user = pwd.getpwuid(os.getuid()).pw_name
+    found: list[tuple[int, str]] = []
+    with suppress(SlurmError):
+        shown = ["sacctmgr", "--noheader", "--parsable2", "show"]
+        rows = run_command([*shown, "assoc", f"user={user}", "format=MaxSubmitJobs,DefaultQOS,QOS"]).splitlines()
+        names = set(qos)
+        for limit, default, allowed in (row.split("|", 2) for row in rows if row.count("|") >= 2):
+            found += [(int(limit), f"limit of the account of {user}")] if limit.isdecimal() else []
+            names |= set() if qos else set(filter(None, [default or allowed.partition(",")[0]]))
+        for row in run_command([*shown, "qos", "format=Name,MaxSubmitJobsPU,MaxSubmitJobsPA,GrpSubmit"]).splitlines():
+            name, *limits = row.split("|")
+            found += [(int(one), f"limit of the QOS {name}") for one in limits if one.isdecimal() and name in names]
+    with suppress(SlurmError):
+        match = re.search(r"^MaxJobCount\s*=\s*(\d+)", run_command(["scontrol", "show", "config"]), re.MULTILINE)
+        found += [(int(match[1]), "MaxJobCount of the site, shared by all users")] if match else []
+    return min(found) if found else (None, "")
+
+
+def partition_minutes(partition: str | None) -> int | None:
+    """The longest time limit of a partition, or of the default one; None where there is none, or sinfo does not say."""
+    with suppress(SlurmError, ValueError):
+        for row in run_command(["sinfo", "--noheader", "--format=%P|%l"]).splitlines():
+            name, _, limit = row.partition("|")
+            if (name.endswith("*") and partition is None) or name.rstrip("*") == partition:
+                return None if limit == "infinite" else minutes(limit)
+    return None
+
+
+def unfinished_jobs(ids: Sequence[str]) -> list[str]:
+    """Those of some jobs that have not ended.
+
+    Raises:
+        SlurmError: one of them ended without success.
+    """
+    left = []
+    for one in ids:
+        try:
+            shown = run_command(["scontrol", "--oneliner", "show", "job", one])
+            states = set(re.findall(r"JobState=(\w+)", shown))
+        except SlurmError:  # SLURM forgets jobs some minutes after their end
+            states = {(sacct_states([one]) or {}).get(one, "COMPLETED")}
+        if wrong := states & {"FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}:
+            raise SlurmError(
+                f"Job {one}, which this run is to follow, ended as {wrong.pop()}: run it again, or leave it out."
+            )
+        left += [one] if states != {"COMPLETED"} else []
+    return left
 
 
 def cancel(token: str) -> list[QueuedJob]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from jobs.backends.pool import FinishedTask, Task, run_tasks, visible_gpus
 from jobs.backends.stop import StopFlag
 from jobs.config import Config
 from jobs.pipeline import headlines, make_stage, task_command
+from jobs.preflight import full_disk
 from jobs.progress_line import ProgressLine
 from jobs.run.layout import RunDir, Step
 from jobs.run.logs import error_in_log, new_log
@@ -157,7 +157,9 @@ class _LocalLaunch:
         said: dict[str, tuple[int, Path]] = {}
         for result in failed:
             log = result.task.log
-            reason = error_in_log(log) or _how_it_ended(result.returncode) + _full_disk(log.parent)
+            reason = error_in_log(log) or "; ".join(
+                filter(None, (_how_it_ended(result.returncode), full_disk(log.parent)))
+            )
             count, first_log = said.get(reason, (0, log))
             said[reason] = (count + 1, first_log)
         for reason, (count, log) in said.items():
@@ -201,9 +203,3 @@ def _how_it_ended(code: int) -> str:
     if code < 0:
         return f"killed by signal {-code}"
     return f"exit code {code}" + (" (asked to stop)" if code == REQUEUE else "")
-
-
-def _full_disk(folder: Path) -> str:
-    """What a task could not write into its log when the disk that holds the log is full."""
-    free = shutil.disk_usage(folder).free
-    return f"; No space left on device: {free // 1024:,} KB are free at {folder}" if free < 1 << 20 else ""

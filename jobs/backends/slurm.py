@@ -18,8 +18,10 @@ from jobs.pipeline import make_stage, steps_before, task_command
 from jobs.run.layout import STAGES, RunDir, Step
 from slurm import queue
 from slurm.chain import ChainFolder, StepPhase, after_gates, submit_chain
-from slurm.profile import Profile, SlurmError, load_profile
-from slurm.submit import Cluster, StepWork
+from slurm.output import slurm_error
+from slurm.profile import Profile, load_profile
+from slurm.reconcile import StepVerdict, reconcile
+from slurm.submit import Cluster, StepWork, element_name
 
 DEFAULT_PROFILE = "generic"
 
@@ -76,16 +78,16 @@ def pending_work(run: RunDir, config: Config, steps: Sequence[Step], profile: Pr
         tasks = stage.tasks() if after else stage.pending()
         if not tasks:
             continue
-        resources = profile.resources(step.stage)
+        resources = profile.resources(str(step))
         works[str(step)] = StepWork(
             name=str(step),
-            stage=step.stage,
+            stage=str(step),
             command=task_command(run, step),
             gate=[sys.executable, "-m", "jobs.backends.check_step", str(run.path), str(step)],
             logs=str(run.logs(step)),
             shards=None if tasks == [None] else [task for task in tasks if task is not None],
             after=after,
-            distributed=stage.process_per_gpu and resources.gpus * resources.nodes > 1,
+            distributed=stage.process_per_gpu and resources.processes * resources.nodes > 1,
         )
     return list(works.values())
 
@@ -107,22 +109,35 @@ def show_scripts(run: RunDir, config: Config, steps: Sequence[Step], profile: Pr
     console.print("Nothing was submitted.")
 
 
-def queue_counts(run: RunDir) -> dict[str, Counter[str]] | None:
-    """Jobs in the queue per step and state (RUNNING, PENDING, ...); None where squeue does not answer or was never used.
+def look(run: RunDir) -> tuple[dict[str, Counter[str]] | None, dict[str, StepVerdict]]:
+    """What SLURM knows of a run, in one look: its jobs per step and state (RUNNING, PENDING, ...), and a verdict a step.
 
-    A step's gate is counted under ``GATE``.
+    A step's gate is counted under ``GATE``. No counts where squeue does not answer or was never used.
     """
-    token = chain_folder(run).known_token()
-    if token is None:
-        return None
-    try:
-        jobs = queue.live_jobs(token)
-    except SlurmError:
-        return None
+    found = reconcile(chain_folder(run))
+    if found.jobs is None:
+        return None, found.verdicts
     counts: dict[str, Counter[str]] = {}
-    for job in jobs:
+    for job in found.jobs:
         counts.setdefault(job.step, Counter())["GATE" if job.is_gate else job.state] += 1
-    return counts
+    return counts, found.verdicts
+
+
+def queue_counts(run: RunDir) -> dict[str, Counter[str]] | None:
+    """The counts of `look`."""
+    return look(run)[0]
+
+
+def outputs(run: RunDir, step: Step) -> dict[str, dict[Path, str]]:
+    """What SLURM itself wrote about the tasks of a step, beside their own logs: by task as logs name it, and file, its error."""
+    folder = chain_folder(run)
+    if (state := folder.step(str(step))) is None:
+        return {}
+    found = {state.gate: "gate"}
+    for job in state.jobs:
+        found |= {id: "task" if part[0] is None else element_name(part) for id, part in job.elements().items()}
+    by_task = {task: {path: slurm_error([path]) for path in folder.outputs(id)} for id, task in found.items()}
+    return {task: paths for task, paths in by_task.items() if paths}
 
 
 def require_empty_queue(run: RunDir) -> None:

@@ -1,8 +1,9 @@
-"""One task: a shard of a sharded stage, or a stage that is one job. What every back end runs.
+"""One task: a shard of a sharded stage or several, or a stage that is one job. What every back end runs.
 
 ::
 
     python -m jobs.backends.task RUN_DIR validate --shard 7
+    python -m jobs.backends.task RUN_DIR validate --shard 7 --shard 8
     python -m jobs.backends.task RUN_DIR train:blip
 
 Exit codes: 0 nothing is left to do; 75 asked to stop, start me again; 1 failed (the last line that starts with ``error:``
@@ -44,11 +45,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.backends.task", description=__doc__.split("\n")[0])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("step", type=Step.parse, help="a stage; train and evaluate with their model: train:blip")
-    parser.add_argument("--shard", type=int)
+    parser.add_argument("--shard", type=int, action="append", help="one after the other, where it is repeated")
     arguments = parser.parse_args()
     stop = StopFlag().install()
+    codes = set()
+    for shard in arguments.shard or [None]:
+        codes.add(_exit_code(arguments.run_dir, arguments.step, shard, stop))
+        if REQUEUE in codes:
+            return REQUEUE
+    return max(codes)
+
+
+def _exit_code(run_dir: Path, step: Step, shard: int | None, stop: StopFlag) -> int:
     try:
-        return run_task(arguments.run_dir, arguments.step, arguments.shard, stop)
+        return run_task(run_dir, step, shard, stop)
     except UserError as error:
         print(f"error: {error}", flush=True)
         return 1

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.pipeline import run_status
+from jobs.preflight import full_disk
 from jobs.progress_line import duration
 from jobs.run.claim import is_held
 from jobs.run.layout import RunDir
@@ -29,6 +30,7 @@ class QueueStatus:
 
     counts: dict[str, dict[str, int]] | None  # jobs by step and state; a gate's under GATE; None: squeue is silent
     stopped: dict[str, str]  # steps at which the chain stopped, and why
+    verdicts: dict[str, dict[str, str]]  # by step: verdict, why, advice; see slurm.reconcile
 
 
 def show_status(run_dir: Path, console: Console, *, as_json: bool, watch: bool = False) -> None:
@@ -47,18 +49,20 @@ def show_status(run_dir: Path, console: Console, *, as_json: bool, watch: bool =
             if watch:
                 console.clear()
             running = is_held(run)
-            table = status_table(run, steps, queue.counts if queue else None, running=running)
+            table = status_table(run, steps, queue, running=running)
             unlimited = console.options.update(max_width=10_000)
             if console.measure(table, options=unlimited).maximum > console.width:  # a table would be cut
-                for line in status_lines(run, steps, queue.counts if queue else None, running=running):
+                for line in status_lines(run, steps, queue, running=running):
                     console.print(line)
             else:
                 console.print(table)
             for step in steps:
                 for line in remarks(step):
                     console.print(line)
-            for name, message in (queue.stopped if queue else {}).items():
-                console.print(f"[red]{escape(name)} stopped:[/] {escape(message)}")
+            for line in verdict_lines(steps, queue):
+                console.print(line)
+            if full := full_disk(run.path):
+                console.print(f"[red]{escape(full)}[/]")
         if not watch:
             return
         time.sleep(WATCH_SECONDS)
@@ -70,8 +74,12 @@ def look_at_queue(run: RunDir) -> QueueStatus | None:
         return None
     from jobs.backends import slurm  # only runs on SLURM need it
 
-    counts = slurm.queue_counts(run)
-    return QueueStatus(None if counts is None else {k: dict(v) for k, v in counts.items()}, slurm.stopped_steps(run))
+    counts, verdicts = slurm.look(run)
+    return QueueStatus(
+        None if counts is None else {k: dict(v) for k, v in counts.items()},
+        slurm.stopped_steps(run),
+        {name: {key: str(value) for key, value in asdict(one).items()} for name, one in verdicts.items()},
+    )
 
 
 def as_dict(run: RunDir, steps: Sequence[StepStatus], queue: QueueStatus | None) -> dict[str, object]:
@@ -82,18 +90,18 @@ def as_dict(run: RunDir, steps: Sequence[StepStatus], queue: QueueStatus | None)
         "running": is_held(run),
         "steps": [{**asdict(step), "warnings": step.warnings()} for step in steps],
     }
-    return found | ({"queue": queue.counts, "stopped": queue.stopped} if queue else {})
+    return found | ({"queue": queue.counts, "stopped": queue.stopped, "verdicts": queue.verdicts} if queue else {})
 
 
 def status_table(
-    run: RunDir, steps: Sequence[StepStatus], queue: dict[str, dict[str, int]] | None = None, *, running: bool = False
+    run: RunDir, steps: Sequence[StepStatus], queue: QueueStatus | None = None, *, running: bool = False
 ) -> Table:
     """The status as a table for people.
 
     Args:
         run: the run.
         steps: how far each is.
-        queue: what SLURM says, by step and state.
+        queue: what SLURM says.
         running: whether a command works on the run on this machine.
     """
     current = current_step(steps) if running else None
@@ -116,11 +124,11 @@ def status_table(
     rows = []
     for step in steps:
         items = step.items if step.items is not None else step.counts.get("listings")
-        waiting = (queue or {}).get(step.step, {})
+        waiting = _jobs(queue, step)
         rows.append(
             (
                 step.step,
-                _state(step, waiting, running=step is current),
+                _state(step, queue, running=step is current),
                 _count(items),
                 _count(step.done) if step.items is not None else "",
                 _count(step.failed) if step.items is not None else "",
@@ -145,17 +153,17 @@ def status_table(
 
 
 def status_lines(
-    run: RunDir, steps: Sequence[StepStatus], queue: dict[str, dict[str, int]] | None = None, *, running: bool = False
+    run: RunDir, steps: Sequence[StepStatus], queue: QueueStatus | None = None, *, running: bool = False
 ) -> list[str]:
     """The status for a narrow terminal: a line a step, and one below for how far it is; see `status_table`."""
     current = current_step(steps) if running else None
     lines = [escape(str(run.path))]
     for step in steps:
-        waiting = (queue or {}).get(step.step, {})
-        lines.append(f"{step.step}: {_state(step, waiting, running=step is current)}")
+        waiting = _jobs(queue, step)
+        lines.append(f"{step.step}: {_state(step, queue, running=step is current)}")
         shards = f"{step.shards_done}/{step.shards} shards" if step.shards else ""
         said = [step.progress(), shards, _in_queue(waiting), escape(step.spent())]
-        if step.state != WAITING and any(said):
+        if (step.state != WAITING or waiting) and any(said):
             lines.append("  " + ", ".join(filter(None, said)))
     return lines
 
@@ -165,15 +173,33 @@ def current_step(steps: Sequence[StepStatus]) -> StepStatus | None:
     return next((step for step in steps if step.state != DONE), None)
 
 
-def _state(step: StepStatus, queued: dict[str, int], *, running: bool) -> str:
-    """What the files say of a step, or the queue or a living launch where those are ahead of them."""
-    tasks = {state: count for state, count in queued.items() if state != "GATE"}
+def verdict_lines(steps: Sequence[StepStatus], queue: QueueStatus | None) -> list[str]:
+    """What SLURM, the chain and the run's files say together of each step that is not just running or queued."""
+    states = {step.step: step.state for step in steps}
+    said: dict[str, list[str]] = {}
+    for name, one in (queue.verdicts if queue else {}).items():
+        if (one["why"] or one["advice"]) and (states.get(name) != DONE or one["verdict"] == "stopped"):
+            color = "red" if one["verdict"] in ("stopped", "held", "vanished") else "yellow"
+            rest = ". ".join(filter(None, (one["why"], one["advice"])))
+            said.setdefault(f"[{color}]{one['verdict']}:[/] {escape(rest)}", []).append(name)
+    # Of what holds of several steps, such as a queue that does not answer, one line.
+    return [f"[bold]{escape(', '.join(names))}[/] {line}" for line, names in said.items()]
+
+
+def _jobs(queue: QueueStatus | None, step: StepStatus) -> dict[str, int]:
+    """A step's jobs in the queue, by their state."""
+    return (queue.counts or {} if queue else {}).get(step.step, {})
+
+
+def _state(step: StepStatus, queue: QueueStatus | None, *, running: bool) -> str:
+    """What the files say of a step; or the queue, the chain or a living launch where those are ahead of them."""
     if step.state == DONE:
         return step.state
-    if tasks:
-        return "running" if tasks.get("RUNNING") else "queued"
+    verdict = (queue.verdicts if queue else {}).get(step.step, {}).get("verdict", "complete")
     if running:
         return step.phase or "running"
+    if verdict != "complete":
+        return verdict
     return "stopped" if step.state == PARTIAL else step.state
 
 

@@ -13,6 +13,7 @@ from slurm.profile import Profile, build_profile
 from slurm.queue import QueuedJob, live_jobs
 from slurm.submit import StepWork
 from tests.slurm import standin
+from tests.slurm.strict_site import StrictCluster
 from tests.slurm_cluster.cluster import SlurmCluster, missing
 
 STAGES = ("prepare", "validate", "generate", "train")
@@ -27,6 +28,11 @@ def running_cluster() -> Iterator[SlurmCluster]:
 def running_plain_cluster() -> Iterator[SlurmCluster]:
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     yield from started(SlurmCluster(folder, accounting=False, max_array_size=8))
+
+
+@pytest.fixture(scope="session")
+def running_strict_cluster() -> Iterator[SlurmCluster]:
+    yield from started(StrictCluster(Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))))
 
 
 def started(cluster: SlurmCluster) -> Iterator[SlurmCluster]:
@@ -49,6 +55,13 @@ def slurm_cluster(running_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 def plain_cluster(running_plain_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
     """SLURM without sacct and with arrays of at most 8 elements."""
     yield from lent(running_plain_cluster, monkeypatch)
+
+
+@pytest.fixture
+def strict_cluster(running_strict_cluster: StrictCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictCluster]:
+    """A site with limits: see `tests.slurm.strict_site`."""
+    for _ in lent(running_strict_cluster, monkeypatch):
+        yield running_strict_cluster
 
 
 def lent(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:

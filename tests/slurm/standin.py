@@ -105,10 +105,11 @@ def main() -> int:
     parser.add_argument("verb", choices=["task", "gate"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("step")
-    parser.add_argument("--shard", type=int)
+    parser.add_argument("--shard", type=int, action="append")
     arguments = parser.parse_args()
     if arguments.verb == "task":
-        return task(arguments.folder, arguments.step, arguments.shard)
+        codes = [task(arguments.folder, arguments.step, shard) for shard in arguments.shard or [None]]
+        return REQUEUE if REQUEUE in codes else max(codes)
     chain = ChainFolder(arguments.folder / "slurm")
 
     def left() -> list[int | None]:

@@ -15,8 +15,8 @@ from slurm.submit import StepWork, SubmittedJob
 def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChainFolder:
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     folder = ChainFolder(tmp_path / "slurm")
-    folder.write_chain(Chain("c", "t", ["validate"], Profile()))
     work = StepWork("validate", "validate", ["task"], ["gate"], str(tmp_path / "logs"), [0, 1])
+    folder.write_chain(Chain("c", "t", [[work]], Profile()))
     folder.write_step(StepState(work, [SubmittedJob("11", [0, 1])], "12", time.time(), "c"))
     return folder
 

@@ -272,7 +272,13 @@ def test_the_script_of_a_dry_run_is_accepted_by_sbatch(slurm_cluster: SlurmClust
     )
     run.step("generate", 5, [])
     text = Cluster(run.profile, run.chain.path, "abc").script(run.steps[0])
-    for line in ("--array=0-4%2", "--partition=high", "--nice=5", "--exclude=n4", "--job-name=generate.abc"):
+    for line in (
+        "--array=0-4%2",
+        "--partition=high",
+        "--nice=5",
+        "--exclude=n4",
+        f"--job-name=generate.{tmp_path.name}.abc",
+    ):
         assert f"#SBATCH {line}\n" in text
     assert text.index("module load x") < text.index("\ndate\n") < text.index("srun ")
     assert not run.jobs()

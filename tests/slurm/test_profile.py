@@ -68,6 +68,10 @@ def test_stages_inherit_the_defaults_and_the_gate_needs_little() -> None:
         ({"stages": {"train": {"flags": {"array": "0-3"}}}}, ["stages.train.flags.array", "remove it"]),
         ({"defaults": {"flags": {"--exclude": "n1"}}}, ["defaults.flags.--exclude", "without dashes"]),
         ({"defaults": {"partition": "a b"}}, ["defaults.partition = 'a b'"]),
+        ({"defaults": {"memory": "1G", "memory_per_cpu": "1G"}}, ["defaults", "memory or memory_per_cpu, not both"]),
+        ({"stages": {"curate:blip:x": {}, "train:": {}}}, ["stages.train:: there is no stage"]),
+        ({"max_queued": 2}, ["max_queued = 2", "greater than or equal to 3"]),
+        ({"after": "yesterday"}, ["after", "yesterday"]),
         ({"retry": 3}, ["retry: there is no key", "Did you mean 'retries'?"]),
         ({"stages": {"train": 4}}, ["stages.train"]),
         ({"defaults": None, "stages": None, "setup": "module load x"}, ["setup = 'module load x'"]),
@@ -105,3 +109,35 @@ def test_gpu_type_and_gpu_count_become_one_option() -> None:
     assert (parameters["nodes"], parameters["ntasks_per_node"]) == (2, 4)
     alone = sbatch_parameters(profile, profile.resources("train"), distributed=False)
     assert (alone["nodes"], alone["ntasks_per_node"]) == (1, 1)
+
+
+def test_memory_is_asked_for_in_one_way_or_not_at_all() -> None:
+    def asked(defaults: dict[str, object], stage: dict[str, object], name: str = "train") -> tuple[object, object]:
+        profile = build_profile({"defaults": defaults, "stages": {"train": stage}}, STAGES, "x")
+        parameters = sbatch_parameters(profile, profile.resources(name), distributed=False)
+        return parameters["mem"], parameters["mem_per_cpu"]
+
+    assert asked({}, {}) == ("8G", None)
+    assert asked({"memory": "none"}, {}) == asked({"memory": None}, {}) == (None, None)
+    assert asked({"memory": None}, {}, GATE) == (None, None)
+    assert asked({"memory_per_cpu": "2G"}, {}) == asked({"memory": "9G"}, {"memory_per_cpu": "2G"}) == (None, "2G")
+    assert asked({"memory_per_cpu": "2G"}, {}, GATE) == (None, "2G")
+    assert asked({"memory_per_cpu": "2G"}, {"memory": "9G"}) == ("9G", None)
+    assert asked({}, {}, GATE) == ("2G", None)
+
+
+def test_one_models_training_can_have_resources_of_its_own() -> None:
+    tree = {
+        "defaults": {"cpus": 2},
+        "stages": {"train": {"gpus": 1, "cpus": 4}, "train:vilt": {"gpus": 2, "wckey": "vqa", "gpu_option": "gres"}},
+    }
+    profile = build_profile(tree, STAGES, "x")
+    assert profile.resources("train:blip") == profile.resources("train")
+    own = profile.resources("train:vilt")
+    assert (own.gpus, own.cpus) == (2, 4)
+    parameters = sbatch_parameters(profile, own, distributed=True)
+    assert parameters["additional_parameters"]["gres"] == "gpu:2" and parameters["wckey"] == "vqa"
+    assert "gpus-per-node" not in parameters["additional_parameters"]
+    assert sbatch_parameters(profile, profile.resources("train"), distributed=False)["wckey"] is None
+    several = build_profile({"stages": {"train": {"tasks_per_node": 3, "gpus": 1}}}, STAGES, "x")
+    assert sbatch_parameters(several, several.resources("train"), distributed=True)["ntasks_per_node"] == 3

@@ -34,7 +34,9 @@ class FakeSlurm:
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
     def holds(self, token: str) -> None:
-        self.queue.write_text(f"7_0|RUNNING|validate.{token}|None|n1\n8|PENDING|gate-validate.{token}|Dependency|\n")
+        self.queue.write_text(
+            f"7_0|RUNNING|validate.run.{token}|None|n1\n8|PENDING|gate-validate.run.{token}|Dependency|\n"
+        )
 
 
 @pytest.fixture
@@ -53,15 +55,17 @@ def submitted(queue: FakeSlurm, tmp_path: Path, catalogue: Path) -> tuple[RunDir
     assert launch(*launch_args(config, tmp_path / "run", "--stages", "prepare")).returncode == 0
     run = RunDir(tmp_path / "run")
     folder = backend.chain_folder(run)
-    folder.write_chain(Chain("s1", folder.token(), ["validate"], Profile()))
+    folder.write_chain(Chain("s1", folder.token(), [[WORK]], Profile()))
     write_step(folder, StepPhase.QUEUED)
     queue.holds(folder.token())
     return run, config
 
 
+WORK = StepWork("validate", "validate", ["true"], ["true"], "logs", [0])
+
+
 def write_step(folder: ChainFolder, phase: StepPhase) -> None:
-    work = StepWork("validate", "validate", ["true"], ["true"], "logs", [0])
-    folder.write_step(StepState(work, [SubmittedJob("7", [0])], "8", 0.0, "s1", phase=phase))
+    folder.write_step(StepState(WORK, [SubmittedJob("7", [0])], "8", 0.0, "s1", phase=phase))
 
 
 def test_a_run_in_the_queue_is_launched_by_nothing_else(submitted: tuple[RunDir, Path]) -> None:

@@ -121,7 +121,7 @@ def test_a_moved_run_finds_nothing_changed_and_its_paths_lead_into_it(moved: Pat
 def test_the_files_of_a_chain_follow_a_run_that_is_moved(tmp_path: Path) -> None:
     folder, run = ChainFolder(tmp_path / "run/slurm"), tmp_path / "run"
     work = StepWork("validate", "validate", ["task", str(run)], ["gate", str(run)], str(run / "logs/validate"))
-    folder.write_chain(Chain("s", "t", ["validate"], Profile()))
+    folder.write_chain(Chain("s", "t", [[work]], Profile()))
     folder.write_step(StepState(work, [], "8", 0.0, "s", message=f"failed. Logs: {run}/logs/validate. See {run}2."))
     run.rename(tmp_path / "other")
     state = ChainFolder(tmp_path / "other/slurm").step("validate")
