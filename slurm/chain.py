@@ -12,13 +12,14 @@ segment waits for all gates of it, then queues the next segment.
 
 The chain's files, each with a single writer at any time::
 
-    slurm/token.json           a `Token`: {"token": "3f2a9c1b", "place": {"path": "/runs/abo/slurm", "inode": 1311042}}
-    slurm/chain.json           a `Chain`: {"submission": "91ab03c7", "token": "3f2a9c1b", "segments": [[...]], ...}
+    slurm/token.json           a `Token`: {"token": "abo.3f2a9c1b", "place": {"path": "/runs/abo/slurm", "inode": 1311042}}
+    slurm/chain.json           a `Chain`: {"submission": "91ab03c7", "token": "abo.3f2a9c1b", "segments": [[...]], ...}
     slurm/steps/validate.json  a `StepState`: its jobs, its gate, how often it was retried, how it ended
 """
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections import Counter
@@ -52,7 +53,7 @@ class StepPhase(StrEnum):
 class Token:
     """What a run's jobs are recognized by, and which folder it was drawn for."""
 
-    token: str  # random, the suffix of all of the run's job names
+    token: str  # the run's name and a random word: the suffix of all of the run's job names, also after it was moved
     place: Place  # of the run's SLURM folder
 
 
@@ -111,7 +112,8 @@ class ChainFolder:
         """The suffix of this run's job names; drawn at the first submission and then kept."""
         if (known := self.known_token()) is not None:
             return known
-        token = uuid.uuid4().hex[:8]
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", self.path.parent.name)[:40] or "run"
+        token = f"{name}.{uuid.uuid4().hex[:8]}"
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self._token_file(), Token(token, Place.of(self.path)))
         return token

@@ -25,10 +25,10 @@ from slurm.chain import (
     submit_segment,
 )
 from slurm.exits import FailureReason, exit_file, failure_reason, read_exit
-from slurm.output import OUT_OF_MEMORY, slurm_error
 from slurm.profile import SlurmError
 from slurm.queue import live_jobs, run_command, sacct_states
 from slurm.submit import Cluster, SubmissionLimit
+from slurm.watch.output import OUT_OF_MEMORY, slurm_error
 
 T = TypeVar("T")
 

@@ -84,11 +84,6 @@ class Cluster:
                 f"{folder}: SLURM cannot write to a path that contains {bad[0]!r}. Choose another --run-dir."
             )
 
-    @property
-    def run_name(self) -> str:
-        """The run's name, as job names have it."""
-        return re.sub(r"[^A-Za-z0-9_-]+", "-", self.folder.parent.name)[:40] or "run"
-
     @cached_property
     def max_array_size(self) -> int:
         """The site's limit of elements per array."""
@@ -170,7 +165,7 @@ class Cluster:
             raise SlurmError("srun is not installed here: log in to a machine of the SLURM cluster.") from error
         executor.update_parameters(**sbatch_parameters(self.profile, resources, work.distributed and stage != GATE))
         executor.parameters["additional_parameters"].setdefault("comment", f"product-vqa {self.folder.parent}")
-        executor.update_parameters(job_name=f"{name}.{self.run_name}.{self.token}")
+        executor.update_parameters(job_name=f"{name}.{self.token}")
         if dependency:
             executor.update_parameters(dependency=dependency)
         return executor

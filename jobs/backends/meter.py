@@ -40,6 +40,7 @@ class Meter:
             started_at=time.time(),
             cores=int(os.environ.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0))),
             gpus=held_gpus(needs_gpu=needs_gpu),
+            job=os.environ.get("SLURM_JOB_ID", ""),
         )
         self._began = time.monotonic()
         self._over = threading.Event()

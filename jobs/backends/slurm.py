@@ -8,20 +8,25 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
+from data_prep.files import write_json
 from jobs.config import Config
 from jobs.pipeline import make_stage, steps_before, task_command
 from jobs.run.layout import STAGES, RunDir, Step
+from jobs.run.run import RunRecord
+from jobs.run.usage import JobUsage, StepAccount
 from slurm import queue
 from slurm.chain import ChainFolder, StepPhase, after_gates, submit_chain
-from slurm.output import slurm_error
 from slurm.profile import Profile, load_profile
-from slurm.reconcile import StepVerdict, reconcile
 from slurm.submit import Cluster, StepWork, element_name
+from slurm.watch.accounting import usage
+from slurm.watch.output import slurm_error
+from slurm.watch.reconcile import StepVerdict, reconcile
 
 DEFAULT_PROFILE = "generic"
 
@@ -126,6 +131,33 @@ def look(run: RunDir) -> tuple[dict[str, Counter[str]] | None, dict[str, StepVer
 def queue_counts(run: RunDir) -> dict[str, Counter[str]] | None:
     """The counts of `look`."""
     return look(run)[0]
+
+
+def accounts(run: RunDir) -> dict[str, StepAccount]:
+    """What the steps of the last submission asked SLURM for and used in all submissions, by step, as sacct says now.
+
+    Steps are missing where sacct does not answer.
+    """
+    folder = chain_folder(run)
+    token, chain, record = folder.known_token(), folder.chain(), RunRecord.read(run)
+    if token is None or chain is None or record is None:
+        return {}
+    found = usage({f"{step}.{token}": step for step in chain.steps}, record.created_at)
+    accounts = {}
+    for name in chain.steps if found is not None else ():
+        asked = chain.profile.resources(chain.work(name).stage)
+        jobs = [JobUsage(**asdict(one)) for one in (found or {}).get(name, ())]
+        accounts[name] = StepAccount(asked.memory, asked.time, jobs)
+    return accounts
+
+
+def keep_account(run: RunDir, step: Step) -> None:
+    """Write down what SLURM says that a step has used: the report is written where sacct may not answer."""
+    folder = chain_folder(run)
+    if (chain := folder.chain()) is not None:
+        asked = chain.profile.resources(chain.work(str(step)).stage)
+        empty = StepAccount(asked.memory, asked.time)
+        write_json(run.slurm_account(step), accounts(run).get(str(step), empty))
 
 
 def outputs(run: RunDir, step: Step) -> dict[str, dict[Path, str]]:

@@ -171,6 +171,10 @@ class RunDir:
         """What each attempt of a step's tasks used, a file each."""
         return self.ledger / "tasks" / str(step).replace(":", "-")
 
+    def slurm_account(self, step: Step) -> Path:
+        """What a step's jobs were given and used, as SLURM says."""
+        return self.ledger / "slurm" / f"{str(step).replace(':', '-')}.json"
+
     @property
     def verify_batches(self) -> Path:
         """The same of the verify tasks, whose requests are about the same products."""

@@ -178,6 +178,7 @@ class Report(SingleStage):
                     gpu_hours=status.used.gpu_hours or None,
                     cpu_hours=status.used.cpu_hours or None,
                     max_rss_bytes=status.used.max_rss_bytes or None,
+                    proposal=status.used.proposal,
                 )
             )
             warnings += status.warnings()

@@ -17,8 +17,9 @@ from jobs.pipeline import run_status
 from jobs.preflight import full_disk
 from jobs.progress_line import duration
 from jobs.run.claim import is_held
-from jobs.run.layout import RunDir
+from jobs.run.layout import RunDir, Step
 from jobs.run.run import load_run
+from jobs.run.usage import StepAccount, used_by
 from jobs.stages.status import DONE, PARTIAL, WAITING, StepStatus
 
 WATCH_SECONDS = 5.0
@@ -30,7 +31,8 @@ class QueueStatus:
 
     counts: dict[str, dict[str, int]] | None  # jobs by step and state; a gate's under GATE; None: squeue is silent
     stopped: dict[str, str]  # steps at which the chain stopped, and why
-    verdicts: dict[str, dict[str, str]]  # by step: verdict, why, advice; see slurm.reconcile
+    verdicts: dict[str, dict[str, str]]  # by step: verdict, why, advice; see slurm.watch.reconcile
+    accounts: dict[str, StepAccount]  # what jobs used, by step, as sacct says now; empty where it does not
 
 
 def show_status(run_dir: Path, console: Console, *, as_json: bool, watch: bool = False) -> None:
@@ -43,6 +45,9 @@ def show_status(run_dir: Path, console: Console, *, as_json: bool, watch: bool =
     while True:
         steps = run_status(run, config)
         queue = look_at_queue(run)
+        for step in steps:
+            if queue and (account := queue.accounts.get(step.step)):
+                step.used = used_by(run, Step.parse(step.step), account)
         if as_json:
             print(orjson.dumps(as_dict(run, steps, queue), option=orjson.OPT_INDENT_2).decode(), flush=True)
         else:
@@ -79,6 +84,7 @@ def look_at_queue(run: RunDir) -> QueueStatus | None:
         None if counts is None else {k: dict(v) for k, v in counts.items()},
         slurm.stopped_steps(run),
         {name: {key: str(value) for key, value in asdict(one).items()} for name, one in verdicts.items()},
+        slurm.accounts(run),
     )
 
 
@@ -218,6 +224,8 @@ def remarks(step: StepStatus) -> list[str]:
         lines.append(f"{step.step}: " + ", ".join(f"{count:,} {escape(name)}" for name, count in step.counts.items()))
     if step.planned_dollars is not None and step.projected_dollars is not None:
         lines.append(f"{step.step}: planned ${step.planned_dollars:,.2f}, projected ${step.projected_dollars:,.2f}")
+    if step.used.proposal and step.state == DONE:
+        lines.append(f"{step.step}: next time, in the cluster profile: {escape(step.used.proposal)}")
     lines += [f"  {escape(line)}" for line in (step.notes if step.state == WAITING else step.warnings())]
     if step.last_error:
         lines.append(f"  {step.step} last error: {escape(step.last_error)} ({escape(step.last_log)})")

@@ -24,7 +24,7 @@ VERBS = {"": COMMAND, **COMMAND.commands}  # type: ignore[attr-defined]
 # The same word for the same idea, of which the verbs say what it is there: a table, a model's folder, a page.
 SAID_DIFFERENTLY = {"--output", "--model", "--adapter"}
 # Of other programs: sbatch, git, pip, apptainer, this project's benchmarks and chaos tests.
-FOREIGN = {"--array", "--quiet", "--nv", "--gpus-per-node", "--kills", "--full"}
+FOREIGN = {"--array", "--quiet", "--nv", "--gpus-per-node", "--kills", "--full", "--mem", "--gres"}
 
 
 def options(verb: str) -> dict[str, click.Option]:

@@ -59,6 +59,7 @@ def test_a_killed_attempt_is_counted_and_survives_the_deletion_of_its_stage(tmp_
         "gpu_hours": pytest.approx(2 * (first["seconds"] + second["seconds"]) / 3600),
         "cpu_hours": pytest.approx((first["cpu_seconds"] + second["cpu_seconds"]) / 3600),
         "max_rss_bytes": max(first["max_rss_bytes"], second["max_rss_bytes"]),
+        "proposal": "",
     }
     assert steps["validate"]["attempts"] == 2 and steps["validate"]["gpu_hours"] == 0 < steps["validate"]["cpu_hours"]
     assert "GPU h" in launch("status", run.path, COLUMNS="200").stdout

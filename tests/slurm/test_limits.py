@@ -65,7 +65,7 @@ def test_where_other_jobs_fill_the_limit_a_gate_waits_for_room(strict_cluster: S
     assert run.records() == run.undisturbed()
 
 
-def test_segments_hold_as_many_steps_as_may_be_queued_with_a_place_for_the_gate_that_submits() -> None:
+def test_segments_hold_what_may_be_queued_beside_the_gate_that_submits() -> None:
     sizes = {"a": 64, "b": 1, "c": 1, "d": 1, "e": 2, "f": 1}
     works = [StepWork(name, name, [], [], "", list(range(size))) for name, size in sizes.items()]
     cut = segments(works, 10)
@@ -146,7 +146,8 @@ def test_resources_are_asked_for_as_the_site_wants_it(
     (state,) = run.submit()
     shown = strict_cluster.run("scontrol", "show", "job", state.jobs[0].id)
     assert granted in shown
-    assert re.search(rf"JobName=validate\.my-run\.{run.chain.token()}\n", shown)
+    assert re.search(rf"JobName=validate\.{run.chain.token()}\n", shown)
+    assert run.chain.token().startswith("my-run.")
     assert f"Comment=product-vqa {run.folder}" in shown
     gate = strict_cluster.run("scontrol", "show", "job", state.gate)
     assert "TimeLimit=00:30:00" in gate, "longer than the partition allows"

@@ -277,7 +277,7 @@ def test_the_script_of_a_dry_run_is_accepted_by_sbatch(slurm_cluster: SlurmClust
         "--partition=high",
         "--nice=5",
         "--exclude=n4",
-        f"--job-name=generate.{tmp_path.name}.abc",
+        "--job-name=generate.abc",
     ):
         assert f"#SBATCH {line}\n" in text
     assert text.index("module load x") < text.index("\ndate\n") < text.index("srun ")

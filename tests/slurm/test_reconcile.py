@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slurm.queue import cancel
-from slurm.reconcile import StepVerdict, Verdict, reconcile
+from slurm.watch.reconcile import StepVerdict, Verdict, reconcile
 from tests.slurm.conftest import SmallRun
 from tests.slurm.strict_site import StrictCluster
 from tests.slurm_cluster.cluster import SlurmCluster
@@ -29,7 +29,7 @@ def two_steps(folder: Path, seconds: float = 0.0, **profile: object) -> SmallRun
     return run
 
 
-def test_tasks_on_a_node_whose_prolog_fails_are_held_and_the_verdict_says_whom_to_ask(
+def test_tasks_on_a_node_whose_prolog_fails_are_held_and_say_whom_to_ask(
     strict_cluster: StrictCluster, tmp_path: Path
 ) -> None:
     run = two_steps(tmp_path, stages={"validate": {"flags": {"nodelist": "n2"}}})

@@ -34,9 +34,7 @@ class FakeSlurm:
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
     def holds(self, token: str) -> None:
-        self.queue.write_text(
-            f"7_0|RUNNING|validate.run.{token}|None|n1\n8|PENDING|gate-validate.run.{token}|Dependency|\n"
-        )
+        self.queue.write_text(f"7_0|RUNNING|validate.{token}|None|n1\n8|PENDING|gate-validate.{token}|Dependency|\n")
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ class StageSummary:
     gpu_hours: float | None = None  # these three: of all attempts, also of those that were killed
     cpu_hours: float | None = None
     max_rss_bytes: int | None = None  # the most memory of one process
+    proposal: str = ""  # what to ask the cluster for next time; "" where what was asked for fits
 
 
 @dataclass(frozen=True, slots=True)

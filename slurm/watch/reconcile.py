@@ -19,9 +19,9 @@ from pathlib import Path
 
 from slurm.chain import Chain, ChainFolder, StepPhase, StepState
 from slurm.exits import FailureReason, failure_reason, read_exit
-from slurm.output import slurm_error
 from slurm.profile import SlurmError
 from slurm.queue import QueuedJob, live_jobs, sacct_states
+from slurm.watch.output import slurm_error
 
 
 class Verdict(StrEnum):
