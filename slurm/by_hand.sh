@@ -1,30 +1,46 @@
-# What slurm/*.sbatch have in common: run one task of a stage as launch.py would, and requeue the job if the task was asked to
-# stop early. Sourced from the folder in which sbatch was called, which must be the project's.
+# What slurm/*.sbatch and the scripts of a dry run have in common: run one task as launch.py would, write its log into the run, and
+# requeue the job if the task was asked to stop early. Sourced from any folder.
 #
-#   by_hand STAGE RUN_DIR [SHARD]
+#   by_hand STEP RUN_DIR [SHARD]
+#   run_task LOG_FOLDER SHARD_OR_"" COMMAND...
+
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 by_hand() {
-  local stage=$1 run_dir=$2 shard=${3:-}
-  local python=${PRODUCT_VQA_PYTHON:-.venv/bin/python}
+  local step=$1 run_dir=$2 shard=${3:-}
+  local python=${PRODUCT_VQA_PYTHON:-$project/.venv/bin/python}
   command -v "$python" >/dev/null || python=python3
-  local task=("$python" -u -m jobs.backends.task "$run_dir" "$stage")
+  local task=("$python" -u -m jobs.backends.task "$run_dir" "$step")
   [ -n "$shard" ] && task+=(--shard "$shard")
+  run_task "$run_dir/logs/${step//:/-}" "$shard" "${task[@]}"
+}
 
-  export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-  export MASTER_ADDR MASTER_PORT WORLD_SIZE=$SLURM_NTASKS
-  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  # On some sites a node's name in SLURM is not its host name.
-  getent hosts "$MASTER_ADDR" >/dev/null || MASTER_ADDR=$SLURM_LAUNCH_NODE_IPADDR
-  # From the job id: all nodes agree on it, and two jobs on one node rarely collide.
-  MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+run_task() {
+  local logs=$1 shard=$2 name=task id=$SLURM_JOB_ID
+  shift 2
+  [ -n "$shard" ] && name=$(printf '%05d' "$shard")
+  [ -n "${SLURM_ARRAY_JOB_ID:-}" ] && id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+  # Where the run's log cannot be written, what the task says is at least in SLURM's own output.
+  local log=/dev/null
+  mkdir -p "$logs" && log=$logs/$name.$(date +%Y%m%dT%H%M%S).job$id.log
+  echo "# SLURM job $id, attempt $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURMD_NODENAME, submitted in $SLURM_SUBMIT_DIR" >"$log"
+
+  export PYTHONPATH="$project${PYTHONPATH:+:$PYTHONPATH}" WORLD_SIZE=$SLURM_NTASKS
+  # This script runs on the first node, where rank 0 will be. From the job id: all nodes agree on the port, and two jobs on one node
+  # rarely collide.
+  export MASTER_ADDR=$SLURMD_NODENAME MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 
   # srun forwards signals to the task, which saves its work. This shell must survive them to requeue the job.
   trap : TERM USR2
   # --kill-on-bad-exit=0: some sites set 1, and then the first rank that exits with 75 kills the others while they save.
   # --cpus-per-task: since 22.05 srun does not inherit it from sbatch.
+  # On some sites a node's name in SLURM is not its host name; srun, on the first node, then tells its address to each task.
   # shellcheck disable=SC2016 # expanded in each of the job's tasks
   srun --kill-on-bad-exit=0 --wait=120 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-    bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; exec "$@"' task "${task[@]}" &
+    bash -c '
+      export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID
+      getent hosts "$MASTER_ADDR" >/dev/null || export MASTER_ADDR=${SLURM_SRUN_COMM_HOST:-$SLURM_LAUNCH_NODE_IPADDR}
+      exec "$@"' task "$@" > >(tee -a "$log") 2>&1 &
   local srun=$! code=0
   while kill -0 "$srun" 2>/dev/null; do # a trapped signal interrupts `wait`, not srun
     wait "$srun"
@@ -32,8 +48,9 @@ by_hand() {
   done
 
   # 75 is REQUEUE in slurm/process.py: asked to stop early. After scancel the job is no longer RUNNING and stays cancelled.
-  if [ "$code" = 75 ] && [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ]; then
-    scontrol requeue "$SLURM_JOB_ID" && sleep 60
+  # By 12_3, not by SLURM_JOB_ID: one element of each array has the id of the whole array in it.
+  if [ "$code" = 75 ] && [ "$(squeue --noheader --format=%T --jobs="$id")" = RUNNING ]; then
+    scontrol requeue "$id" && sleep 60
   fi
   return "$code"
 }

@@ -137,6 +137,20 @@ class Cluster:
                 executor.parameters["map_count"] = min(len(work.shards), self.max_array_size)
             return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
 
+    def script_by_hand(self, work: StepWork) -> str:
+        """An sbatch script that can be pasted: the same requests as `script`, without its pickles; the task requeues itself."""
+        head = self.script(work).partition("\n# command\n")[0]
+        shards = work.shards or []
+        if array := re.search(r"--array=[^%\n]*(%\d+)", head):
+            head = head.replace(array[0], f"--array={','.join(map(str, shards))}{array[1]}")
+        # sbatch fails without a word where the folder of an output is not there.
+        output = "%x-%A_%a.log" if array else "%x-%j.log"
+        head = re.sub(r"(?m)^#SBATCH --output=.*$", f"#SBATCH --output={output}", head)
+        index = '"$SLURM_ARRAY_TASK_ID"' if array else str(shards[0]) if shards else '""'
+        command = shlex.join([*work.command, *(["--shard"] if shards else [])]) + (f" {index}" if shards else "")
+        helper = shlex.quote(str(PROJECT / "slurm" / "by_hand.sh"))
+        return f"{head}\n# command\n. {helper}\nrun_task {shlex.quote(work.logs)} {index} {command}\n"
+
     def _submit_part(self, work: StepWork, elements: Sequence[Sequence[int | None]], dependency: str) -> str:
         from slurm.job import CommandJob
 

@@ -21,7 +21,7 @@ from jobs.run.layout import STAGES, RunDir, Step
 from jobs.run.run import RunRecord
 from jobs.run.usage import JobUsage, StepAccount
 from slurm import queue
-from slurm.chain import ChainFolder, StepPhase, after_gates, submit_chain
+from slurm.chain import ChainFolder, StepPhase, submit_chain
 from slurm.profile import Profile, load_profile
 from slurm.submit import Cluster, StepWork, element_name
 from slurm.watch.accounting import usage
@@ -98,7 +98,7 @@ def pending_work(run: RunDir, config: Config, steps: Sequence[Step], profile: Pr
 
 
 def show_scripts(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile, console: Console) -> None:
-    """Print, per step, what a launch would submit."""
+    """Print, per step, a script that asks for what a launch would ask for, and that can be submitted by hand."""
     works = {work.name: work for work in pending_work(run, config, steps, profile)}
     cluster = Cluster(profile, chain_folder(run).path, "RUN")
     for step in steps:
@@ -109,9 +109,12 @@ def show_scripts(run: RunDir, config: Config, steps: Sequence[Step], profile: Pr
         tasks = "one job" if work.shards is None else f"{len(work.shards):,} tasks"
         waits = f", after the gates of {', '.join(work.after)}" if work.after else ""
         console.print(f"{step}: {tasks}{waits}; then its gate", style="bold")
-        dependency = after_gates([f"<gate of {name}>" for name in work.after])
-        console.print(escape(cluster.script(work, dependency)))
-    console.print("Nothing was submitted.")
+        console.print(escape(cluster.script_by_hand(work)))
+    console.print(
+        "Nothing was submitted. Each script asks for what a launch would ask for, and can be submitted by hand with sbatch: once the "
+        "run exists (launch with --cluster local --stages prepare), and the steps before it are complete. A launch submits them all, "
+        "with gates between them."
+    )
 
 
 def look(run: RunDir) -> tuple[dict[str, Counter[str]] | None, dict[str, StepVerdict]]:
