@@ -126,6 +126,17 @@ class ChainFolder:
         known = read_json(self._token_file())
         return known["token"] if known is not None and Place(**known["place"]).is_at(self.path) else None
 
+    def mark_cancelled(self) -> None:
+        """Say of every step that was queued that it was cancelled."""
+        chain = self.chain()
+        for state in self.steps(chain) if chain else ():
+            if state.phase is StepPhase.QUEUED:
+                state.phase, state.message = (
+                    StepPhase.STOPPED,
+                    "cancelled. The same command again submits what is left.",
+                )
+                self.write_step(state)
+
     def owner(self) -> int:
         """The user id of whoever submitted the run."""
         return self._chain_file().stat().st_uid

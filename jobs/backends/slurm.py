@@ -66,9 +66,16 @@ def submit(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile,
             stage.before_tasks()
     states = submit_chain(chain_folder(run), profile, works)
     for state in states:
-        tasks = len(state.work.shards) if state.work.shards is not None else 1
+        tasks = state.work.tasks
         jobs = ", ".join(job.id for job in state.jobs)
-        console.print(f"  queued {state.work.name}: {tasks:,} tasks (job {jobs}), then its gate (job {state.gate})")
+        elements = sum(len(job.elements()) for job in state.jobs)
+        packed = f" in {elements:,} jobs, one after the other in each" if elements < tasks else ""
+        console.print(
+            f"  queued {state.work.name}: {tasks:,} tasks{packed} (job {jobs}), then its gate (job {state.gate})"
+        )
+    queued = {state.work.name for state in states}
+    if later := [work.name for work in works if work.name not in queued]:
+        console.print(f"  later, queued by gates, at most {profile.max_queued} jobs at a time: {', '.join(later)}")
     place = escape(repr(str(run.path)))
     console.print(f"You can log out. How far it is:  python launch.py status {place}")
     return 0
@@ -210,6 +217,8 @@ def cancel(run: RunDir, console: Console) -> int:
         )
         return 0
     jobs = queue.cancel(token)
+    if jobs:
+        folder.mark_cancelled()
     names = Counter(job.step for job in jobs if not job.is_gate)
     console.print(
         f"Cancelled {len(jobs)} jobs: {', '.join(f'{n} ({c})' for n, c in names.items()) or 'none were queued'}"
