@@ -64,6 +64,13 @@ def submit(run: RunDir, config: Config, steps: Sequence[Step], profile: Profile,
             if outdated := stage.outdated():
                 console.print(f"{step}: {escape(outdated)}: done again", style="yellow")
             stage.before_tasks()
+    for name in profile.stages:
+        if ":" in name and name.partition(":")[2] not in config.models:
+            models = ", ".join(config.models)
+            console.print(
+                f"note: the profile's stages.{escape(name)} is no step of this run; its models: {models}",
+                style="yellow",
+            )
     states = submit_chain(chain_folder(run), profile, works)
     for state in states:
         tasks = state.work.tasks

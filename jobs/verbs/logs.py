@@ -118,7 +118,9 @@ def find_logs(run: RunDir, config: Config, steps: Sequence[Step], *, failed: boo
             own = log.task.partition(" ")[0]
             if (log.error or own not in logs) and (not failed or _among(own, unfinished)):
                 found.append(log)
-    return found
+    # Where a script was submitted by hand in the run's folder, SLURM writes there.
+    by_hand = sorted(run.path.glob("slurm-*.out"))
+    return found + [TaskLog("by hand", path.stem, path, 1, error_in_log(path)) for path in by_hand]
 
 
 def _among(task: str, unfinished: set[str]) -> bool:

@@ -69,6 +69,9 @@ def test_logs_print_what_tasks_and_slurm_said(strict_cluster: StrictCluster, tmp
     assert "validate 00000-00001| validate shard 1: " in following.stdout, output(following)
     tailed = launch("logs", run.path, "--stage", "validate", "--tail", "1").stdout
     assert "validate shard 3: " in tailed and "validate shard 2: " not in tailed
+    (run.path / "slurm-77.out").write_text("error: no such shard\n")
+    assert "by hand slurm-77" in launch("logs", run.path).stdout
+    (run.path / "slurm-77.out").unlink()
     config = configuration(catalogue, 4, 0.5)
     steps = [Step("validate")]
     assert not [log for log in find_logs(run, config, steps) if "SLURM" in log.task], "SLURM had no errors"
