@@ -25,14 +25,13 @@ from data_prep.outcomes import Failed, Ok, Todo, UserError
 from data_prep.records import Example, Prediction
 from vqa.dataset import open_image
 from vqa.evaluation.control import GRAY
-from vqa.models.base import Answer, Batch, model_class
+from vqa.models.base import Answer, Batch, image_count, model_class
 from vqa.models.lora import load_adapter
 from vqa.settings import EvaluateSettings, ModelSettings
 
 AHEAD = 3  # batches prepared while one is being answered
 DECODERS = max(2, min(8, len(os.sched_getaffinity(0)) // 2))  # threads; half of the cores this process may use
 GRAY_IMAGE = Image.new("RGB", (224, 224), (128, 128, 128))
-PER_IMAGE = ("pixels", "patches")  # tensors of a batch with a row per image; all others have a row per question
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +157,10 @@ class Answerer:
         # Leaving the handler first frees the attempt's tensors, which its traceback holds.
         with contextlib.suppress(torch.OutOfMemoryError):
             return self.answer_batch(batch, variants)
-        if len(batch["pixels"]) == 1:
+        if image_count(batch) == 1:
             raise UserError("The model does not fit on this GPU even with one image: use a GPU with more memory.")
         torch.cuda.empty_cache()
-        halves = [self._within_memory(part, variants) for part in halve(batch)]
+        halves = [self._within_memory(part, variants) for part in self.model.halve(batch)]
         return {name: halves[0][name] + halves[1][name] for name in variants}
 
     def _adapter(self, variant: str) -> contextlib.AbstractContextManager[object]:
@@ -212,18 +211,6 @@ class Answerer:
             texts = [[example.question for example in asked] for _, asked in good]
             batch = self.model.processor.collate([image for image, _ in good], texts)
         return _Ready([example for _, asked in good for example in asked], batch, unreadable)
-
-
-def halve(batch: Batch) -> tuple[Batch, Batch]:
-    """A batch of several images as two, each with the questions about its images."""
-    owner, count = batch["image_of_question"], len(batch["pixels"])
-    parts = []
-    for first, last in ((0, count // 2), (count // 2, count)):
-        rows = (owner >= first) & (owner < last)
-        part = {name: tensor[first:last] if name in PER_IMAGE else tensor[rows] for name, tensor in batch.items()}
-        part["image_of_question"] = part["image_of_question"] - first
-        parts.append(part)
-    return parts[0], parts[1]
 
 
 def cut(items: Iterator[Example], size: int, window: int = 1) -> Iterator[list[Example]]:

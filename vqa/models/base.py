@@ -80,6 +80,9 @@ class Model(ABC):
 
     kind: ClassVar[str]
     lora_targets: ClassVar[tuple[str, ...]]  # layers that get LoRA unless lora.targets names others
+    per_image: ClassVar[tuple[str, ...]] = (
+        "pixels",
+    )  # tensors with a row per image; all others have a row per question
     modules_to_save: ClassVar[tuple[str, ...]] = ()  # layers trained in full and saved with the adapter
     published: ClassVar[dict[str, str]]  # the report's parameter figures, and why ours differ
 
@@ -98,6 +101,29 @@ class Model(ABC):
         Raises:
             UserError: the weights are missing or belong to another model.
         """
+
+    @classmethod
+    @abstractmethod
+    def make_tiny(cls, folder: Path, vocabulary: Sequence[str]) -> None:
+        """Write an untrained tiny model of this kind into a folder: weights, configuration, tokenizer, image processor.
+
+        Args:
+            folder: exists and is empty.
+            vocabulary: the words that the tokenizer is to know, after `vqa.models.tiny.SPECIAL`.
+        """
+
+    def halve(self, batch: Batch) -> tuple[Batch, Batch]:
+        """A batch of several images as two, each with the questions about its images."""
+        owner, count = batch["image_of_question"], image_count(batch)
+        parts = []
+        for first, last in ((0, count // 2), (count // 2, count)):
+            rows = (owner >= first) & (owner < last)
+            part = {
+                name: tensor[first:last] if name in self.per_image else tensor[rows] for name, tensor in batch.items()
+            }
+            part["image_of_question"] = part["image_of_question"] - first
+            parts.append(part)
+        return parts[0], parts[1]
 
     @abstractmethod
     def encode(self, batch: Batch) -> Any:
@@ -137,6 +163,11 @@ class Model(ABC):
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.net.parameters()).device
+
+
+def image_count(batch: Batch) -> int:
+    """How many images a batch has."""
+    return int(batch["image_of_question"][-1]) + 1
 
 
 def model_class(kind: str) -> type[Model]:

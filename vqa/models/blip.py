@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import BlipForQuestionAnswering, BlipImageProcessorPil
+from transformers import BlipConfig, BlipForQuestionAnswering, BlipImageProcessorPil
 from transformers.models.blip.modeling_blip import BlipAttention
 
 from data_prep.files import write_json
@@ -30,6 +30,7 @@ from vqa import distributed
 from vqa.models import base
 from vqa.models.attention import Fold, attend, keys_values
 from vqa.models.base import Answer, Batch, load_parts
+from vqa.models.tiny import HEADS, HIDDEN, IMAGE_SIZE, INIT_STD, bert_tokenizer
 from vqa.settings import EvaluateSettings, ModelSettings
 
 MAX_QUESTION_TOKENS = 40  # ABO's questions have 8 to 12
@@ -274,6 +275,44 @@ class Model(base.Model):
         model = cls(net, processor, text.sep_token_id)
         model.load_extra(Path(settings.weights))
         return model
+
+    @classmethod
+    def make_tiny(cls, folder: Path, vocabulary: Sequence[str]) -> None:
+        """See `vqa.models.base.Model`."""
+        bert_tokenizer(folder, vocabulary)
+        dec = len(vocabulary)  # [DEC] and [ENC] are ids of the model alone, as in the real one
+        text = {
+            "vocab_size": dec + 2,
+            "hidden_size": HIDDEN,
+            "encoder_hidden_size": HIDDEN,
+            "intermediate_size": 2 * HIDDEN,
+            "projection_dim": HIDDEN,
+            "num_hidden_layers": 1,
+            "num_attention_heads": HEADS,
+            "max_position_embeddings": 64,
+            "bos_token_id": dec,
+            "pad_token_id": 0,
+            "eos_token_id": 3,
+            "sep_token_id": 3,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "initializer_range": INIT_STD,
+        }
+        vision = {
+            "hidden_size": HIDDEN,
+            "intermediate_size": 2 * HIDDEN,
+            "num_hidden_layers": 3,
+            "num_attention_heads": HEADS,
+            "image_size": IMAGE_SIZE,
+            "patch_size": 8,
+            "attention_dropout": 0.0,
+            "initializer_range": INIT_STD,  # the default of 1e-10 is for loading weights, not for training from scratch
+        }
+        config = BlipConfig(
+            text_config=text, vision_config=vision, projection_dim=HIDDEN, image_text_hidden_size=HIDDEN
+        )
+        BlipForQuestionAnswering(config).save_pretrained(folder)
+        BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(folder)
 
     def save_extra(self, folder: Path) -> None:
         """Write the questions' first token."""

@@ -31,13 +31,15 @@ def make_tiny_model(kind: str, folder: Path, texts: Iterable[str], *, seed: int 
     """Write an untrained tiny model of a kind into a folder.
 
     Args:
-        kind: blip or vilt.
+        kind: a model of this folder, whose file decides the sizes.
         folder: made if it is not there.
         texts: questions and answers whose words the tokenizer is to know.
         seed: of the random weights.
     """
     torch.manual_seed(seed)
-    return {"blip": _blip, "vilt": _vilt}[kind](folder, _words(texts))
+    folder.mkdir(parents=True, exist_ok=True)
+    model_class(kind).make_tiny(folder, _words(texts))
+    return folder
 
 
 def _words(texts: Iterable[str]) -> list[str]:
@@ -45,76 +47,11 @@ def _words(texts: Iterable[str]) -> list[str]:
     return [*SPECIAL, *sorted({word for text in texts for word in re.findall(r"[a-z0-9]+|[^\sa-z0-9]", text.lower())})]
 
 
-def _tokenizer(folder: Path, vocabulary: Sequence[str]) -> None:
+def bert_tokenizer(folder: Path, vocabulary: Sequence[str]) -> None:
+    """Write a tokenizer of whole words, of which the first five are `SPECIAL`."""
     from transformers import BertTokenizer
 
-    folder.mkdir(parents=True, exist_ok=True)
     BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)}).save_pretrained(folder)
-
-
-def _blip(folder: Path, vocabulary: Sequence[str]) -> Path:
-    from transformers import BlipConfig, BlipForQuestionAnswering, BlipImageProcessorPil
-
-    _tokenizer(folder, vocabulary)
-    dec = len(vocabulary)  # [DEC] and [ENC] are ids of the model alone, as in the real one
-    text = {
-        "vocab_size": dec + 2,
-        "hidden_size": HIDDEN,
-        "encoder_hidden_size": HIDDEN,
-        "intermediate_size": 2 * HIDDEN,
-        "projection_dim": HIDDEN,
-        "num_hidden_layers": 1,
-        "num_attention_heads": HEADS,
-        "max_position_embeddings": 64,
-        "bos_token_id": dec,
-        "pad_token_id": 0,
-        "eos_token_id": 3,
-        "sep_token_id": 3,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": INIT_STD,
-    }
-    vision = {
-        "hidden_size": HIDDEN,
-        "intermediate_size": 2 * HIDDEN,
-        "num_hidden_layers": 3,
-        "num_attention_heads": HEADS,
-        "image_size": IMAGE_SIZE,
-        "patch_size": 8,
-        "attention_dropout": 0.0,
-        "initializer_range": INIT_STD,  # the default of 1e-10 is for loading weights, not for training from scratch
-    }
-    config = BlipConfig(text_config=text, vision_config=vision, projection_dim=HIDDEN, image_text_hidden_size=HIDDEN)
-    BlipForQuestionAnswering(config).save_pretrained(folder)
-    BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(folder)
-    return folder
-
-
-def _vilt(folder: Path, vocabulary: Sequence[str]) -> Path:
-    from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessorPil
-
-    _tokenizer(folder, vocabulary)
-    labels = ["yes", "no"]
-    config = ViltConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=192,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        max_position_embeddings=64,
-        image_size=IMAGE_SIZE,
-        patch_size=16,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={label: number for number, label in enumerate(labels)},
-    )
-    net = ViltForQuestionAnswering(config)
-    torch.nn.init.trunc_normal_(net.vilt.embeddings.position_embeddings, std=0.02)  # zeros tell no place from another
-    net.save_pretrained(folder)
-    ViltImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, size_divisor=16).save_pretrained(folder)
-    return folder
 
 
 @dataclass(frozen=True, slots=True)

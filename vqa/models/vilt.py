@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import ViltForQuestionAnswering, ViltImageProcessorPil
+from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessorPil
 from transformers.models.vilt.image_processing_pil_vilt import (
     MAX_LONGER_EDGE,
     MAX_SHORTER_EDGE,
@@ -38,6 +38,7 @@ from data_prep.outcomes import UserError
 from vqa.models import base
 from vqa.models.attention import attend, keys_values
 from vqa.models.base import Answer, Batch, load_parts
+from vqa.models.tiny import IMAGE_SIZE, bert_tokenizer
 from vqa.settings import EvaluateSettings, ModelSettings
 
 ANSWERS = "answers.json"  # next to an adapter: the answers that were added to the base's labels
@@ -183,6 +184,7 @@ class Model(base.Model):
     """
 
     kind = "vilt"
+    per_image = ("pixels", "patches")
     lora_targets = ("query", "key", "value")
     modules_to_save = ("classifier",)
     published: ClassVar[dict[str, str]] = {
@@ -208,6 +210,33 @@ class Model(base.Model):
         labels = dict(net.config.label2id)
         processor = Processor(tokenizer, image_processor, net.config.patch_size, max_tokens, labels)
         return cls(net, processor, known)
+
+    @classmethod
+    def make_tiny(cls, folder: Path, vocabulary: Sequence[str]) -> None:
+        """See `vqa.models.base.Model`."""
+        bert_tokenizer(folder, vocabulary)
+        labels = ["yes", "no"]
+        config = ViltConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=192,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            max_position_embeddings=64,
+            image_size=IMAGE_SIZE,
+            patch_size=16,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: number for number, label in enumerate(labels)},
+        )
+        net = ViltForQuestionAnswering(config)
+        torch.nn.init.trunc_normal_(
+            net.vilt.embeddings.position_embeddings, std=0.02
+        )  # zeros tell no place from another
+        net.save_pretrained(folder)
+        ViltImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, size_divisor=16).save_pretrained(folder)
 
     @classmethod
     def adapter_answers(cls, folder: Path) -> list[str]:

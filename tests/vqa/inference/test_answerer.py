@@ -16,7 +16,7 @@ from data_prep.records import Example
 from tests.vqa.tiny_models import QUESTIONS, make_model, noise_images
 from vqa.dataset import open_image
 from vqa.evaluation.control import with_gray
-from vqa.inference.answerer import Answerer, cut, halve
+from vqa.inference.answerer import Answerer, cut
 from vqa.models.lora import apply_lora_to_model
 from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings
 
@@ -214,8 +214,9 @@ def test_a_model_that_does_not_fit_with_one_image_is_a_clear_end(folder: Path) -
 
 
 def test_halves_hold_the_images_with_their_own_questions(folder: Path) -> None:
-    batch = make_model("blip", folder / "weights").processor.collate(noise_images(), QUESTIONS)
-    parts = halve(batch)
+    model = make_model("blip", folder / "weights")
+    batch = model.processor.collate(noise_images(), QUESTIONS)
+    parts = model.halve(batch)
     for name, tensor in batch.items():
         if name != "image_of_question":
             assert torch.equal(torch.cat([part[name] for part in parts]), tensor)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import vqa
 from data_prep.outcomes import UserError
 from tests.vqa.rounding import PROBABILITY
 from tests.vqa.tiny_models import ANSWERS, QUESTIONS, make_model, noise_images
-from vqa.inference.answerer import PER_IMAGE, Answerer
+from vqa.inference.answerer import Answerer
 from vqa.models import known_models
-from vqa.models.base import Answer, Model, model_class
+from vqa.models.base import Answer, Batch, Model, image_count, model_class
 from vqa.models.lora import apply_lora_to_model, load_adapter, parameter_table
 from vqa.settings import EvaluateSettings, LoraSettings, ModelSettings
 
@@ -38,12 +39,18 @@ def answered(which: Answerer, count: int = len(QUESTIONS)) -> dict[str, list[Ans
 
 
 @EVERY
-def test_tensors_of_a_batch_have_a_row_per_image_or_a_row_per_question(kind: str, folder: Path) -> None:
-    batch = loaded(kind, folder).processor.collate(noise_images(), QUESTIONS, ANSWERS)
-    assert batch["pixels"].dtype == torch.uint8 and len(batch["pixels"]) == len(QUESTIONS)
-    assert batch["image_of_question"].tolist() == [0, 0, 1, 2, 2, 2, 3]
-    for name, tensor in batch.items():
-        assert len(tensor) == len(QUESTIONS if name in PER_IMAGE else FLAT), "else no batch could be halved"
+def test_a_halved_batch_answers_as_the_whole_one(kind: str, folder: Path) -> None:
+    model = loaded(kind, folder)
+    whole = model.processor.collate(noise_images(), QUESTIONS)
+    assert whole["image_of_question"].tolist() == [0, 0, 1, 2, 2, 2, 3]
+
+    def confidences(batch: Batch) -> list[float]:
+        return [a.confidence for a in model.answer(batch, model.encode(batch), SETTINGS, adapted=True)]
+
+    with torch.no_grad():
+        parts = model.halve(whole)
+        assert [image_count(part) for part in parts] == [2, 2]
+        assert [c for part in parts for c in confidences(part)] == pytest.approx(confidences(whole), rel=PROBABILITY)
 
 
 @EVERY
@@ -164,3 +171,33 @@ def test_without_a_compiler_the_advice_is_to_leave_compiling_off(kind: str, fold
     command = [sys.executable, "-c", program, kind, str(folder / kind)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "evaluate.compile" in done.stdout and "leave it off" in done.stdout
+
+
+@EVERY
+def test_a_copy_of_a_models_file_is_a_new_kind(kind: str, tmp_path: Path) -> None:
+    """In a copy of the package, where nothing but the file is added."""
+    root = Path(vqa.__file__).parents[1]
+    for package in ("vqa", "data_prep"):
+        shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (tmp_path / "vqa" / "models" / f"{kind}.py").read_text()
+    (tmp_path / "vqa" / "models" / "novel.py").write_text(text.replace(f'kind = "{kind}"', 'kind = "novel"'))
+    program = (
+        "from pathlib import Path; from PIL import Image; from vqa.models import known_models\n"
+        "from vqa.models.base import model_class; from vqa.models.tiny import make_tiny_model\n"
+        "from vqa.settings import ModelSettings; import torch\n"
+        "assert 'novel' in known_models()\n"
+        "made = make_tiny_model('novel', Path('made'), ['what color is it', 'red'])\n"
+        "model = model_class('novel').load(ModelSettings(kind='novel', weights=str(made)), ['red'])\n"
+        "batch = model.processor.collate([Image.new('RGB', (64, 64))], [['what color is it']], [['red']])\n"
+        "print(model.kind, float(model.net(**batch)['loss']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("novel "), done.stdout
