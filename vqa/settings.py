@@ -51,7 +51,7 @@ class ModelSettings(BaseModel):
     model_config = _STRICT
 
     kind: str = "blip"
-    """A model of vqa/models/: blip or vilt."""
+    """A model of vqa/models/: blip, vilt, or vlm for any image-text-to-text model of transformers."""
 
     weights: str = "Salesforce/blip-vqa-base"
     """A name on the hub, or a folder."""
@@ -65,6 +65,15 @@ class ModelSettings(BaseModel):
 
     keep: Literal["all", "agreed"] | None = None
     """As ``train.keep``, for this model; null: what that says. Two models that differ in it alone are the ablation."""
+
+    instruction: str = "Answer in one word."
+    """vlm only: what follows each question in the prompt."""
+
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """vlm only: of the frozen weights."""
+
+    quantization: Literal["4bit", "8bit"] | None = None
+    """vlm only: frozen weights by bitsandbytes, on a GPU."""
 
     question_prefix: Literal["cls", "enc"] = "cls"
     """BLIP only: the question's first token. The original BLIP uses [ENC], transformers [CLS]."""

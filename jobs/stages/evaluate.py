@@ -63,7 +63,9 @@ class Evaluate(ShardedStage[Example]):
         settings = self.config.evaluate
         model = self.config.models[self.target]
         common: dict[str, object] = {
-            "model": model.model_dump(mode="json", include={"kind", "question_prefix"})
+            "model": model.model_dump(
+                mode="json", include={"kind", "question_prefix", "instruction", "dtype", "quantization"}
+            )
             | {"weights": weights_identity(self.run_dir, model.weights)},
             "answering": settings.model_dump(mode="json", include=set(settings.answer_fields())),
         }

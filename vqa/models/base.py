@@ -148,6 +148,10 @@ class Model(ABC):
     def compile(self) -> None:
         """Have torch.compile compile the most expensive part at its first use."""
 
+    def lora_layers(self, targets: Sequence[str]) -> list[str]:
+        """The layers, as peft takes them, that get LoRA where layers named ``targets`` are asked for."""
+        return list(targets)
+
     @classmethod
     def adapter_answers(cls, folder: Path) -> list[str]:
         """The answers that were added to the base when the adapter in ``folder`` was trained."""
@@ -182,6 +186,35 @@ def model_class(kind: str) -> type[Model]:
     return importlib.import_module(f"vqa.models.{kind}").Model
 
 
+def load_network(weights: str, network_class: Any, **options: Any) -> Any:
+    """Load a network from a folder or the hub, in eval mode.
+
+    Args:
+        weights: hub name or folder.
+        network_class: a subclass of transformers' network.
+        options: of ``from_pretrained``.
+
+    Raises:
+        UserError: weights are missing, unreadable or of another model; transformers would make them up.
+    """
+    try:
+        # Without ignore_mismatched_sizes transformers raises before it says which weights differ.
+        net, info = network_class.from_pretrained(
+            weights, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise missing_weights(weights, error) from error
+    # Entries of mismatched_keys are (name, shape, shape) or, in newer versions, the name.
+    reshaped = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
+    if lacking := sorted({*info["missing_keys"], *reshaped}):
+        raise UserError(
+            f"{weights} holds the weights of another model or size: {len(lacking)} weights of "
+            f"{network_class.__mro__[1].__name__} are missing or have another shape (such as {lacking[0]}). Check the "
+            f"model's kind and weights in the configuration."
+        )
+    return net.eval()
+
+
 def load_parts(weights: str, network_class: Any, image_processor_class: Any) -> tuple[Any, Any, Any]:
     """Load network, tokenizer and image processor from a folder or the hub; the network gets the processor's mean and deviation.
 
@@ -195,21 +228,12 @@ def load_parts(weights: str, network_class: Any, image_processor_class: Any) -> 
     Raises:
         UserError: something is missing, unreadable or of another model.
     """
+    net = load_network(weights, network_class)
     try:
-        # Without ignore_mismatched_sizes transformers raises before it says which weights differ.
-        net, info = network_class.from_pretrained(weights, output_loading_info=True, ignore_mismatched_sizes=True)
         tokenizer = AutoTokenizer.from_pretrained(weights)
         image_processor = image_processor_class.from_pretrained(weights)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise missing_weights(weights, error) from error
-    # Entries of mismatched_keys are (name, shape, shape) or, in newer versions, the name.
-    reshaped = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
-    if lacking := sorted({*info["missing_keys"], *reshaped}):
-        raise UserError(
-            f"{weights} holds the weights of another model or size: {len(lacking)} weights of "
-            f"{network_class.__mro__[1].__name__} are missing or have another shape (such as {lacking[0]}). Check the "
-            f"model's kind and weights in the configuration."
-        )
     # The embedding may have more rows than the tokenizer words: BLIP's [DEC] and [ENC] are ids of the network alone.
     words, rows = len(tokenizer), net.get_input_embeddings().num_embeddings
     if not len(tokenizer.all_special_tokens) < words <= rows:

@@ -32,7 +32,7 @@ def apply_lora_to_model(model: Model, settings: LoraSettings) -> Model:
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=targets,
+        target_modules=model.lora_layers(targets),
         modules_to_save=list(model.modules_to_save) or None,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
