@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from data_prep.outcomes import UserError
+
 Level = Literal["prefix", "vision", "none"]
 LEVELS: tuple[Level, ...] = ("prefix", "vision", "none")
 IGNORED = -100  # the label that torch's cross entropy skips
@@ -69,6 +71,7 @@ class SharedPrefix:
     """Mixed into a network of transformers: batches of images with their questions, besides what the network takes itself."""
 
     level: Level = "prefix"
+    answer_type = 0  # the token type of an answer, for networks whose questions see what comes after them
 
     def forward(self, *arguments: Any, image_of_question: Tensor | None = None, **batch: Any) -> Any:
         """The loss, a mean over the tokens of all answers, and their logits (tokens, vocabulary), question by question.
@@ -82,8 +85,9 @@ class SharedPrefix:
         parts: dict[int, Tensor] = {}
         for group in image_groups(batch):
             rows, owner = owned(group, image_of_question)
+            asked = (batch["labels"][rows] != IGNORED).long().argmax(1)
             logits, _ = self.read(
-                group, self.encode_images(group), owner, batch["input_ids"][rows], batch["mask"][rows]
+                group, self.encode_images(group), owner, batch["input_ids"][rows], batch["mask"][rows], asked
             )
             for place, row in enumerate(rows.tolist()):
                 parts[row] = logits[place, :-1][hit[row]]
@@ -103,7 +107,9 @@ class SharedPrefix:
         with torch.no_grad():
             return self.get_image_features(**given, return_dict=True)  # type: ignore[attr-defined]
 
-    def read(self, group: Group, seen: Any, owner: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
+    def read(
+        self, group: Group, seen: Any, owner: Tensor, ids: Tensor, mask: Tensor, asked: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
         """Logits (Q, L, vocabulary) of a group's questions, and what `step` needs to go on after them.
 
         Args:
@@ -112,10 +118,11 @@ class SharedPrefix:
             owner: (Q,), the question's image as its place in the group.
             ids: (Q, L) what follows the prefix, padded on the right.
             mask: (Q, L), False at padding.
+            asked: (Q,), how many of a row's tokens are the question's; all where it is None.
         """
         if self.level == "prefix":
             return self._after_prefix(self.read_prefix(group, seen), owner, ids, mask)
-        return self._whole_rows(group, seen, owner, ids, mask), None
+        return self._whole_rows(group, seen, owner, ids, mask, asked), None
 
     def _own(self, **inputs: Any) -> Any:
         return super().forward(**inputs)  # type: ignore[misc]
@@ -178,7 +185,9 @@ class SharedPrefix:
         logits: Tensor = out.logits
         return logits
 
-    def _whole_rows(self, group: Group, seen: Any, owner: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def _whole_rows(
+        self, group: Group, seen: Any, owner: Tensor, ids: Tensor, mask: Tensor, asked: Tensor | None
+    ) -> Tensor:
         """A row a question, with its own copy of the prefix; one at a time, so that none is padded."""
         answers = []
         for row, image in enumerate(owner.tolist()):
@@ -189,6 +198,8 @@ class SharedPrefix:
             for name in ("mm_token_type_ids", "token_type_ids"):
                 if name in one:
                     one[name] = functional.pad(one[name], (0, length))
+                    if asked is not None and name == "token_type_ids":
+                        one[name][:, prefix.shape[1] + int(asked[row]) :] = self.answer_type
             if hasattr(base := self.base_model, "rope_deltas"):  # type: ignore[attr-defined]
                 base.rope_deltas = None
             out = self._own(input_ids=whole, attention_mask=torch.ones_like(whole), **one, use_cache=False)
@@ -221,11 +232,16 @@ def probe(net: Any, batch: Batch, tolerance: float = 1e-5) -> tuple[Level, dict[
         batch: of images with several questions of unequal length each, with answers.
         tolerance: largest difference, as a share of the largest logit or gradient.
 
+    Raises:
+        UserError: an answer's tokens see those that follow.
+
     Returns:
         The level, and by level that was tried the largest difference (infinite where the network raised an error).
     """
     found: dict[str, float] = {}
     net.level = "none"
+    if not any(is_causal(net, batch, kind) for kind in (0, 1)):
+        raise UserError(f"{type(net).__name__} lets an answer see itself: it cannot be trained as kind vlm.")
     expected = _measured(net, batch)
     for level in LEVELS[:-1]:
         net.level = level
@@ -237,6 +253,16 @@ def probe(net: Any, batch: Batch, tolerance: float = 1e-5) -> tuple[Level, dict[
             return level, found
     net.level = "none"
     return "none", found
+
+
+@torch.no_grad()
+def is_causal(net: Any, batch: Batch, answer_type: int) -> bool:
+    """Whether no answer's token depends on a later one, with answers of a token type; else the loss would mean nothing."""
+    net.answer_type = answer_type
+    changed = dict(batch)
+    last = batch["mask"].sum(1, keepdim=True) - 1  # the end token, which nothing is predicted from
+    changed["input_ids"] = batch["input_ids"].scatter(1, last, batch["input_ids"][:, :1])
+    return _distance(net(**changed)["logits"], net(**batch)["logits"]) < 1e-4
 
 
 def _distance(value: Tensor, expected: Tensor) -> float:
@@ -257,4 +283,32 @@ def _measured(net: Any, batch: Batch) -> list[Tensor]:
             (gradient,) = torch.autograd.grad(out["loss"], weight)
     finally:
         weight.requires_grad_(before)
-    return [out["logits"].detach(), gradient]
+    return [out["logits"].detach(), gradient, *_after_answers(net, batch)]
+
+
+@torch.no_grad()
+def _after_answers(net: Any, batch: Batch) -> list[Tensor]:
+    """The logits of a token after each question's own: as in answering, where the questions are padded before it."""
+    found = []
+    for group in image_groups(batch):
+        rows, owner = owned(group, batch["image_of_question"])
+        ids, mask = batch["input_ids"][rows], batch["mask"][rows]
+        seen, new = net.encode_images(group), ids[:, :1]
+        _, past = net.read(group, seen, owner, ids, mask)
+        if past is not None:
+            found.append(net.step(past, new, torch.ones_like(new, dtype=torch.bool))[:, -1])
+            continue
+        whole, counted = appended(ids, mask, new)
+        asked = (batch["labels"][rows] != IGNORED).long().argmax(1)
+        logits, _ = net.read(group, seen, owner, whole, counted, asked)
+        found.append(logits[torch.arange(len(ids), device=ids.device), mask.sum(1)])
+    return found
+
+
+def appended(ids: Tensor, mask: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
+    """Questions (Q, L) padded on the right with (Q, A) more tokens right after their own, and the mask."""
+    lengths = mask.sum(1)
+    whole = torch.cat([ids, ids[:, :1].expand_as(said)], 1)  # any token but an image's may stand at padding
+    places = lengths[:, None] + torch.arange(said.shape[1], device=ids.device)
+    whole = whole.scatter(1, places, said)
+    return whole, torch.arange(whole.shape[1], device=ids.device) < (lengths + said.shape[1])[:, None]

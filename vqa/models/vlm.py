@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from data_prep.outcomes import UserError
 from vqa.models import base
 from vqa.models.base import Answer, Batch, load_network, missing_weights
-from vqa.models.shared_prefix import IGNORED, IMAGE, Level, Past, SharedPrefix, image_groups, owned, probe
+from vqa.models.shared_prefix import IGNORED, IMAGE, Level, Past, SharedPrefix, appended, image_groups, owned, probe
 from vqa.models.tiny import HEADS, HIDDEN, IMAGE_SIZE, INIT_STD
+from vqa.models.whole_processor import load_processor
 from vqa.settings import EvaluateSettings, ModelSettings
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -53,7 +54,9 @@ class Processor(base.Processor):
         turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
         if answer is not None:
             turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        text: str = self.whole.apply_chat_template(turns, add_generation_prompt=answer is None, tokenize=False)
+        text: str = self.tokenizer.apply_chat_template(
+            turns, chat_template=self.whole.chat_template, add_generation_prompt=answer is None, tokenize=False
+        )
         return text
 
     def answer_ids(self, answer: str) -> list[int]:
@@ -89,7 +92,11 @@ class Processor(base.Processor):
         return inputs, own
 
     def _processed(self, image: Image.Image, question: str) -> dict[str, Tensor]:
-        return dict(self.whole(text=[self.prompt(question)], images=[[image]], return_tensors="pt"))
+        prompt, bos = self.prompt(question), self.tokenizer.bos_token
+        once = {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}  # the template has written it
+        made = dict(self.whole(text=[prompt], images=[[image]], return_tensors="pt", **once))
+        made.pop("labels", None)
+        return made
 
     def _tail(self, question: str) -> list[int] | None:
         """The tokens after the image's placeholder, by the tokenizer alone; None where there is no placeholder."""
@@ -116,7 +123,7 @@ class Processor(base.Processor):
                 ids.append(torch.tensor(question + said))
                 labels.append(torch.tensor([IGNORED] * len(question) + said))
         counts = torch.tensor([len(row) for row in ids])
-        batch["input_ids"] = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_token_id or 0)
+        batch["input_ids"] = pad_sequence(ids, batch_first=True, padding_value=int(ids[0][0]))  # masked
         batch["mask"] = torch.arange(int(counts.max())) < counts[:, None]
         batch["image_of_question"] = torch.repeat_interleave(torch.tensor([len(group) for group in questions]))
         if answers is not None:
@@ -156,7 +163,7 @@ class Model(base.Model):
         """See `vqa.models.base.Model`; answers are generated, so ``answers`` is not used."""
         try:
             config = AutoConfig.from_pretrained(settings.weights)
-            whole = AutoProcessor.from_pretrained(settings.weights, backend="pil")
+            whole = load_processor(settings.weights, config.model_type)
             kind = AutoModelForImageTextToText._model_mapping[type(config)]
         except ImportError as error:
             words = " ".join(str(error).split())[:200]
@@ -280,8 +287,8 @@ class Model(base.Model):
         new = written[-1][:, None]
         if past is not None:
             return self.network.step(past, new, torch.ones_like(new, dtype=torch.bool))[:, -1]  # type: ignore[no-any-return]
-        whole, counted = _appended(ids, mask, torch.stack(written, 1))
-        logits, _ = self.network.read(group, seen, owner, whole, counted)
+        whole, counted = appended(ids, mask, torch.stack(written, 1))
+        logits, _ = self.network.read(group, seen, owner, whole, counted, mask.sum(1))
         return logits[torch.arange(len(ids), device=ids.device), counted.sum(1) - 1]  # type: ignore[no-any-return]
 
     def _rank(self, group: Any, seen: Any, owner: Tensor, ids: Tensor, mask: Tensor) -> list[Answer]:
@@ -290,8 +297,8 @@ class Model(base.Model):
         scores = []
         for candidate in self.candidates:  # one at a time, so that memory holds a row per question
             said = torch.tensor(self.processor.answer_ids(candidate), device=ids.device).expand(len(ids), -1)
-            whole, counted = _appended(ids, mask, said)
-            logits, _ = self.network.read(group, seen, owner, whole, counted)
+            whole, counted = appended(ids, mask, said)
+            logits, _ = self.network.read(group, seen, owner, whole, counted, mask.sum(1))
             places = mask.sum(1)[:, None] - 1 + torch.arange(said.shape[1], device=ids.device)
             rows = torch.arange(len(ids), device=ids.device)[:, None]
             chances = logits[rows, places].float().log_softmax(-1)
@@ -371,15 +378,6 @@ def _word_tokenizer(words: Sequence[str]) -> Any:
         eos_token="<end>",
         additional_special_tokens=["<image>"],
     )
-
-
-def _appended(ids: Tensor, mask: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
-    """Questions (Q, L) padded on the right with (Q, A) more tokens right after their own, and the mask."""
-    lengths = mask.sum(1)
-    whole = torch.cat([ids, torch.zeros_like(said)], 1)
-    places = lengths[:, None] + torch.arange(said.shape[1], device=ids.device)
-    whole = whole.scatter(1, places, said)
-    return whole, torch.arange(whole.shape[1], device=ids.device) < (lengths + said.shape[1])[:, None]
 
 
 def _quantization(settings: ModelSettings) -> dict[str, Any]:
