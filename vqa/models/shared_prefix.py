@@ -48,8 +48,8 @@ def image_groups(batch: Batch) -> list[Group]:
             _, number, part = name.split("/")
             images[int(number)][part] = tensor
     alike: dict[Any, list[int]] = defaultdict(list)
-    for number in sorted(images):
-        alike[tuple((name, tuple(images[number][name].shape)) for name in sorted(images[number]))].append(number)
+    for image, parts in sorted(images.items()):
+        alike[tuple((name, tuple(parts[name].shape)) for name in sorted(parts))].append(image)
     return [
         Group(numbers, {name: torch.cat([images[n][name] for n in numbers]) for name in images[numbers[0]]})
         for numbers in alike.values()
