@@ -30,7 +30,7 @@ from data_prep.outcomes import UserError, UserErrors, collected, unknown_name
 from data_prep.settings import CurateSettings, DataSettings, PrepareSettings, ValidateSettings
 from data_prep.verify.settings import VerifySettings, inherited
 from vqa.report.settings import ReportSettings
-from vqa.settings import AGREED, EvaluateSettings, ModelSettings, TrainSettings
+from vqa.settings import AGREED, EvaluateSettings, FeatureSettings, ModelSettings, TrainSettings
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "abo.yaml"
@@ -51,6 +51,15 @@ class Config(BaseModel):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
+    features: FeatureSettings = FeatureSettings()
+
+    def model_with_features(self, name: str, run: Path) -> ModelSettings:
+        """A model's settings with the place of its stored features, in the folder of the run where no other is named."""
+        model = self.models[name]
+        chosen = model.features or self.features
+        return model.model_copy(
+            update={"features": chosen.model_copy(update={"folder": chosen.folder or str(run / "features")})}
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -63,7 +63,7 @@ def write_config(path: Path, catalogue: Path, **sections: dict[str, object]) -> 
         "validate": {"shards": 2},
         "generate": {"shards": 2, "stand_in": {"answers": str(catalogue / "facts.jsonl")}},
         "models": {"blip": {"kind": "blip", "weights": str(tiny_base()), "batch_size": 10, "gradient_accumulation": 1}},
-        "train": {"epochs": 1, "eval_steps": 4, "learning_rate": 0.001, "validation_questions": 10},
+        "train": {"epochs": 1, "eval_steps": 4, "learning_rate": 0.001, "validation_images": 10},
         "evaluate": {"shards": 2, "bertscore_model": None},
     }
     for name, section in sections.items():

@@ -141,7 +141,7 @@ class Evaluate(ShardedStage[Example]):
             )
         candidates = sorted({example.answer for example in read_jsonl(self.run_dir.split("train"), Example)})
         return Answerer(
-            self.config.models[self.target],
+            self.config.model_with_features(self.target, self.run_dir.path),
             {BASE: None, LORA: self.run_dir.adapter(self.target)},
             self.config.evaluate,
             self.config.data.image_root,

@@ -18,6 +18,7 @@ from jobs.stages.generate import Generate
 from jobs.stages.status import StepStatus
 from jobs.stages.validate import Validate
 from jobs.stages.verify import Verify, opinions
+from vqa.settings import ModelSettings
 
 if TYPE_CHECKING:
     from vqa.report.inputs import ReportInputs
@@ -188,10 +189,10 @@ class Report(SingleStage):
 def _training_settings(trained: StageMarker) -> Mapping[str, object]:
     """What an adapter was trained with, as its marker says."""
     model: Mapping[str, Any] = trained.settings["model"]  # type: ignore[assignment]
+    batch, accumulation = ModelSettings.model_validate(model).batches
     return {
         "lora": model["lora"],
-        "batch_size": model["batch_size"],
-        "gradient_accumulation_steps": model["gradient_accumulation"],
+        "effective_batch": batch * accumulation,
         "training": trained.settings["train"],
     }
 

@@ -138,7 +138,7 @@ class Train(SingleStage):
         self.begin()
         steps = train(
             self.target,
-            self.config.models[self.target],
+            self.config.model_with_features(self.target, self.run_dir.path),
             self.config.train,
             data=self.data,
             image_root=self.config.data.image_root,

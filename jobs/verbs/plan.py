@@ -43,12 +43,13 @@ class ModelSize:
     whole: float  # parameters trained whole beside the adapter: ViLT's head
     per_question: float  # bytes kept for the backward pass in fp32; a GPU's autocast needs less
     per_image: float  # likewise
+    features: float  # numbers that the frozen tower makes of an image, which are stored; 0: nothing is
     copies: float  # bytes of the 2-byte copies of frozen weights that autocast makes, whatever the batch
 
 
 SIZES = {
-    "blip": ModelSize(361.2e6, 147_456, 0.0, per_question=14.2e6, per_image=64.3e6, copies=470e6),
-    "vilt": ModelSize(117.6e6, 55_296, 6.0e6, per_question=142e6, per_image=0.0, copies=181e6),
+    "blip": ModelSize(361.2e6, 147_456, 0.0, per_question=14.2e6, per_image=64.3e6, features=577 * 768, copies=470e6),
+    "vilt": ModelSize(117.6e6, 55_296, 6.0e6, per_question=142e6, per_image=0.0, features=0, copies=181e6),
 }
 CUDA_CONTEXT = 0.6e9  # bytes
 
@@ -59,6 +60,7 @@ def show_plan(request: PlanRequest, console: Console) -> None:
     Raises:
         UserError: the configuration is wrong, ABO is not there, or the probe's requests cannot succeed.
     """
+    products = None
     config, folder = resolve(request.config, request.run_dir, request.overrides or ())
     stage = Probe(RunDir(folder.resolve()), config, request.probe or 0)
     if request.probe and not ask_probe(stage, config, request, console):
@@ -71,6 +73,8 @@ def show_plan(request: PlanRequest, console: Console) -> None:
         _show_generate(config, products, stage.usage() if request.probe else [], console)
         _show_verify(config, products, console)
     _show_training(config, console)
+    for line in _features(config, products):
+        console.print(line, markup=False)
     if not request.probe:
         console.print("Nothing was sent, nothing was written.")
 
@@ -244,6 +248,21 @@ def _show_training(config: Config, console: Console) -> None:
         console.print("Weights stay fp32 under autocast; batch sizes as configured.")
 
 
+def _features(config: Config, images: int | None) -> Iterator[str]:
+    """How much the stored features of each model take, and what they save; a line each."""
+    for name, model in config.models.items():
+        size, settings = SIZES.get(model.kind), model.features or config.features
+        if size is None or not size.features or not settings.max_gb:
+            continue
+        count, told = (images, f"{images:,} images") if images else (1000, "each 1,000 images")
+        half, whole = (size.features * count * bytes_each / GB for bytes_each in (2, 4))
+        yield (
+            f"{name}: image features of {told} take {half:.1f} GB on disk in half precision, {whole:.1f} GB in fp32; at most "
+            f"{settings.max_gb:g} GB are kept (features.max_gb). Each image is then encoded once, not in each of "
+            f"{config.train.epochs:g} epochs and each validation."
+        )
+
+
 def training_memory(model: ModelSettings) -> tuple[float, float, float, float] | None:
     """Bytes of the weights, of the adapter with gradient and optimizer, of activations, of the CUDA context; None: unknown."""
     size = SIZES.get(model.kind)
@@ -252,4 +271,4 @@ def training_memory(model: ModelSettings) -> tuple[float, float, float, float] |
     trained = size.lora_per_rank * model.lora.r + size.whole
     adapter = 16 * trained  # weight, gradient and Adam's two moments, 4 bytes each
     worst = size.per_question + size.per_image  # each question about an image of its own
-    return 4 * size.parameters, adapter, model.batch_size * worst + size.copies, CUDA_CONTEXT
+    return 4 * size.parameters, adapter, model.batches[0] * worst + size.copies, CUDA_CONTEXT

@@ -92,7 +92,7 @@ def test_the_defaults_are_the_hyper_parameters_of_the_published_report(tmp_path:
     config = load_config(write(tmp_path, GOOD))
     blip, train = config.models["blip"], config.train
     assert (blip.lora.r, blip.lora.alpha, blip.lora.dropout) == (16, 32, 0.1)
-    assert (blip.batch_size, blip.gradient_accumulation) == (4, 4)
+    assert blip.batches == (16, 1)  # the report's 4 x 4, at once
     assert (train.learning_rate, train.weight_decay, train.epochs, train.eval_steps) == (5e-5, 0.01, 3, 500)
 
 
@@ -108,8 +108,7 @@ def test_the_shipped_configuration_trains_as_the_published_report_did(
             {
                 "lora": model.lora.model_dump(),
                 "training": config.train.model_dump(),
-                "batch_size": model.batch_size,
-                "gradient_accumulation_steps": model.gradient_accumulation,
+                "effective_batch": model.batches[0] * model.batches[1],
             }
         )
     )

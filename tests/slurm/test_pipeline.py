@@ -184,7 +184,7 @@ def test_one_command_reaches_the_report_though_two_node_training_is_requeued(
         "validate": {"shards": 4},
         "generate": {"shards": 3, "stand_in": {"answers": str(catalogue / "facts.jsonl")}},
         "models": {"blip": {"kind": "blip", "weights": str(weights)}},
-        "train": {"epochs": 6, "eval_steps": 20, "validation_questions": 8},
+        "train": {"epochs": 6, "eval_steps": 20, "validation_images": 8},
         "evaluate": {"shards": 2},
     }
     (tmp_path / "config.yaml").write_bytes(orjson.dumps(tree))  # JSON is YAML

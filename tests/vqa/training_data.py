@@ -94,7 +94,7 @@ def write_splits(folder: Path, train: Sequence[Example], val: Sequence[Example])
 def quick(**fields: Any) -> TrainSettings:
     """Twelve steps of 4 questions over 16 of them, a checkpoint every third step, a log line every step."""
     return TrainSettings(
-        **{"epochs": 3, "eval_steps": 3, "logging_steps": 1, "learning_rate": 2e-3, "validation_questions": 4} | fields
+        **{"epochs": 3, "eval_steps": 3, "logging_steps": 1, "learning_rate": 2e-3, "validation_images": 4} | fields
     )
 
 

@@ -83,6 +83,8 @@ class Answerer:
             load_adapter(self.model, folder, name)
         if settings.decoding == "ranking":
             self.model.set_candidates(candidates)
+        if model.features is not None:
+            self.model.store_features(model.features)
         self.model.net.to(self.device).eval()
         if settings.compile:
             self.model.compile()

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from data_prep.outcomes import UserError, unknown_name
 from vqa.models import known_models
-from vqa.settings import EvaluateSettings, ModelSettings, is_hub_name
+from vqa.settings import EvaluateSettings, FeatureSettings, ModelSettings, is_hub_name
 
 # pixels: uint8, a row per image; normalized on the device, so that a quarter of the bytes crosses the bus.
 # Text tensors: a row per question. image_of_question: (questions,), the row of each question's image, ascending.
@@ -143,6 +143,14 @@ class Model(ABC):
     def set_candidates(self, answers: Sequence[str]) -> None:
         """Set the answers that ``decoding: ranking`` chooses from."""
         raise UserError(f"evaluate.decoding: {self.kind} does not support ranking; use greedy.")
+
+    def store_features(self, settings: FeatureSettings) -> str:
+        """Keep on disk what a frozen tower makes of an image, and read it from there; called when the adapters are in place.
+
+        Returns:
+            Why a tower's features cannot be kept, in a sentence; "" if they are, or if there is nothing worth keeping.
+        """
+        return ""
 
     @abstractmethod
     def compile(self) -> None:

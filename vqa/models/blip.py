@@ -27,11 +27,12 @@ from transformers.models.blip.modeling_blip import BlipAttention
 
 from data_prep.files import write_json
 from vqa import distributed
+from vqa.features.tower import TowerFeatures, is_base
 from vqa.models import base
 from vqa.models.attention import Fold, attend, keys_values
 from vqa.models.base import Answer, Batch, load_parts
 from vqa.models.tiny import HEADS, HIDDEN, IMAGE_SIZE, INIT_STD, bert_tokenizer
-from vqa.settings import EvaluateSettings, ModelSettings
+from vqa.settings import EvaluateSettings, FeatureSettings, ModelSettings
 
 MAX_QUESTION_TOKENS = 40  # ABO's questions have 8 to 12
 MAX_ANSWER_TOKENS = 12
@@ -121,6 +122,7 @@ class ImageOnceBlip(BlipForQuestionAnswering):
         super().__init__(config)
         for layer in self.vision_model.encoder.layers:
             layer.self_attn = FusedVisionAttention(config.vision_config)  # the same weights under the same names
+        self.stored: TowerFeatures | None = None
         self._last_image: tuple[Tensor, Tensor] | None = (
             None  # pixels (3, S, S) and states (1, T, D); see encode_images
         )
@@ -158,28 +160,37 @@ class ImageOnceBlip(BlipForQuestionAnswering):
         trained = any(parameter.requires_grad for parameter in self.vision_model.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             # Under ZeRO-3 all ranks gather each layer's weights together: a rank that skipped an image would hang the others.
-            if trained or not self.training or distributed.count() > 1 or self.config.vision_config.attention_dropout:
+            dropped = self.training and self.config.vision_config.attention_dropout
+            if self.stored is not None and is_base(self.vision_model) and not dropped:
+                return self.stored.encode(pixels, self._states_type(pixels.device), self._vision)
+            if trained or not self.training or distributed.count() > 1 or dropped:
                 return self._vision(pixels)
             last, self._last_image = self._last_image, None
             known = [last[1]] if last is not None and torch.equal(last[0], pixels[0]) else []
             new = pixels[len(known) :]
-            if new.device.type == "cpu":
-                # The last bits of a matrix product depend on its batch size. So the first and the last image are encoded
-                # alone: their states are the same whether or not they were kept, as after resuming from a checkpoint.
-                first, last_one = (0 if known else 1), (1 if len(pixels) > 1 else 0)
-                middle = len(new) - first - last_one
-                groups = [group for group in new.split([first, middle, last_one]) if len(group)]
-            else:
-                groups = [new] if len(new) else []
-            states = torch.cat([*known, *map(self._vision, groups)])
+            states = torch.cat([*known, *([self._vision(new)] if len(new) else [])])
             self._last_image = pixels[-1].clone(), states[-1:].clone()
             return states
 
+    def _states_type(self, device: torch.device) -> torch.dtype:
+        """The type of `encode_images`' states: autocast's, or that of the weights (half precision under DeepSpeed)."""
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        weights: torch.dtype = self.vision_model.embeddings.class_embedding.dtype
+        return weights
+
     def _vision(self, pixels: Tensor) -> Tensor:
-        normal = (pixels.float() / 255 - self.image_mean) / self.image_std
-        # Under DeepSpeed the weights are in half precision.
-        normal = normal.to(self.vision_model.embeddings.class_embedding.dtype)
-        return self.vision_model(pixel_values=normal).last_hidden_state
+        """The tower's states. A frozen one works on one image at a time on a CPU: the last bits of a matrix product depend on its batch size, and an
+        image's states must be the same in any batch, kept, stored or fresh."""
+        alone = pixels.device.type == "cpu" and not torch.is_grad_enabled()
+        parts = pixels.split(1) if alone else [pixels]
+        states = []
+        for part in parts:
+            normal = (part.float() / 255 - self.image_mean) / self.image_std
+            normal = normal.to(self.vision_model.embeddings.class_embedding.dtype)
+            # The last layer norm gives fp32 under autocast. What follows rounds it anyway, but dropout comes before.
+            states.append(self.vision_model(pixel_values=normal).last_hidden_state.to(self._states_type(part.device)))
+        return torch.cat(states)
 
     def encode_questions(
         self, image_states: Tensor, input_ids: Tensor, attention_mask: Tensor, image_of_question: Tensor
@@ -335,6 +346,21 @@ class Model(base.Model):
         if any("lora_" in name for name, _ in self.blip.vision_model.named_parameters()):
             return None
         return self.blip.encode_images(batch["pixels"])
+
+    def store_features(self, settings: FeatureSettings) -> str:
+        """See `vqa.models.base.Model`; not for a tower that an adapter reaches or that is trained."""
+        blip = self.blip
+        training = hasattr(self.net, "peft_config") and any(p.requires_grad for p in blip.vision_model.parameters())
+        if training or not is_base(blip.vision_model):
+            return (
+                "the adapter reaches the vision tower, so its features are not stored: each image is encoded again in every epoch, "
+                "with gradients, and in evaluation once for each adapter."
+            )
+        if settings.folder is not None and settings.max_gb > 0:
+            tower = blip.vision_model.state_dict()
+            parts = [tower[name] for name in sorted(tower)]
+            blip.stored = TowerFeatures(settings, [*parts, blip.image_mean, blip.image_std])
+        return ""
 
     def compile(self) -> None:
         """Compile the image encoder."""

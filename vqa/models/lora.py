@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from data_prep.files import read_json, write_json
 from data_prep.outcomes import UserError
 from vqa.models.base import Model
 from vqa.settings import LoraSettings
@@ -26,13 +27,15 @@ def apply_lora_to_model(model: Model, settings: LoraSettings) -> Model:
     Raises:
         UserError: no layer has a name in ``lora.targets``.
     """
-    targets = list(settings.targets or model.lora_targets)
+    chosen = settings.targets or model.lora_targets
+    targets = chosen if isinstance(chosen, str) else list(chosen)
     # task_type stays unset: with any, peft passes arguments to the network that BLIP's forward does not take.
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=model.lora_layers(targets),
+        target_modules=targets if isinstance(targets, str) else model.lora_layers(targets),
+        exclude_modules=settings.exclude,
         modules_to_save=list(model.modules_to_save) or None,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
@@ -43,9 +46,18 @@ def apply_lora_to_model(model: Model, settings: LoraSettings) -> Model:
     except ValueError as error:
         linear = sorted({name.rpartition(".")[2] for name, m in model.net.named_modules() if isinstance(m, nn.Linear)})
         raise UserError(
-            f"lora.targets {targets} match no layer of this model. Choose among its linear layers: {', '.join(linear)}."
+            f"lora.targets {targets}{f' without {settings.exclude}' if settings.exclude else ''} match no layer of this model. Choose among its linear layers: {', '.join(linear)}."
         ) from error
     return model
+
+
+def name_published_class(model: Model, folder: Path) -> None:
+    """Have a saved adapter name transformers' own class of its base, so that ``AutoPeftModel`` loads it without this project."""
+    kinds = type(model.net.get_base_model()).__mro__
+    published = next(kind for kind in kinds if kind.__module__.startswith("transformers."))
+    file = folder / "adapter_config.json"
+    mapping = {"base_model_class": published.__name__, "parent_library": published.__module__}
+    write_json(file, (read_json(file) or {}) | {"auto_mapping": mapping})
 
 
 def load_adapter(model: Model, folder: Path, name: str = "default") -> Model:

@@ -37,8 +37,8 @@ _SHARED: dict[str, float] = {
     "training.eval_steps": 500,
 }
 HYPERPARAMETERS: dict[str, dict[str, float]] = {
-    "blip": {**_SHARED, "batch_size": 4, "gradient_accumulation_steps": 4},
-    "vilt": {**_SHARED, "batch_size": 8, "gradient_accumulation_steps": 2},
+    "blip": {**_SHARED, "effective_batch": 16},  # 4 x 4
+    "vilt": {**_SHARED, "effective_batch": 16},  # 8 x 2
 }
 _LABELS = {
     "lora.r": "LoRA rank r",
@@ -48,8 +48,7 @@ _LABELS = {
     "training.weight_decay": "weight decay",
     "training.epochs": "epochs",
     "training.eval_steps": "steps between validations",
-    "batch_size": "batch size",
-    "gradient_accumulation_steps": "gradient accumulation",
+    "effective_batch": "questions per optimizer step",
 }
 
 

@@ -29,11 +29,11 @@ from data_prep.files import write_atomic, write_json
 from data_prep.outcomes import Interrupted, UserError
 from data_prep.records import Example
 from vqa import distributed
-from vqa.dataset import VQADataset, as_batch, load_splits, verify_dataset
+from vqa.dataset import VQADataset, as_batch, by_image, load_splits, verify_dataset
 from vqa.inference.saved_model import test_saved_model
 from vqa.inference.synthetic import synthetic_example
 from vqa.models.base import Model, Processor, model_class
-from vqa.models.lora import apply_lora_to_model, parameter_table
+from vqa.models.lora import apply_lora_to_model, name_published_class, parameter_table
 from vqa.settings import EvaluateSettings, ModelSettings, TrainSettings
 from vqa.training import checkpoints
 from vqa.training.callbacks import SYNTHETIC, LogCallback, StopCallback, ValidationCallback
@@ -82,7 +82,7 @@ def train(
     if not splits["train"]:
         raise UserError(f"{data / 'train.jsonl'} is empty: there is nothing to train on.")
     task = _Task(name, model, settings, data, image_root, out)
-    batch, accumulation = model.batch_size, model.gradient_accumulation
+    batch, accumulation = model.batches
     while True:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -151,16 +151,20 @@ class _Training:
         self.model: Model = model_class(task.model.kind).load(task.model, [e.answer for e in splits["train"]])
         _require_sound(task, splits, self.model.processor)
         apply_lora_to_model(self.model, task.model.lora)
+        if task.model.features is not None and settings.strategy != "zero3":  # whose ranks must encode in step
+            reason = self.model.store_features(task.model.features)
+            if reason and distributed.rank() == 0:
+                print(f"{self.name}: {reason}", flush=True)
         self.parameters = parameter_table(self.model)  # before the Trainer, which partitions the weights under ZeRO-3
         arguments = training_arguments(settings, out, len(splits["train"]), batch, accumulation)
         self.validation = ValidationCallback(
             self.model,
-            fixed_sample(splits["val"], settings.validation_questions, settings.seed),
+            fixed_sample(splits["val"], settings.validation_images, settings.seed),
             task.image_root,
             out,
             every=settings.eval_steps,
             patience=settings.patience,
-            answering=EvaluateSettings(),
+            answering=EvaluateSettings(precision=settings.precision),
         )
         log = LogCallback(out, batch * accumulation * distributed.count())
         self.trainer = LoraTrainer(
@@ -223,6 +227,7 @@ class _Training:
                 shutil.rmtree(part, ignore_errors=True)
                 shutil.copytree(self.out / best.folder, part)
             (part / "training_args.bin").unlink(missing_ok=True)  # a pickle: loading it runs code
+            name_published_class(self.model, part)
             self.model.save_extra(part)
             card = ModelCard(
                 name=self.name,
@@ -264,7 +269,10 @@ def _tensorboard(out: Path, resumed: Path | None) -> list[TrainerCallback]:
 
 
 def fixed_sample(examples: Sequence[Example], size: int, seed: int) -> list[Example]:
-    """A sample that depends on the examples and the seed only, ordered by image."""
-    ordered = sorted(examples, key=lambda example: example.id)
-    sample = random.Random(seed).sample(ordered, min(size, len(ordered)))
-    return sorted(sample, key=lambda example: (example.image_path, example.id))
+    """``size`` images with all their questions; depends on the examples and the seed only. Ordered by image.
+
+    An image's first question costs most of the work, so further ones are nearly free.
+    """
+    groups = by_image(sorted(examples, key=lambda example: (example.image_path, example.id)))
+    chosen = random.Random(seed).sample(sorted(groups), min(size, len(groups)))
+    return [example for path in sorted(chosen) for example in groups[path]]

@@ -98,7 +98,7 @@ def test_tiny_model_overfits_to_every_answer_right(kind: str, material: Material
         return sum(row.right for row in rows) / len(rows)
 
     assert share(None) < 0.5
-    settings = quick(epochs=60, learning_rate=5e-3, eval_steps=20, validation_questions=16, schedule="cosine")
+    settings = quick(epochs=60, learning_rate=5e-3, eval_steps=20, validation_images=16, schedule="cosine")
     train(material, tmp_path / "out", settings, model)
     assert share(tmp_path / "out" / "adapter") == 1.0
 
@@ -167,8 +167,9 @@ def test_validation_logs_questions_answers_and_truths_of_one_fixed_sample(materi
     truths = {example.id: (example.question, example.answer) for example in material.validation}
     for line in lines:
         rows = line["answers"]
-        assert len(rows) == line["questions"] == 4
-        assert line["exact_match"] == sum(row["right"] for row in rows) / 4
+        assert len(rows) == line["questions"] == 8  # four images with both of their questions
+        assert len({row["id"].partition("-")[0] for row in rows}) == 4
+        assert line["exact_match"] == sum(row["right"] for row in rows) / 8
         assert all((row["question"], row["truth"]) == truths[row["id"]] for row in rows)
         assert all(row["right"] == (row["text"] == row["truth"]) for row in rows)
     assert len({tuple(row["id"] for row in line["answers"]) for line in lines}) == 1
@@ -250,7 +251,7 @@ def test_training_stops_when_validation_gets_no_better(
 def test_a_training_that_stopped_early_takes_no_step_more_when_it_is_resumed(
     material: Material, tmp_path: Path, seed: int
 ) -> None:
-    settings = quick(patience=1, eval_steps=1, learning_rate=5e-3, validation_questions=16, epochs=10, seed=seed)
+    settings = quick(patience=1, eval_steps=1, learning_rate=5e-3, validation_images=16, epochs=10, seed=seed)
     train(material, tmp_path, settings)
     adapter, _ = outcome(tmp_path)
     validations = len(log(tmp_path, "validation.jsonl"))
@@ -261,11 +262,11 @@ def test_a_training_that_stopped_early_takes_no_step_more_when_it_is_resumed(
 
 
 def test_a_training_from_the_beginning_forgets_the_best_of_an_earlier_one(material: Material, tmp_path: Path) -> None:
-    train(material, tmp_path, quick(epochs=1.5, learning_rate=5e-3, validation_questions=16))
+    train(material, tmp_path, quick(epochs=1.5, learning_rate=5e-3, validation_images=16))
     earlier, _ = outcome(tmp_path)
     for folder in tmp_path.glob("checkpoint-*"):
         shutil.rmtree(folder)
-    train(material, tmp_path, quick(eval_steps=12, learning_rate=1e-9, validation_questions=16))
+    train(material, tmp_path, quick(eval_steps=12, learning_rate=1e-9, validation_images=16))
     assert orjson.loads((tmp_path / "best.json").read_bytes())["step"] == 12
     assert outcome(tmp_path)[0] != earlier
 

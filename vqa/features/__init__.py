@@ -1,0 +1,1 @@
+"""What a frozen vision tower makes of an image, kept on disk."""
