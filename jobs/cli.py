@@ -156,8 +156,22 @@ def doctor(context: typer.Context, request: DoctorRequest) -> None:
 
 
 @app.command()
-def fetch(config: ConfigOption = None, overrides: SetOption = None) -> None:
-    """Download the models' weights. They go into the cache; for a machine with internet, such as a login node."""
+def fetch(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Download ABO's listings and small images into it instead.")
+    ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where ABO's archives are (default: their publisher).")
+    ] = None,
+) -> None:
+    """Download the models' weights into the cache, or ABO. For a machine with internet, such as a login node."""
+    if data is not None:
+        from jobs.verbs.data import fetch_data
+
+        fetch_data(data, mirror, out)
+        return
     from jobs.verbs import weights as verb
 
     verb.fetch(config, tuple(overrides or ()), out)
