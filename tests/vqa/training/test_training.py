@@ -223,7 +223,8 @@ def test_adapter_is_the_first_of_the_best_validations(trained: Path) -> None:
 def test_card_says_what_the_adapter_was_made_of_and_how_good_it_is(material: Material, trained: Path) -> None:
     card = (trained / "adapter" / "README.md").read_text()
     best = orjson.loads((trained / "best.json").read_bytes())
-    assert f"4 validation questions: {best['exact_match']:.3f} (step {best['step']}" in card
+    assert f"{best['questions']} validation questions: {best['exact_match']:.3f} (step {best['step']}" in card
+    assert best["questions"] == 2 * 4, "four images, with both of their questions"
     assert "r 16, alpha 32, dropout 0.1" in card
     assert "3 epochs, batch 4 x 1, learning rate 0.002 (linear), weight decay 0.01, seed 42" in card
     done = subprocess.run(["sha256sum", material.data / "train.jsonl"], capture_output=True, text=True, check=True)
