@@ -79,6 +79,7 @@ class Model(ABC):
     """A network with what is needed to train it and to answer with it."""
 
     kind: ClassVar[str]
+    oldest_transformers: ClassVar[str] = "5.5"  # version with which this kind works
     lora_targets: ClassVar[tuple[str, ...]]  # layers that get LoRA unless lora.targets names others
     per_image: ClassVar[tuple[str, ...]] = (
         "pixels",

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -145,6 +147,7 @@ class Model(base.Model):
     """A network of transformers with its processor, greedy answers and ranking."""
 
     kind = "vlm"
+    oldest_transformers = "5.23"  # in 5.5 a vision tower's features have another shape; between them none was tried
     lora_targets = ("q_proj", "v_proj")
     processor: Processor
     published: ClassVar[dict[str, str]] = {
@@ -161,6 +164,10 @@ class Model(base.Model):
     @classmethod
     def load(cls, settings: ModelSettings, answers: Iterable[str] = ()) -> Model:
         """See `vqa.models.base.Model`; answers are generated, so ``answers`` is not used."""
+        if Version(transformers.__version__) < Version(cls.oldest_transformers):
+            raise UserError(
+                f"kind: vlm needs transformers {cls.oldest_transformers} or newer, and {transformers.__version__} is installed."
+            )
         try:
             config = AutoConfig.from_pretrained(settings.weights)
             whole = load_processor(settings.weights, config.model_type)

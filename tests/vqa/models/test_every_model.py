@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 import vqa
 from data_prep.outcomes import UserError
@@ -27,6 +29,13 @@ EVERY = pytest.mark.parametrize("kind", known_models())
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(autouse=True)
+def works_with_this_transformers(request: pytest.FixtureRequest) -> None:
+    kind = getattr(request.node, "callspec", None) and request.node.callspec.params.get("kind")
+    if kind in known_models() and Version(transformers.__version__) < Version(model_class(kind).oldest_transformers):
+        pytest.skip(f"{kind} needs transformers {model_class(kind).oldest_transformers}")
 
 
 def loaded(kind: str, folder: Path) -> Model:
